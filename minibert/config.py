@@ -1,0 +1,109 @@
+"""``config.json``: the sizes and choices of a BertModel."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from minibert import ops
+from minibert.errors import ConfigError
+from minibert.jsonfile import read_object
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """The keys of ``config.json`` that change the forward pass, by their Hugging Face names and defaults.
+
+    Every field is checked when the object is made; what minibert does not implement is a
+    :class:`~minibert.errors.ConfigError`, never a silent difference.
+
+    Attributes:
+        vocab_size: Rows of the word embedding table.
+        hidden_size: Width of a token vector, a multiple of ``num_attention_heads``.
+        num_hidden_layers: Encoder layers.
+        num_attention_heads: Heads of each layer's attention.
+        intermediate_size: Width of the feed-forward layer.
+        hidden_act: A key of :data:`minibert.ops.ACTIVATIONS`.
+        max_position_embeddings: Rows of the position table: the most tokens that a text can have.
+        type_vocab_size: Rows of the token type table.
+        layer_norm_eps: Added to the variance in every layer normalization.
+        pad_token_id: The id that fills up shorter texts; it never changes a real token's vector.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type is int and field.name != "pad_token_id":
+                _require_int(field.name, getattr(self, field.name), minimum=1)
+        _require_int("pad_token_id", self.pad_token_id, minimum=0)
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size must be a multiple of num_attention_heads; "
+                f"{self.hidden_size} is not a multiple of {self.num_attention_heads}."
+            )
+        if self.pad_token_id >= self.vocab_size:
+            raise ConfigError(f"pad_token_id must be below vocab_size = {self.vocab_size}; it is {self.pad_token_id}.")
+        eps = self.layer_norm_eps
+        if type(eps) not in {int, float} or not 0 < eps <= sys.float_info.max:
+            raise ConfigError(f"layer_norm_eps must be a positive number; it is {eps!r}.")
+        if not isinstance(self.hidden_act, str):
+            raise ConfigError(f"hidden_act must be the name of an activation; it is {self.hidden_act!r}.")
+        ops.activation(self.hidden_act)
+
+    @classmethod
+    def from_file(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Return the config in the file ``path``, with ``overrides`` in place of what it says."""
+        try:
+            return cls.from_dict({**read_object(path), **(overrides or {})})
+        except ConfigError as error:
+            if str(path) in str(error):
+                raise
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the config that the keys of a ``config.json`` describe; keys without effect are passed over.
+
+        Raises:
+            ConfigError: A value is unusable, or it asks for an architecture that minibert does not implement.
+        """
+        _refuse_other_architectures(values)
+        names = {field.name for field in dataclasses.fields(cls)}
+        # transformers writes null for "no padding token"; the id then fills padded places all the same.
+        return cls(**{k: v for k, v in values.items() if k in names and not (k == "pad_token_id" and v is None)})
+
+
+def _refuse_other_architectures(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError where ``values`` describe anything but a plain bidirectional BERT encoder."""
+    model_type = values.get("model_type", "bert")
+    if model_type != "bert":
+        raise ConfigError(f'model_type must be "bert"; it is {model_type!r}, which minibert does not implement.')
+    architectures = values.get("architectures") or []
+    if not isinstance(architectures, list) or not all(str(name).startswith("Bert") for name in architectures):
+        raise ConfigError(f"architectures must be a list of Bert classes; it is {architectures!r}.")
+    position = values.get("position_embedding_type", "absolute")
+    if position != "absolute":
+        raise ConfigError(
+            f'position_embedding_type must be "absolute"; it is {position!r}, which would change every vector.'
+        )
+    if values.get("is_decoder") or values.get("add_cross_attention"):
+        raise ConfigError("is_decoder and add_cross_attention must be false: minibert implements the encoder only.")
+    embedding_size = values.get("embedding_size")
+    if embedding_size is not None and embedding_size != values.get("hidden_size", 768):
+        raise ConfigError(f"embedding_size = {embedding_size!r} differs from hidden_size: this is not a BertModel.")
+
+
+def _require_int(name: str, value: object, minimum: int) -> None:
+    if type(value) is not int or value < minimum:
+        raise ConfigError(f"{name} must be a whole number of at least {minimum}; it is {value!r}.")

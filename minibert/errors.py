@@ -1,0 +1,45 @@
+"""Everything minibert raises or warns with on purpose.
+
+Each message states the rule, what was expected, what was received and the remedy. Errors about a
+model repo share the base :class:`ModelFileError`, so one ``except`` covers any unusable repo.
+"""
+
+
+class MinibertError(Exception):
+    """Base class of every error that minibert raises on purpose, but for TypeError and ValueError."""
+
+
+class ModelFileError(MinibertError, ValueError):
+    """A file of a model repo cannot be used; the message names the file and the remedy."""
+
+
+class ConfigError(ModelFileError):
+    """A configuration file is malformed, or asks for something that minibert does not implement."""
+
+
+class WeightsError(ModelFileError):
+    """A weights file is malformed, unsafe, or does not hold the tensors that the config promises."""
+
+
+class TokenizerError(ModelFileError):
+    """The tokenizer files are missing, malformed, or do not fit the model."""
+
+
+class UnsupportedModuleError(ModelFileError, NotImplementedError):
+    """``modules.json`` names a module that minibert does not implement."""
+
+
+class HubError(MinibertError, OSError):
+    """A repo could not be fetched from the hub, or is not in the local cache."""
+
+
+class DeviceError(MinibertError, RuntimeError):
+    """The requested device cannot be used; the message says what to install."""
+
+
+class TruncationError(MinibertError, ValueError):
+    """A text is longer than ``max_seq_length`` and ``on_truncate="error"`` was asked for."""
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were cut to ``max_seq_length`` tokens, so their vectors cover only their beginning."""

@@ -1,0 +1,34 @@
+"""Array types that carry their shape: ``Float[Array, "B S H"]``.
+
+The names are jaxtyping's and mean the same, without the dependency: at run time they are
+:data:`typing.Annotated`. With ``MINIBERT_CHECK_SHAPES`` set (``tools/check`` sets it) they are
+jaxtyping's own, and every annotated shape and dtype is enforced while the tests run.
+
+Dimensions: B texts, S tokens in the longest text, H hidden size, h heads, d head size, I intermediate
+size, V vocabulary, P positions, D embedding size.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING or "MINIBERT_CHECK_SHAPES" not in os.environ:
+    from typing import Annotated as Bool
+    from typing import Annotated as Float
+    from typing import Annotated as Int
+    from typing import Annotated as Num
+else:
+    from jaxtyping import Bool, Float, Int, Num
+
+__all__ = ["Array", "Bool", "DType", "Float", "Int", "Num", "OnTruncate", "PathLike", "Precision"]
+
+if TYPE_CHECKING:
+    Array: TypeAlias = npt.NDArray[Any]
+else:
+    Array = np.ndarray
+DType: TypeAlias = npt.DTypeLike | None
+PathLike: TypeAlias = str | os.PathLike[str]
+Precision: TypeAlias = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+OnTruncate: TypeAlias = Literal["warn", "ignore", "error"]

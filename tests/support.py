@@ -1,0 +1,79 @@
+"""What several test files share: the golden files, small repos made from them, and the measure of accuracy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+CARDS = json.loads((Path(__file__).parent / "cards.json").read_text("utf-8"))["cards"]
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def load(path):
+    """Return the arrays and the metadata of a safetensors file."""
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def golden(card):
+    """Return a card's golden arrays, and its texts."""
+    arrays, metadata = load(GOLDEN / card / "golden.safetensors")
+    return arrays, json.loads(metadata["texts"])
+
+
+def twin(card):
+    """Return the folder of a card's twin."""
+    return GOLDEN / card / "repo"
+
+
+def copy_twin(folder, card="BertModel-128d"):
+    """Return ``folder``, made a copy of a card's twin that a test may change."""
+    shutil.copytree(twin(card), folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    return folder
+
+
+def edit_json(path, **changes):
+    """Change keys of a JSON file; ``...`` removes a key. A file that is absent is made."""
+    values = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    values.update(changes)
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}), "utf-8")
+
+
+def edit_weights(path, change):
+    """Rewrite a safetensors file with the arrays that ``change`` makes of a dict of the present ones."""
+    arrays, _ = load(path)
+    arrays = {name: np.ascontiguousarray(array) for name, array in change(arrays).items()}
+    save_file(arrays, path)
+
+
+def write_module(folder, config=None, **weights):
+    """Write a module's folder: its config, unless None, and its weights, with ``__`` for the dots; return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    if weights:
+        arrays = {name.replace("__", "."): np.ascontiguousarray(array) for name, array in weights.items()}
+        save_file(arrays, folder / "model.safetensors")
+    return folder
+
+
+def split(flat, lengths):
+    """Return the rows that were put one after the other."""
+    return np.split(flat, np.cumsum(lengths)[:-1])
+
+
+def assert_as_accurate(actual, peer, truth, *, factor=3.0):
+    """Fail unless ``actual`` is as near to float64 ``truth`` as ``peer``'s float32 is, within ``factor``.
+
+    The tolerance is transformers' own rounding error on the same input, so nobody chooses it. Non-finite values fail
+    first: a comparison with NaN is never true, and never false either.
+    """
+    assert np.isfinite(actual).all(), "non-finite values"
+    allowed = factor * np.abs(peer - truth).max()
+    worst = np.abs(actual - truth).max()
+    assert worst <= allowed, f"max error {worst:.1e} > {factor:g} x the peer's own {allowed / factor:.1e}"
