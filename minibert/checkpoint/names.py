@@ -1,0 +1,148 @@
+"""The names of BERT's tensors in checkpoints: the only module that knows them.
+
+A checkpoint's names are brought to BertModel's own (``embeddings.word_embeddings.weight``,
+``encoder.layer.0.attention.self.query.weight``, ...) by taking off the prefix of the class that saved it and by
+the renames below; then they must be exactly the names, with exactly the shapes, that the config promises.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+
+from minibert import params
+from minibert.config import BertConfig
+from minibert.typing import Array
+
+ANCHOR = "embeddings.word_embeddings.weight"
+
+#: Renames, as (pattern, replacement): TensorFlow's names for the layer norm in checkpoints of 2018 and 2019.
+RENAMES = (
+    (re.compile(r"\bLayerNorm\.gamma$"), "LayerNorm.weight"),
+    (re.compile(r"\bLayerNorm\.beta$"), "LayerNorm.bias"),
+)
+
+#: Tensors of BertModel that hold no parameter: the buffers 0, 1, 2, ... and 0, 0, 0, ...
+BUFFERS = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
+
+#: What classes around BertModel add beside it, by the start of the name: heads that an encoder does not use.
+HEADS = ("cls.", "classifier.", "qa_outputs.")
+
+
+def canonical_names(stored: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Return BertModel's name of each tensor in a checkpoint, and the names that belong to nothing.
+
+    Args:
+        stored: The names in the checkpoint.
+
+    Returns:
+        ``(names, unexpected)``: canonical name to stored name, without the ignored buffers and heads; and the
+        stored names outside the model's prefix that are not a known head's, or that collide with another.
+
+    Raises:
+        ValueError: There is no word embedding table, or there are several; the message lists them.
+    """
+    anchors = [name for name in stored if name == ANCHOR or name.endswith("." + ANCHOR)]
+    if len(anchors) != 1:
+        found = f"it has {len(anchors)}: {', '.join(sorted(anchors))}" if anchors else "it has none"
+        raise ValueError(f"a BertModel checkpoint has one tensor called [prefix.]{ANCHOR}; {found}")
+    prefix = anchors[0].removesuffix(ANCHOR)
+
+    names: dict[str, str] = {}
+    unexpected = []
+    for name in stored:
+        inner = name.removeprefix(prefix)
+        for pattern, replacement in RENAMES:
+            inner = pattern.sub(replacement, inner)
+        if not name.startswith(prefix):
+            if not name.startswith(HEADS):
+                unexpected.append(name)
+        elif inner in names:
+            unexpected.append(name)
+        elif inner not in BUFFERS and not (prefix == "" and inner.startswith(HEADS)):
+            names[inner] = name
+    return names, unexpected
+
+
+def expected_shapes(config: BertConfig) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape of every tensor of a BertModel, and that shape in the words of the config.
+
+    The pooler is among them; a checkpoint may leave it out.
+    """
+    words = {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "type_vocab_size": config.type_vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+    }
+    return {name: (tuple(words[word] for word in shape), f"({', '.join(shape)})") for name, shape in _shapes(config)}
+
+
+def _shapes(config: BertConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    H, I = "hidden_size", "intermediate_size"  # noqa: E741, N806
+    yield "embeddings.word_embeddings.weight", ("vocab_size", H)
+    yield "embeddings.position_embeddings.weight", ("max_position_embeddings", H)
+    yield "embeddings.token_type_embeddings.weight", ("type_vocab_size", H)
+    yield from _norm("embeddings.LayerNorm")
+    for i in range(config.num_hidden_layers):
+        layer = f"encoder.layer.{i}"
+        yield from _linear(f"{layer}.attention.self.query", H, H)
+        yield from _linear(f"{layer}.attention.self.key", H, H)
+        yield from _linear(f"{layer}.attention.self.value", H, H)
+        yield from _linear(f"{layer}.attention.output.dense", H, H)
+        yield from _norm(f"{layer}.attention.output.LayerNorm")
+        yield from _linear(f"{layer}.intermediate.dense", I, H)
+        yield from _linear(f"{layer}.output.dense", H, I)
+        yield from _norm(f"{layer}.output.LayerNorm")
+    yield from _linear("pooler.dense", H, H)
+
+
+def _linear(name: str, out: str, into: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield f"{name}.weight", (out, into)
+    yield f"{name}.bias", (out,)
+
+
+def _norm(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield f"{name}.weight", ("hidden_size",)
+    yield f"{name}.bias", ("hidden_size",)
+
+
+def is_pooler(name: str) -> bool:
+    """Return whether a canonical name is the pooler's, which sentence encoders do without."""
+    return name.startswith("pooler.")
+
+
+def assemble(tensors: Mapping[str, Array], config: BertConfig) -> params.BertParams:
+    """Return the parameters, from arrays by canonical name."""
+
+    def linear(name: str) -> params.Linear:
+        return params.Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+    def norm(name: str) -> params.LayerNorm:
+        return params.LayerNorm(tensors[f"{name}.LayerNorm.weight"], tensors[f"{name}.LayerNorm.bias"])
+
+    def layer(name: str) -> params.Layer:
+        return params.Layer(
+            params.SelfAttention(
+                query=linear(f"{name}.attention.self.query"),
+                key=linear(f"{name}.attention.self.key"),
+                value=linear(f"{name}.attention.self.value"),
+                output=linear(f"{name}.attention.output.dense"),
+                norm=norm(f"{name}.attention.output"),
+            ),
+            params.FeedForward(
+                intermediate=linear(f"{name}.intermediate.dense"),
+                output=linear(f"{name}.output.dense"),
+                norm=norm(f"{name}.output"),
+            ),
+        )
+
+    return params.BertParams(
+        embeddings=params.Embeddings(
+            word=tensors["embeddings.word_embeddings.weight"],
+            position=tensors["embeddings.position_embeddings.weight"],
+            token_type=tensors["embeddings.token_type_embeddings.weight"],
+            norm=norm("embeddings"),
+        ),
+        layers=tuple(layer(f"encoder.layer.{i}") for i in range(config.num_hidden_layers)),
+        pooler=linear("pooler.dense") if "pooler.dense.weight" in tensors else None,
+    )

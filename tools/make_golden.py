@@ -1,0 +1,414 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch==2.13.0",
+#   "transformers==5.23.0",
+#   "sentence-transformers==6.2.0",
+#   "sentencepiece==0.2.1",
+#   "protobuf",
+# ]
+# ///
+"""Write tests/golden from transformers and sentence-transformers. Run it without minibert installed.
+
+    python tools/make_golden.py [--minilm FOLDER]
+
+Makes, from fixed seeds:
+
+* ``<card>/``: for each card of tests/cards.json a twin, the same model made small: its configuration, casing, pooling
+  and length limit, with random weights and a small vocabulary (``repo/``); and what the reference computes with it
+  (``golden.safetensors``): ids, hidden states in float32 and float64, every pooling mode, final vectors;
+* ``tokenizers/``: tokenizer files in every form that repos have, and the ids of the Unicode corpus below;
+* with ``--minilm``, ``all-MiniLM-L6-v2.safetensors``: the same for a set of texts with the real weights in FOLDER.
+
+Every file has its provenance in its metadata. The values repeat from run to run; the order of the metadata in a file
+does not. A changed value needs its reason in the commit that changes it.
+"""
+
+import argparse
+import io
+import json
+import shutil
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentence_transformers
+import tokenizers
+import torch
+import transformers
+from repos import CARDS, SPECIAL, dump, write_layout
+from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+PROMPT = "query: "
+
+TEXTS = {
+    "en": ("A man is playing a guitar.", "", "The cat, the hat: 42!", "No", "Naïve café owners aren't [SEP] happy"),
+    "de": ("Ein Mann spielt Gitarre.", "", "Die Größe der Straße: 42!", "Äpfel", "Über Öl und ÜBEL [SEP] im Süden"),
+}
+
+#: Texts in which tokenizers differ: casing, accents composed and decomposed, scripts, what is not a character to see.
+UNICODE = (
+    "",
+    "   ",
+    "Hello, World!",
+    "hello world",
+    "HELLO   WORLD\t\n tabs and newlines \r\n",
+    "Café naïve résumé coöperate Ångström",
+    unicodedata.normalize("NFD", "Café naïve résumé coöperate Ångström"),
+    "Straße STRASSE ẞ ß Übergröße Öl ÄRGER",
+    unicodedata.normalize("NFD", "Straße Übergröße Öl ÄRGER"),
+    "İstanbul ISTANBUL ıstanbul",
+    "ΑΒΓ αβγ ΣΊΣΥΦΟΣ σίσυφος",
+    "Привет, МИР! ёлка Ёлка й",
+    "Tiếng Việt có dấu thanh điệu",
+    "中文分词测试",
+    "日本語のテキスト、ひらがなとカタカナ。",
+    "한국어 문장입니다",
+    unicodedata.normalize("NFD", "한국어 문장입니다"),
+    "mixed 中文 and English文字mixed",
+    "𠀀𠀁 㐀 豈更 extension ideographs",
+    "مرحبا بالعالم",
+    "مُحَمَّد with vowel marks",
+    "שלום עולם",
+    "שָׁלוֹם with points",
+    "हिन्दी में एक वाक्य",
+    "ภาษาไทยไม่มีช่องว่าง",
+    "emoji 😀 👍🏽 👩‍👩‍👧‍👦 🇩🇪 ❤️",
+    "full width ＡＢＣ１２３ and half ｱｲｳ",
+    "ligatures ﬁ ﬂ ﬀ and ½ ² ™ ℃ Ⅷ",
+    "math 𝐀𝑏𝒞 ∑∫√ ≤ ≥ ± × ÷",
+    "currency € £ ¥ $ ¢ ₿",
+    "quotes “double” ‘single’ «guillemets» „unten“ ‹x›",
+    "dashes - – — ― − ‐",
+    "dots... … · • ‥",
+    "zero\u200bwidth\u200cjoin\u200der\u2060word\ufeffbom",
+    "soft\u00adhyphen and no\u00a0break\u202fspace\u3000ideographic",
+    "bidi \u202eoverride\u202c \u2066isolate\u2069",
+    "control \x00nul \x07bell \x1bescape \x7fdelete \x85next",
+    "replacement \ufffd character",
+    "line\u2028separator paragraph\u2029separator",
+    "private \ue000 use, noncharacter \uffff, last \U0010ffff",
+    "tag \U000e0041 characters, variation\ufe0e selectors\ufe0f",
+    "zalgo h\u0335\u0321e\u0338\u0322l\u0337\u0328l\u0336\u0327o\u0334\u0324",
+    "a\u0301\u0302\u0303\u0304\u0305 many marks",
+    "\u0301 starts with a mark",
+    "don't can't won't it's 'tis rock'n'roll",
+    "e-mail: someone@example.org, https://example.org/path?q=1&r=2#x",
+    "C++ C# .NET node.js snake_case kebab-case camelCase",
+    "1,234.56 3.14 1e-12 50% #1 @2 &3 *4 (5) [6] {7} <8> |9| ~10 ^11 `12 \\13 /14",
+    "x" * 100,
+    "x" * 101,
+    "short " + "y" * 101 + " after",
+    "antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis",
+    "Donaudampfschifffahrtsgesellschaftskapitän",
+    "[CLS] [SEP] [MASK] [PAD] [UNK]",
+    "a[SEP]b [sep] [ SEP ] [MASK]x",
+    "<s> </s> <pad> <unk> <mask> in another tokenizer",
+    "##ing ##s piece-like ##",
+    "NEW_TOKEN new_token [extra] added",
+    "trailing space ",
+    " leading space",
+    "a",
+    "A",
+    "ǅ ǆ Ǆ titlecase digraphs",
+    "ﷺ single ligature",
+    "ſ long s, K kelvin, Å angstrom, µ micro, Ω ohm",
+    "Ǻ Ệ ṩ stacked; ñ Ñ ç Ç ø Ø ł Ł đ Đ æ Æ œ Œ þ Þ ð Ð",
+    "１２３ ٣٤٥ ४५६ 〇一二三 ⅫⅨ digits",
+    "ab cd" * 40,
+)
+
+LONG = {
+    "en": "the cat and a man play the guitar in the hat " * 60,
+    "de": "Ein Mann und die Größe der Straße im Süden " * 75,
+}
+
+
+def main() -> None:
+    """Write all golden files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minilm", type=Path, help="folder of all-MiniLM-L6-v2 with its real weights")
+    folder = parser.parse_args().minilm
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name, card in CARDS.items():
+        write_twin(name, card)
+    write_tokenizers()
+    if folder is not None:
+        write_minilm(folder)
+
+
+# --- twins -----------------------------------------------------------------------------------------------------------
+
+
+def write_twin(name: str, card: dict[str, Any]) -> None:
+    """Write the small model of a card, and what the reference computes with it."""
+    repo = GOLDEN / name / "repo"
+    shutil.rmtree(GOLDEN / name, ignore_errors=True)
+    repo.mkdir(parents=True)
+    language = card["language"]
+    vocabulary = twin_vocabulary([*TEXTS[language], LONG[language], PROMPT], lower=card["do_lower_case"])
+    seed = 1000 + list(CARDS).index(name)
+    model = random_bert(BertConfig(**{**card["config"], **card["twin"], "vocab_size": len(vocabulary)}), seed)
+    model.save_pretrained(repo)
+    write_layout(repo, card, model.config.hidden_size, vocabulary)
+
+    texts = [*TEXTS[language], LONG[language]]
+    arrays = reference(repo, texts, short=len(TEXTS[language]))
+    metadata = {**provenance(f"random weights, seed {seed}"), "texts": json.dumps(texts), "prompt": PROMPT}
+    save_file(arrays, GOLDEN / name / "golden.safetensors", metadata)
+
+
+def random_bert(config: BertConfig, seed: int) -> BertModel:
+    """Return a BertModel whose activations reach as far as a trained one's, so that a wrong formula shows."""
+    torch.manual_seed(seed)
+    model = BertModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = 1.5 / parameter.shape[-1] ** 0.5 if parameter.ndim == 2 and "embeddings" not in name else 0.3
+            parameter.copy_(torch.randn_like(parameter) * scale)
+            if "LayerNorm.weight" in name:
+                parameter.add_(1.0)
+    return model
+
+
+def twin_vocabulary(texts: Sequence[str], *, lower: bool) -> list[str]:
+    """Return a vocabulary that covers the texts: their characters, some of their words, and pieces of words."""
+    if lower:
+        texts = [
+            "".join(c for c in unicodedata.normalize("NFD", t.lower()) if not unicodedata.combining(c)) for t in texts
+        ]
+    characters = sorted({c for text in texts for c in text if not c.isspace()})
+    words = sorted({word for text in texts for word in text.split() if word.isalpha() and len(word) > 1})
+    pieces = sorted({"##" + word[-3:] for word in words if len(word) > 3})
+    return [*SPECIAL, *characters, *("##" + c for c in characters), *words[::2], *pieces]
+
+
+def reference(repo: Path, texts: Sequence[str], short: int) -> dict[str, np.ndarray]:
+    """Return what transformers and sentence-transformers compute of ``texts``.
+
+    Token by token, without padding, and the hidden states of the first ``short`` texts only.
+    """
+    encoder = SentenceTransformer(str(repo), device="cpu")
+    rows = [encoder.tokenize([text])["input_ids"][0] for text in texts]
+    arrays: dict[str, np.ndarray] = {
+        "ids": torch.cat(rows).numpy().astype(np.int32),
+        "lengths": np.array([len(row) for row in rows], np.int32),
+        "embeddings": encoder.encode(list(texts)),
+    }
+    for dtype in (torch.float32, torch.float64):
+        model = BertModel.from_pretrained(repo, attn_implementation="eager", dtype=dtype).eval()
+        kind = str(dtype).removeprefix("torch.")
+        with torch.no_grad():
+            outputs = [model(row[None], output_hidden_states=True, output_attentions=True) for row in rows]
+        arrays[f"hidden.{kind}"] = np.stack(
+            [
+                torch.cat([output.hidden_states[layer][0] for output in outputs[:short]]).numpy()
+                for layer in range(len(outputs[0].hidden_states))
+            ]
+        )
+        arrays[f"attention.{kind}"] = outputs[0].attentions[-1][0].numpy()
+        arrays[f"pooler.{kind}"] = torch.cat([output.pooler_output for output in outputs]).numpy()
+        for mode in MODES:
+            arrays[f"pooled.{mode}.{kind}"] = np.concatenate(
+                [pooled(mode, row, output.last_hidden_state) for row, output in zip(rows, outputs, strict=True)]
+            )
+        without_prompt = SentenceTransformer(str(repo), device="cpu", model_kwargs={"dtype": dtype})
+        without_prompt.set_pooling_include_prompt(False)
+        arrays[f"prompt_excluded.{kind}"] = without_prompt.encode(list(texts), prompt=PROMPT, batch_size=1)
+    return arrays
+
+
+def pooled(mode: str, ids: torch.Tensor, hidden: torch.Tensor) -> np.ndarray:
+    """Return sentence-transformers' pooling of one text."""
+    features = {"token_embeddings": hidden, "attention_mask": torch.ones_like(ids)[None]}
+    return Pooling(hidden.shape[-1], pooling_mode=mode)(features)["sentence_embedding"].numpy()
+
+
+# --- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def write_tokenizers() -> None:
+    """Write tokenizer files in every form, and the ids that transformers gives the Unicode corpus."""
+    root = GOLDEN / "tokenizers"
+    shutil.rmtree(root, ignore_errors=True)
+    vocabulary = unicode_vocabulary()
+    bert = {"tokenizer_class": "BertTokenizer", "model_max_length": 512}
+
+    def variant(name: str) -> Path:
+        (root / name).mkdir(parents=True)
+        dump(root / name / "config.json", {"model_type": "bert", "architectures": ["BertModel"]})
+        return root / name
+
+    def with_vocab(name: str, config: dict[str, Any] | None) -> Path:
+        folder = variant(name)
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), "utf-8")
+        if config is not None:
+            dump(folder / "tokenizer_config.json", config)
+        return folder
+
+    def with_json(name: str, config: dict[str, Any], *, lowercase: bool) -> Path:
+        folder = variant(name)
+        backend = bert_backend(vocabulary, lowercase=lowercase)
+        backend.enable_truncation(16)
+        backend.enable_padding(length=16)
+        backend.save(str(folder / "tokenizer.json"), pretty=False)
+        dump(folder / "tokenizer_config.json", config)
+        return folder
+
+    with_vocab("vocab", None)
+    with_vocab("vocab-cased", {**bert, "do_lower_case": False, "strip_accents": False})
+    with_vocab("vocab-cased-stripped", {**bert, "do_lower_case": False, "strip_accents": True})
+    with_vocab("vocab-lower-accents", {**bert, "do_lower_case": True, "strip_accents": False})
+    with_vocab("vocab-no-chinese", {**bert, "tokenize_chinese_chars": False})
+    with_vocab("vocab-left", {**bert, "truncation_side": "left"})
+    added = with_vocab("vocab-added", {**bert, "additional_special_tokens": ["[extra]"]})
+    dump(added / "added_tokens.json", {"NEW_TOKEN": len(vocabulary), "[extra]": len(vocabulary) + 1})
+    dump(
+        added / "special_tokens_map.json",
+        {
+            "cls_token": {
+                "content": "[CLS]",
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+            }
+        },
+    )
+    decoder = {
+        str(vocabulary.index(token)): {
+            "content": token,
+            "lstrip": token == "[MASK]",
+            "normalized": False,
+            "special": True,
+        }
+        for token in SPECIAL
+    }
+    decoder[str(len(vocabulary))] = {"content": "new_token", "normalized": True, "special": False}
+    with_vocab("vocab-decoder", {**bert, "added_tokens_decoder": decoder})
+    with_json("json-lower", {**bert, "do_lower_case": True}, lowercase=True)
+    with_json("json-cased-file-lower-default", dict(bert), lowercase=False)
+    with_json("json-lower-file-cased-config", {**bert, "do_lower_case": False}, lowercase=True)
+    with_json(
+        "json-as-is", {**bert, "tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "[CLS]"}, lowercase=False
+    )
+    write_unigram(variant("unigram"))
+
+    arrays = {}
+    for folder in sorted(root.iterdir()):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        for limit in (512, 12):
+            rows = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in UNICODE]
+            arrays[f"{folder.name}.{limit}.ids"] = np.array([i for row in rows for i in row], np.int32)
+            arrays[f"{folder.name}.{limit}.lengths"] = np.array([len(row) for row in rows], np.int32)
+    metadata = {**provenance("AutoTokenizer, truncation=True"), "texts": json.dumps(UNICODE)}
+    save_file(arrays, root / "golden.safetensors", metadata)
+
+
+def unicode_vocabulary() -> list[str]:
+    """Return a vocabulary that knows most characters of the corpus, cased and uncased, but not all."""
+    forms = [form for text in UNICODE for form in (text, text.lower(), unicodedata.normalize("NFD", text.lower()))]
+    characters = sorted({c for text in forms for c in text if c.isprintable() and not c.isspace()})
+    known = [c for i, c in enumerate(characters) if i % 11]
+    words = ["hello", "Hello", "world", "World", "the", "full", "##ing", "##world", "strasse", "Straße", "##ße", "中文"]
+    return [*SPECIAL, *known, *(f"##{c}" for c in known if c.isalnum()), *words]
+
+
+def bert_backend(vocabulary: Sequence[str], *, lowercase: bool) -> tokenizers.Tokenizer:
+    """Return a BERT tokenizer as tokenizer.json files of repos have it."""
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary.index(token)) for token in ("[CLS]", "[SEP]")]
+    )
+    backend.add_special_tokens(list(SPECIAL))
+    return backend
+
+
+def write_unigram(folder: Path) -> None:
+    """Write a small Unigram tokenizer with XLM-RoBERTa's layout, with a character map of a few rules."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    rules = folder / "rules.tsv"
+    rules.write_text("FF21\t41\nFF22\t42\nFB01\t66 69\n2460\t31\n", "utf-8")
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(text.replace("\0", " ").replace("\n", " ") for text in UNICODE if text.strip()),
+        model_writer=trained,
+        vocab_size=400,
+        character_coverage=0.98,
+        normalization_rule_tsv=str(rules),
+        num_threads=1,
+        minloglevel=2,
+    )
+    rules.unlink()
+    proto = sentencepiece_model_pb2.ModelProto.FromString(trained.getvalue())
+    own = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [*own, *((piece.piece, piece.score) for piece in proto.pieces[3:]), ("<mask>", 0.0)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 3, byte_fallback=False))
+    backend.normalizer = tokenizers.normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    backend.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, special=True)])
+    backend.save(str(folder / "tokenizer.json"), pretty=False)
+    dump(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 512})
+
+
+# --- all-MiniLM-L6-v2 ------------------------------------------------------------------------------------------------
+
+
+def write_minilm(folder: Path) -> None:
+    """Write the vectors and ids of real weights."""
+    texts = [text for text in UNICODE if text.strip()][::3]
+    texts += [*TEXTS["en"], *TEXTS["de"], LONG["en"], "Semantic search finds passages by meaning, not by words."]
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    double = SentenceTransformer(
+        str(folder), device="cpu", model_kwargs={"dtype": torch.float64, "attn_implementation": "eager"}
+    )
+    rows = [encoder.tokenize([text])["input_ids"][0].tolist() for text in UNICODE]
+    arrays = {
+        "embeddings.float32": encoder.encode(texts),
+        "embeddings.float64": np.stack([double.encode(text) for text in texts]),
+        "unicode.ids": np.array([i for row in rows for i in row], np.int32),
+        "unicode.lengths": np.array([len(row) for row in rows], np.int32),
+    }
+    metadata = {
+        **provenance("sentence-transformers/all-MiniLM-L6-v2"),
+        "texts": json.dumps(texts),
+        "unicode": json.dumps(UNICODE),
+    }
+    save_file(arrays, GOLDEN / "all-MiniLM-L6-v2.safetensors", metadata)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def provenance(model: str) -> dict[str, str]:
+    """Return where the numbers of a file come from."""
+    modules: Iterable[Any] = (torch, transformers, sentence_transformers, tokenizers)
+    return {
+        "command": "python tools/make_golden.py",
+        "model": model,
+        **{module.__name__: module.__version__ for module in modules},
+    }
+
+
+if __name__ == "__main__":
+    main()
