@@ -1,0 +1,276 @@
+"""Tokenizer files: how the ``tokenizers`` library is set up from the files of a repo.
+
+transformers 5 does not simply load ``tokenizer.json``: for most classes it takes the vocabulary and the added tokens
+from there and rebuilds the rest from the flags in ``tokenizer_config.json``, which therefore win over what
+``tokenizer.json`` says of casing. So does this module. What transformers does: ``tokenization_utils_tokenizers.py``
+and ``models/{bert,xlm_roberta}/tokenization_*.py``,
+https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers
+"""
+
+import base64
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from minibert.errors import ConfigError, TokenizerError
+from minibert.jsonfile import read_optional
+
+#: The largest tokenizer.json that is read, in bytes; a vocabulary of 250,000 pieces takes 17 MB.
+MAX_BYTES = 256 << 20
+
+#: The names of special tokens in tokenizer_config.json, in the order in which transformers adds them.
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_BERT_SPECIAL = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_XLM_ROBERTA_SPECIAL = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
+
+
+class TokenizerFiles(NamedTuple):
+    """The tokenizer files of a folder.
+
+    Attributes:
+        folder: Where they lie.
+        config: ``tokenizer_config.json``, with the overrides of ``sentence_bert_config.json``.
+        json: ``tokenizer.json``.
+        special_map: ``special_tokens_map.json``.
+        added: ``added_tokens.json``.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    json: dict[str, Any]
+    special_map: dict[str, Any]
+    added: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, overrides: Mapping[str, Any]) -> "TokenizerFiles":
+        """Return the files in ``folder``; those that are absent are empty."""
+        try:
+            return cls(
+                folder=folder,
+                config={**read_optional(folder / "tokenizer_config.json"), **overrides},
+                json=read_optional(folder / "tokenizer.json", MAX_BYTES),
+                special_map=read_optional(folder / "special_tokens_map.json"),
+                added=read_optional(folder / "added_tokens.json"),
+            )
+        except ConfigError as error:
+            raise TokenizerError(str(error)) from error
+
+    @property
+    def max_length(self) -> int | None:
+        """The limit that the files state, in tokens; None where it is absent or transformers' placeholder."""
+        limit = self.config.get("model_max_length", self.config.get("max_len"))
+        if limit is None:
+            return None
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 1:
+            raise TokenizerError(f"{self.folder}: model_max_length must be a positive number; it is {limit!r}.")
+        return int(limit) if limit < 1e20 else None
+
+    @property
+    def truncation_side(self) -> str:
+        """Which end a text that is too long loses: ``"right"`` or ``"left"``."""
+        truncation = self.json.get("truncation")
+        direction = truncation.get("direction", "right") if isinstance(truncation, dict) else "right"
+        side = self.config.get("truncation_side", str(direction).lower())
+        if side not in ("left", "right"):
+            raise TokenizerError(f'{self.folder}: truncation_side must be "left" or "right"; it is {side!r}.')
+        return side
+
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Return the added tokens by id: from tokenizer_config.json, or else from the older files beside it."""
+        if "added_tokens_decoder" in self.config:
+            return {int(i): _added_token(token) for i, token in self.config["added_tokens_decoder"].items()}
+        special = {_content(token) for token in self.named_tokens().values()}
+        older = {
+            index: AddedToken(token, normalized=token not in special, special=token in special)
+            for token, index in self.added.items()
+        }
+        newer = {entry["id"]: _added_token(entry) for entry in self.json.get("added_tokens", ())}
+        return older | newer
+
+    def named_tokens(self) -> dict[str, Any]:
+        """Return the special tokens that the files name, by role (``cls_token``, ...)."""
+        files = self.config if "added_tokens_decoder" in self.config else {**self.config, **self.special_map}
+        return {role: files[role] for role in _SPECIAL if files.get(role) is not None}
+
+    def extra_tokens(self) -> list[Any]:
+        """Return further special tokens, which have no role."""
+        files = self.config if "added_tokens_decoder" in self.config else {**self.config, **self.special_map}
+        extra = files.get("extra_special_tokens") or files.get("additional_special_tokens") or []
+        return list(extra.values() if isinstance(extra, dict) else extra)
+
+    def vocabulary(self) -> Any:
+        """Return the vocabulary of tokenizer.json, or that of vocab.txt."""
+        if self.json:
+            return self.json.get("model", {}).get("vocab", {})
+        path = self.folder / "vocab.txt"
+        if not path.is_file():
+            raise TokenizerError(f"{self.folder} holds no tokenizer: it has neither tokenizer.json nor vocab.txt.")
+        return models.WordPiece.read_file(str(path))
+
+
+def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> Tokenizer:
+    """Return BERT's tokenizer: WordPiece after BERT's own clean-up, with the flags of tokenizer_config.json."""
+    vocabulary = files.vocabulary()
+    if isinstance(vocabulary, list):
+        vocabulary = {entry[0] if isinstance(entry, list) else entry: i for i, entry in enumerate(vocabulary)}
+    unknown = _content(named["unk_token"])
+    if unknown not in vocabulary:
+        raise TokenizerError(f"{files.folder}: the vocabulary must hold the unknown token {unknown!r}; it does not.")
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=files.config.get("tokenize_chinese_chars", True),
+        strip_accents=files.config.get("strip_accents"),
+        lowercase=files.config.get("do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
+def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> Tokenizer:
+    """Return XLM-RoBERTa's tokenizer, which the multilingual MiniLM and e5 models use: a Unigram model."""
+    vocabulary = files.vocabulary()
+    if not isinstance(vocabulary, list):
+        raise TokenizerError(f"{files.folder}: XLMRobertaTokenizer needs a tokenizer.json with a Unigram vocabulary.")
+    tokenizer = Tokenizer(models.Unigram([(piece, score) for piece, score in vocabulary], 3, False))
+    charsmap = _charsmap(files.json.get("normalizer"))
+    if charsmap is not None:
+        tokenizer.normalizer = normalizers.Precompiled(charsmap)
+    scheme = "always" if files.config.get("add_prefix_space", True) else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
+    )
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
+    return tokenizer
+
+
+def _as_is(files: TokenizerFiles, _named: Mapping[str, Any]) -> Tokenizer:
+    """Return the tokenizer that tokenizer.json describes."""
+    path = files.folder / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(f"{files.folder} holds no tokenizer.json, which its tokenizer_class needs.")
+    return Tokenizer.from_file(str(path))
+
+
+class _Recipe(NamedTuple):
+    """How a tokenizer class of transformers is set up.
+
+    Attributes:
+        build: Makes the library's tokenizer from the files and the named special tokens.
+        special: The special tokens of the class, by role, where the files name none.
+        around: The roles of the tokens before and after a text; None where tokenizer.json says.
+    """
+
+    build: Callable[["TokenizerFiles", Mapping[str, Any]], Tokenizer]
+    special: dict[str, str]
+    around: tuple[str, str] | None
+
+
+_BERT = _Recipe(_bert, _BERT_SPECIAL, ("cls_token", "sep_token"))
+_AS_IS = _Recipe(_as_is, {}, None)
+
+#: By the tokenizer_class that the files name, or that name without "Fast".
+_RECIPES = {
+    "BertTokenizer": _BERT,
+    "ConvBertTokenizer": _BERT,
+    "DistilBertTokenizer": _BERT,
+    "ElectraTokenizer": _BERT,
+    "PreTrainedTokenizerFast": _AS_IS,
+    "TokenizersBackend": _AS_IS,
+    "XLMRobertaTokenizer": _Recipe(_xlm_roberta, _XLM_ROBERTA_SPECIAL, ("bos_token", "eos_token")),
+}
+
+
+def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[Tokenizer, dict[str, str]]:
+    """Return the library's tokenizer, and the content of its special tokens by role.
+
+    Args:
+        files: The tokenizer files of a folder.
+        default_class: The class where ``tokenizer_config.json`` names none; by default BertTokenizer.
+
+    Raises:
+        TokenizerError: The files cannot be used, or are for a class that minibert does not implement.
+    """
+    name = str(files.config.get("tokenizer_class") or default_class or "BertTokenizer")
+    recipe = _RECIPES.get(name) or _RECIPES.get(name.removesuffix("Fast"))
+    if recipe is None:
+        known = ", ".join(_RECIPES)
+        raise TokenizerError(f"{files.folder}: tokenizer_class {name!r} is not implemented; minibert knows {known}.")
+    try:
+        named = {**recipe.special, **files.named_tokens()}
+        tokenizer = recipe.build(files, named)
+        _add_tokens(tokenizer, files, named)
+        if recipe.around is not None:
+            before, after = (_content(named[role]) for role in recipe.around)
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=[before, "$A", after],
+                special_tokens=[(token, tokenizer.token_to_id(token)) for token in {before, after}],
+            )
+    except TokenizerError:
+        raise
+    except Exception as error:  # the library raises bare Exception, and malformed files every kind
+        raise TokenizerError(f"{files.folder}: the tokenizer files cannot be used: {error!r}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, {role: _content(token) for role, token in named.items()}
+
+
+def _add_tokens(backend: Tokenizer, files: TokenizerFiles, named: Mapping[str, Any]) -> None:
+    """Register the added and the special tokens, in transformers' order, which decides the ids of new ones."""
+    by_id = files.added_tokens()
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    pending = [token for _, token in sorted(by_id.items()) if token.content not in known]
+    known |= {token.content for token in pending}
+    special = {_content(token) for token in named.values()}
+    for token in [*named.values(), *files.extra_tokens()]:
+        if _content(token) not in known:
+            known.add(_content(token))
+            pending.append(_added_token(token, special=True))
+    for token in pending:
+        if token.content in special:
+            token.special = True
+    backend.add_tokens(pending)
+
+
+def _charsmap(normalizer: Any) -> bytes | None:
+    """Return the first precompiled character map among the steps of tokenizer.json's normalizer."""
+    if not isinstance(normalizer, dict):
+        return None
+    steps = normalizer["normalizers"] if normalizer.get("type") == "Sequence" else [normalizer]
+    for step in steps:
+        if step.get("type") == "Precompiled" and "precompiled_charsmap" in step:
+            return base64.b64decode(step["precompiled_charsmap"], validate=True)
+    return None
+
+
+def _content(token: Any) -> str:
+    """Return the text of a token, written in the files as a string or as an object with flags."""
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise TypeError(f"a special token must be a string, or an object with a content; found {token!r}")
+    return content
+
+
+def _added_token(token: Any, *, special: bool = False) -> AddedToken:
+    """Return a token of the files as the tokenizers library's AddedToken."""
+    if not isinstance(token, dict):
+        return AddedToken(_content(token), special=special, normalized=not special)
+    flags = {k: bool(token[k]) for k in ("single_word", "lstrip", "rstrip", "normalized", "special") if k in token}
+    return AddedToken(_content(token), **{"special": special, **flags})

@@ -1,0 +1,168 @@
+"""Token ids are transformers 5's, for every form of tokenizer files that repos have."""
+
+import json
+
+import numpy as np
+import pytest
+from support import GOLDEN, copy_twin, edit_json, load, split
+
+from minibert.errors import TokenizerError
+from minibert.tokenization import TextTokenizer
+
+FOLDER = GOLDEN / "tokenizers"
+ARRAYS, METADATA = load(FOLDER / "golden.safetensors")
+TEXTS = json.loads(METADATA["texts"])
+VARIANTS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("limit", [512, 12])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ids_are_those_of_transformers(variant, limit):
+    """Every text of the Unicode corpus gets transformers' ids, whole and cut to 12 tokens (T1-T6)."""
+    expected = split(ARRAYS[f"{variant}.{limit}.ids"], ARRAYS[f"{variant}.{limit}.lengths"])
+    tokenizer = TextTokenizer.from_folder(FOLDER / variant)
+    ids, _ = tokenizer(TEXTS, limit)
+
+    for text, own, reference in zip(TEXTS, ids, expected, strict=True):
+        assert own == reference.tolist(), f"{text!r}"
+
+
+def test_corpus_tells_the_variants_apart():
+    """No two settings of the BERT tokenizer give the whole corpus the same ids, so a flag that is lost shows."""
+    flags = [v for v in VARIANTS if v.startswith("vocab") and v not in {"vocab-left", "vocab"}]
+    streams = {ARRAYS[f"{variant}.512.ids"].tobytes() for variant in flags}
+
+    assert len(streams) == len(flags)
+
+
+def test_file_casing_yields_to_the_config():
+    """tokenizer_config.json decides on lower case, with true as its default, whatever tokenizer.json says (T2)."""
+    lower_by_default = TextTokenizer.from_folder(FOLDER / "json-cased-file-lower-default")
+    cased_by_config = TextTokenizer.from_folder(FOLDER / "json-lower-file-cased-config")
+
+    assert lower_by_default(["Hello"], 9).ids == lower_by_default(["hello"], 9).ids
+    assert cased_by_config(["Hello"], 9).ids != cased_by_config(["hello"], 9).ids
+
+
+def test_truncation_and_padding_of_the_file_are_overridden():
+    """A tokenizer.json that cuts and pads to 16 tokens does neither here (T4)."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / "json-lower")
+    (short, long), _ = tokenizer(["a", "ab cd " * 40], 512)
+
+    assert len(short) == 3
+    assert len(long) > 16
+
+
+def test_lengths_are_counted_before_the_cut():
+    """The length of a text is the one that it would have uncut, special tokens included."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / "vocab")
+    whole = tokenizer(TEXTS, 10_000)
+    cut = tokenizer(TEXTS, 5)
+
+    assert cut.lengths == whole.lengths == [len(ids) for ids in whole.ids]
+    assert [len(ids) for ids in cut.ids] == [min(length, 5) for length in whole.lengths]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(3, 3), (2, 2)])
+def test_smallest_limits(limit, expected):
+    """A limit of 2 leaves the special tokens alone."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / "vocab")
+
+    assert len(tokenizer(["hello hello hello"], limit).ids[0]) == expected
+
+
+def test_blank_text_is_the_special_tokens():
+    """An empty text, or one of white space and zero-width characters, is [CLS][SEP] (T5)."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / "vocab")
+    ids = tokenizer(["", "   ", "\u200b\n\t"], 9).ids
+
+    assert ids == [[2, 3]] * 3
+
+
+def test_word_of_101_characters_is_unknown():
+    """A word of 100 characters is split, one of 101 is a single [UNK] (T5)."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / "vocab")
+    (split_up, unknown), _ = tokenizer(["x" * 100, "x" * 101], 512)
+
+    assert len(split_up) == 102
+    assert unknown == [2, 1, 3]
+
+
+def test_windows_line_ends_in_the_vocabulary(tmp_path):
+    """A vocab.txt with CRLF gives the same ids (T3)."""
+    lines = (FOLDER / "vocab" / "vocab.txt").read_bytes()
+    (tmp_path / "vocab.txt").write_bytes(lines.replace(b"\n", b"\r\n"))
+
+    assert (
+        TextTokenizer.from_folder(tmp_path)(TEXTS, 512).ids
+        == TextTokenizer.from_folder(FOLDER / "vocab")(TEXTS, 512).ids
+    )
+
+
+def test_do_lower_case_of_the_repo_lowers_a_cased_tokenizer():
+    """do_lower_case in sentence_bert_config.json lower-cases before the tokenizer (L11)."""
+    cased = TextTokenizer.from_folder(FOLDER / "vocab-cased")
+    lowered = TextTokenizer.from_folder(FOLDER / "vocab-cased", do_lower_case=True)
+
+    assert lowered(["HELLO Straße"], 99).ids == cased(["hello straße"], 99).ids != cased(["HELLO Straße"], 99).ids
+
+
+def test_prompt_length_leaves_out_a_special_last_token():
+    """A prompt's own [SEP] is not counted, its [CLS] is (P9)."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / "vocab")
+
+    assert tokenizer.prompt_length("hello hello ", 512) == 3
+
+
+@pytest.mark.parametrize(
+    ("stated", "limit"),
+    [(512, 512), (512.0, 512), (1000000000000000019884624838656, None), (None, None), (..., None)],
+)
+def test_model_max_length(tmp_path, stated, limit):
+    """model_max_length is read; transformers' placeholder for "very large" means that there is none (L10)."""
+    copy_twin(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", model_max_length=stated)
+
+    assert TextTokenizer.from_folder(tmp_path).model_max_length == limit
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, "BertJapaneseTokenizer"),
+        ({"model_max_length": -1}, "model_max_length"),
+        ({"model_max_length": "512"}, "model_max_length"),
+        ({"truncation_side": "middle"}, "truncation_side"),
+        ({"do_lower_case": "yes"}, "cannot be used"),
+    ],
+)
+def test_unusable_tokenizer_config(tmp_path, change, message):
+    """A tokenizer_config.json that cannot be honoured is an error that names what is wrong."""
+    copy_twin(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", **change)
+
+    with pytest.raises(TokenizerError, match=message):
+        TextTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"unk_token": "<oov>"}, "<oov>"), ({"cls_token": 7}, "special token")]
+)
+def test_unusable_special_tokens_map(tmp_path, change, message):
+    """special_tokens_map.json decides on the special tokens, and must name usable ones."""
+    copy_twin(tmp_path)
+    edit_json(tmp_path / "special_tokens_map.json", **change)
+
+    with pytest.raises(TokenizerError, match=message):
+        TextTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.weights
+def test_real_vocabulary(minilm):
+    """With all-MiniLM-L6-v2's own vocabulary the corpus gets transformers' ids."""
+    arrays, metadata = load(GOLDEN / "all-MiniLM-L6-v2.safetensors")
+    texts = json.loads(metadata["unicode"])
+    ids, _ = TextTokenizer.from_folder(minilm)(texts, 256)
+
+    np.testing.assert_array_equal([len(row) for row in ids], arrays["unicode.lengths"])
+    np.testing.assert_array_equal([i for row in ids for i in row], arrays["unicode.ids"])
