@@ -1,7 +1,24 @@
-"""BERT sentence vectors on numpy: what sentence-transformers returns, without PyTorch."""
+"""BERT sentence vectors on numpy: what sentence-transformers returns, without PyTorch.
+
+    >>> from minibert import SentenceEncoder
+    >>> encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+    >>> vectors = encoder.encode(["A sentence.", "Another one."])  # doctest: +SKIP
+
+The forward pass is in :mod:`minibert.model`: start reading there.
+"""
 
 from minibert.config import BertConfig
+from minibert.encoder import SentenceEncoder, Truncation
+from minibert.pretrained import BertModel
+from minibert.quantization import quantize_embeddings
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["BertConfig", "__version__"]
+__all__ = [
+    "BertConfig",
+    "BertModel",
+    "SentenceEncoder",
+    "Truncation",
+    "__version__",
+    "quantize_embeddings",
+]

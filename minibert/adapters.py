@@ -1,0 +1,128 @@
+"""The method names by which LangChain and scikit-learn call an encoder; neither is imported.
+
+LangChain: ``langchain_core.embeddings.Embeddings``. scikit-learn: the estimator and transformer protocols, so that
+an encoder can be a step of a ``Pipeline`` and be searched over by ``GridSearchCV``.
+"""
+
+import copy
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from minibert.typing import Array, Float
+
+
+class LangChainEmbeddings:
+    """LangChain's Embeddings, on top of ``encode_document`` and ``encode_query``."""
+
+    def encode_query(self, inputs: Any) -> Any:
+        """Return the vectors of queries."""
+        raise NotImplementedError
+
+    def encode_document(self, inputs: Any) -> Any:
+        """Return the vectors of documents."""
+        raise NotImplementedError
+
+    def embed_documents(self, texts: Iterable[str]) -> list[list[float]]:
+        """Return the vectors of ``texts``, with the document prompt, as lists of Python floats."""
+        if isinstance(texts, str):
+            raise TypeError("embed_documents takes a list of texts; got a single text (str). Put it in a list.")
+        return self.encode_document(texts).tolist()
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of ``text``, with the query prompt, as a list of Python floats."""
+        if not isinstance(text, str):
+            raise TypeError(f"embed_query takes a single text (str); got a {type(text).__name__}.")
+        return self.encode_query(text).tolist()
+
+    async def aembed_documents(self, texts: Iterable[str]) -> list[list[float]]:
+        """Return :meth:`embed_documents`, computed in another thread."""
+        import asyncio  # here, because it takes longer to import than the rest of minibert
+
+        return await asyncio.to_thread(self.embed_documents, texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Return :meth:`embed_query`, computed in another thread."""
+        import asyncio
+
+        return await asyncio.to_thread(self.embed_query, text)
+
+
+class ScikitLearnTransformer:
+    """scikit-learn's transformer protocol, on top of ``encode``.
+
+    A class that mixes it in keeps the arguments of its constructor in ``_arguments``, and applies those of
+    :attr:`_SETTINGS` in ``_apply_settings``, without loading anything.
+    """
+
+    #: Constructor arguments that can change without loading the model again.
+    _SETTINGS: ClassVar[frozenset[str]] = frozenset()
+    _arguments: dict[str, Any]
+
+    def encode(self, inputs: Any) -> Any:
+        """Return the vectors of texts."""
+        raise NotImplementedError
+
+    def get_embedding_dimension(self) -> int:
+        """Return the width of a vector."""
+        raise NotImplementedError
+
+    def _apply_settings(self, arguments: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def fit(self, X: Any = None, y: Any = None) -> Self:  # noqa: ARG002, N803
+        """Return the encoder itself: there is nothing to fit."""
+        return self
+
+    def transform(self, X: Any) -> Float[Array, "n D"]:  # noqa: N803
+        """Return the vectors of the texts in ``X``, as ``encode`` gives them."""
+        return self.encode(X)
+
+    def fit_transform(self, X: Any, y: Any = None) -> Float[Array, "n D"]:  # noqa: ARG002, N803
+        """Return :meth:`transform` of ``X``."""
+        return self.transform(X)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
+        """Return the constructor's arguments, as they were given."""
+        return dict(self._arguments)
+
+    def set_params(self, **params: Any) -> Self:
+        """Change constructor arguments; the model is loaded again only where one of them asks for it.
+
+        Raises:
+            ValueError: The constructor has no such argument.
+        """
+        if unknown := sorted(params.keys() - self._arguments.keys()):
+            raise ValueError(f"{type(self).__name__} has no parameter {', '.join(unknown)}.")
+        arguments = {**self._arguments, **params}
+        changed = {name for name in params if params[name] != self._arguments[name]}
+        if changed <= self._SETTINGS:
+            self._apply_settings(arguments)
+        else:
+            self.__dict__.update(type(self)(**arguments).__dict__)  # once loaded: a failure changes nothing
+        return self
+
+    def get_feature_names_out(self, input_features: Any = None) -> Array:  # noqa: ARG002
+        """Return a name for each dimension: ``sentenceencoder0``, ``sentenceencoder1``, ..."""
+        name = type(self).__name__.lower()
+        return np.array([f"{name}{i}" for i in range(self.get_embedding_dimension())], dtype=object)
+
+    def __sklearn_clone__(self) -> Self:
+        clone = copy.copy(self)  # the loaded model is shared: it is never written to
+        clone._apply_settings(self._arguments)  # noqa: SLF001
+        return clone
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        sklearn = sys.modules["sklearn.utils"]  # nobody else calls this
+        return sklearn.Tags(
+            estimator_type=None,
+            target_tags=sklearn.TargetTags(required=False),
+            transformer_tags=sklearn.TransformerTags(preserves_dtype=[]),
+            input_tags=sklearn.InputTags(one_d_array=True, two_d_array=False, string=True),
+            requires_fit=False,
+        )

@@ -1,0 +1,417 @@
+"""SentenceEncoder: text in, vectors out."""
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from minibert import hub, ops, quantization, similarity
+from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
+from minibert.errors import TruncationError, TruncationWarning
+from minibert.inputs import as_texts, refuse_torch_only, require_choice, require_cpu, require_int
+from minibert.modules import Features
+from minibert.pipeline import Pipeline
+from minibert.pretrained import compute_dtype
+from minibert.repo import DEFAULT_PROMPTS, ModelRepo
+from minibert.typing import Array, DType, Float, Int, OnTruncate, PathLike, Precision
+
+__all__ = ["SentenceEncoder", "Truncation"]
+
+logger = logging.getLogger("minibert")
+
+#: Texts that are tokenized in one call: enough to keep the tokenizer's threads busy.
+_TOKENIZE_AT_ONCE = 1024
+
+OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncation:
+    """What a call of ``encode`` cut off.
+
+    Attributes:
+        count: How many texts were longer than the limit.
+        longest: Tokens of the longest text before the cut, special tokens included.
+        limit: ``max_seq_length`` at the time.
+    """
+
+    count: int
+    longest: int
+    limit: int
+
+
+class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
+    """A sentence-transformers model, with its methods and their meanings, computed without PyTorch.
+
+    Once loaded it is read-only, but for the settings below: ``encode`` can be called from many threads.
+
+    Attributes:
+        prompts: Prompt texts by name.
+        default_prompt_name: The prompt that ``encode`` uses when it is given none, or None.
+        similarity_fn_name: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``.
+        truncate_dim: To how many dimensions vectors are cut, or None.
+        on_truncate: What happens when texts are longer than :attr:`max_seq_length`: ``"warn"`` gives one
+            :class:`~minibert.errors.TruncationWarning` a call, ``"ignore"`` nothing, ``"error"`` a
+            :class:`~minibert.errors.TruncationError` that names the first such text, before anything is computed.
+        truncation: What the last call of ``encode`` cut off, whatever ``on_truncate`` says.
+
+    Example:
+        >>> encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> encoder.encode(["A sentence.", "Another one."]).shape  # doctest: +SKIP
+        (2, 384)
+    """
+
+    _SETTINGS: ClassVar[frozenset[str]] = frozenset(
+        {"prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "on_truncate"}
+    )
+
+    def __init__(
+        self,
+        model_name_or_path: PathLike,
+        *,
+        device: str | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        cache_folder: PathLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        similarity_fn_name: str | None = None,
+        truncate_dim: int | None = None,
+        dtype: DType = None,
+        on_truncate: OnTruncate = "warn",
+        **torch_only: Any,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_name_or_path: A local folder, or a hub repo id.
+            device: ``"cpu"`` or None.
+            prompts: Prompt texts by name; they take precedence over the model's own.
+            default_prompt_name: The prompt that ``encode`` uses when it is given none.
+            cache_folder: Where hub repos are kept; by default the Hugging Face cache.
+            revision: Branch, tag or commit of the hub repo.
+            local_files_only: Whether to use only what is in the cache.
+            token: Access token for private repos; by default the one that is logged in.
+            similarity_fn_name: Similarity function; by default the model's own, or ``"cosine"``.
+            truncate_dim: To how many dimensions vectors are cut; by default the model's own choice.
+            dtype: ``float32`` (default) or ``float64``: the precision of arithmetic and vectors, whatever the
+                precision of the file.
+            on_truncate: See the class.
+            **torch_only: Further arguments of sentence-transformers; each raises, and says what to use instead.
+
+        Raises:
+            ModelFileError: A file of the repo cannot be used.
+            HubError: The repo cannot be fetched.
+            DeviceError: The device cannot be used.
+            ValueError: An argument has an unknown value, or only PyTorch could honour it.
+        """
+        refuse_torch_only("SentenceEncoder", torch_only, TypeError)
+        require_cpu(device)
+        arguments = {
+            "model_name_or_path": model_name_or_path,
+            "device": device,
+            "prompts": prompts,
+            "default_prompt_name": default_prompt_name,
+            "cache_folder": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "token": token,
+            "similarity_fn_name": similarity_fn_name,
+            "truncate_dim": truncate_dim,
+            "dtype": dtype,
+            "on_truncate": on_truncate,
+        }
+        self.dtype = compute_dtype(dtype)
+        folder = hub.resolve(
+            model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+        )
+        self._repo = ModelRepo.open(folder)
+        self._apply_settings(arguments)
+        self._pipeline = Pipeline.load(self._repo, self.dtype)
+        self._max_seq_length = self._pipeline.max_seq_length
+        self.truncation = Truncation(0, 0, self._max_seq_length)
+
+    def _apply_settings(self, arguments: Mapping[str, Any]) -> None:
+        """Set what can change after loading, from the constructor's arguments and the repo's own settings."""
+        require_choice("on_truncate", arguments["on_truncate"], ("warn", "ignore", "error"))
+        given = dict(arguments["prompts"] or {})
+        prompts = {**DEFAULT_PROMPTS, **self._repo.prompts, **given}
+        default_name = arguments["default_prompt_name"] or self._repo.default_prompt_name
+        if default_name is not None and default_name not in prompts:
+            raise ValueError(f"default_prompt_name must be one of {', '.join(prompts)}; it is {default_name!r}.")
+        truncate_dim = self._repo.truncate_dim if arguments["truncate_dim"] is None else arguments["truncate_dim"]
+        truncate_dim = None if truncate_dim is None else require_int("truncate_dim", truncate_dim)
+        self.similarity_fn_name = similarity.check_name(
+            arguments["similarity_fn_name"] or self._repo.similarity_fn_name or "cosine"
+        )
+        self.prompts = prompts
+        self.default_prompt_name = default_name
+        self.truncate_dim = truncate_dim
+        self.on_truncate: OnTruncate = arguments["on_truncate"]
+        self._arguments = dict(arguments)
+
+    @property
+    def max_seq_length(self) -> int:
+        """The most tokens of a text, special tokens included; what is longer is cut."""
+        return self._max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        positions = self._pipeline.config.max_position_embeddings
+        if type(value) is not int or not 1 <= value <= positions:
+            raise ValueError(f"max_seq_length must be from 1 to max_position_embeddings = {positions}; got {value!r}.")
+        self._max_seq_length = value
+
+    @property
+    def device(self) -> str:
+        """Where vectors are computed."""
+        return "cpu"
+
+    @property
+    def tokenizer(self) -> Any:
+        """The ``tokenizers.Tokenizer``."""
+        return self._pipeline.tokenizer.backend
+
+    def get_embedding_dimension(self) -> int:
+        """Return the width of the vectors that ``encode`` returns."""
+        return self._width(self.truncate_dim)
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Return :meth:`get_embedding_dimension`, whose older name this is."""
+        return self.get_embedding_dimension()
+
+    def get_max_seq_length(self) -> int:
+        """Return :attr:`max_seq_length`."""
+        return self.max_seq_length
+
+    def set_pooling_include_prompt(self, include_prompt: bool) -> None:
+        """Set whether the tokens of a prompt are pooled together with the text's own."""
+        self._pipeline = self._pipeline.with_prompt_pooled(include_prompt)
+
+    @contextlib.contextmanager
+    def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
+        """Cut vectors to ``truncate_dim`` dimensions inside a ``with`` block."""
+        before, self.truncate_dim = self.truncate_dim, truncate_dim
+        try:
+            yield
+        finally:
+            self.truncate_dim = before
+
+    def tokenize(self, texts: Iterable[str]) -> dict[str, Int[Array, "B S"]]:
+        """Return the model's inputs for ``texts``: ``input_ids``, ``token_type_ids`` and ``attention_mask``.
+
+        Texts are cut to :attr:`max_seq_length`, without a prompt, and padded to the longest.
+        """
+        return self._pipeline.pad(self._pipeline.tokenizer(as_texts(texts)[0], self.max_seq_length).ids)
+
+    def encode(
+        self,
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: OutputValue = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        **other: Any,
+    ) -> Any:
+        """Return the vectors of one text, ``(D,)``, or of many, ``(N, D)``.
+
+        Args:
+            inputs: A text, or an iterable of texts in a definite order (list, tuple, generator, numpy array, pandas
+                or Arrow column).
+            prompt_name: The name, in :attr:`prompts`, of a text that is put before each input.
+            prompt: That text itself; it takes precedence over ``prompt_name``.
+            batch_size: How many texts are computed at a time.
+            show_progress_bar: Whether to show one; by default only while the logger "minibert" is at INFO or below.
+            output_value: ``"sentence_embedding"``; ``"token_embeddings"`` for a list of ``(tokens, H)`` arrays, the
+                special tokens' vectors included; None for a dict of everything for each text.
+            precision: ``"float32"`` leaves the vectors as they were computed; see
+                :func:`~minibert.quantization.quantize_embeddings` for the others.
+            convert_to_numpy: False returns a list of vectors instead of one array.
+            convert_to_tensor: Must be False: vectors are numpy arrays.
+            device: None, or the encoder's own.
+            normalize_embeddings: Whether to scale the vectors to length 1 (after ``truncate_dim``).
+            truncate_dim: To how many dimensions the vectors are cut; by default :attr:`truncate_dim`.
+            pool: Must be None: there are no process pools.
+            chunk_size: Must be None, likewise.
+            **other: ``sentences``, the older name of ``inputs``.
+
+        Returns:
+            float32 vectors (float64 from a float64 encoder), or those of ``precision``. No text at all gives
+            ``(0, D)``.
+
+        Raises:
+            TypeError: An input is not a text; the message names its index and type. Nothing was computed.
+            ValueError: An argument has an unknown value, or only PyTorch could honour it.
+            TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
+        """
+        if "sentences" in other:
+            warnings.warn("encode(sentences=) is now called encode(inputs=).", FutureWarning, stacklevel=2)
+            inputs = other.pop("sentences")
+        torch_only = {**other, "convert_to_tensor": convert_to_tensor, "pool": pool, "chunk_size": chunk_size}
+        refuse_torch_only("encode", torch_only, ValueError)
+        require_cpu(device)
+        if require_int("batch_size", batch_size) < 1:
+            raise ValueError(f"batch_size must be at least 1; it is {batch_size}.")
+        if output_value not in {"sentence_embedding", "token_embeddings", None}:
+            raise ValueError(
+                f'output_value must be "sentence_embedding", "token_embeddings" or None; it is {output_value!r}.'
+            )
+        if precision not in quantization.PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(quantization.PRECISIONS)}; it is {precision!r}.")
+        truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
+        prompt = self._resolve_prompt(prompt, prompt_name)
+        texts, single = as_texts(inputs)
+        ids = self._token_ids([prompt + text for text in texts] if prompt else texts)
+        prompt_length = self._pipeline.tokenizer.prompt_length(prompt, self.max_seq_length) if prompt else 0
+
+        outputs: list[Any] = [None] * len(texts)
+        for rows in _progress(_batches(ids, batch_size), show_progress_bar):
+            features = self._pipeline([ids[i] for i in rows], prompt_length)
+            _finish(features, truncate_dim, normalize_embeddings and output_value == "sentence_embedding")
+            for position, i in enumerate(rows):
+                outputs[i] = _output(features, output_value, position, len(ids[i]))
+
+        if output_value != "sentence_embedding":
+            return outputs[0] if single else outputs
+        vectors = np.stack(outputs) if outputs else np.zeros((0, self._width(truncate_dim)), self.dtype)
+        if precision != "float32":
+            vectors = quantization.quantize_embeddings(vectors, precision)
+        many = vectors if convert_to_numpy else list(vectors)
+        return vectors[0] if single else many
+
+    def encode_query(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """Return :meth:`encode` of search queries: with the prompt ``"query"``, unless another one is given."""
+        if prompt_name is None and prompt is None and "query" in self.prompts:
+            prompt_name = "query"
+        return self.encode(inputs, prompt_name, prompt, *args, **options)
+
+    def encode_document(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """Return :meth:`encode` of the texts that are searched.
+
+        With the first of the prompts ``"document"``, ``"passage"`` and ``"corpus"`` that the model has, unless
+        another one is given. As in sentence-transformers, every model has a ``"document"`` prompt, which is empty
+        unless its configuration or the constructor says otherwise.
+        """
+        if prompt_name is None and prompt is None:
+            names = ("document", "passage", "corpus")
+            prompt_name = next((name for name in names if name in self.prompts), None)
+        return self.encode(inputs, prompt_name, prompt, *args, **options)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[Array, "n m"]:
+        """Return the similarity, by :attr:`similarity_fn_name`, of every row of one with every row of the other."""
+        return similarity.similarity(self.similarity_fn_name, embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[Array, "n"]:
+        """Return the similarity, by :attr:`similarity_fn_name`, of each row of one with the same row of the other."""
+        return similarity.similarity_pairwise(self.similarity_fn_name, embeddings1, embeddings2)
+
+    def _width(self, truncate_dim: int | None) -> int:
+        """Return how many dimensions are left of a vector cut to ``truncate_dim``, in the sense of a slice."""
+        return len(range(self._pipeline.dimension)[:truncate_dim])
+
+    def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
+        """Return the text that goes before each input: given, named, or by default."""
+        if prompt is not None:
+            if prompt_name is not None:
+                logger.warning("encode was given both prompt and prompt_name: prompt is used")
+            return prompt
+        if prompt_name is not None:
+            if prompt_name not in self.prompts:
+                raise ValueError(f"prompt_name must be one of {', '.join(self.prompts)}; it is {prompt_name!r}.")
+            return self.prompts[prompt_name]
+        return None if self.default_prompt_name is None else self.prompts.get(self.default_prompt_name)
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of ``texts``, cut to the limit, and do what ``on_truncate`` says."""
+        limit = self.max_seq_length
+        ids: list[list[int]] = []
+        lengths: list[int] = []
+        for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
+            chunk = self._pipeline.tokenizer(texts[start : start + _TOKENIZE_AT_ONCE], limit)
+            ids += chunk.ids
+            lengths += chunk.lengths
+        cut = [i for i, length in enumerate(lengths) if length > limit]
+        self.truncation = Truncation(len(cut), max(lengths, default=0), limit)
+        if cut and self.on_truncate == "error":
+            raise TruncationError(
+                f"every text must have at most max_seq_length = {limit} tokens; item {cut[0]} has {lengths[cut[0]]}"
+                f"{f', and {len(cut) - 1} more are too long' if len(cut) > 1 else ''}. Split it, or allow the cut "
+                'with on_truncate="warn" or "ignore".'
+            )
+        if cut and self.on_truncate == "warn":
+            warnings.warn(
+                f"{len(cut)} of {len(texts)} texts were cut to max_seq_length = {limit} tokens; the longest has "
+                f"{self.truncation.longest}.",
+                TruncationWarning,
+                stacklevel=3,
+            )
+        return ids
+
+
+def _batches(ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Return the indices of the texts in batches, the longest first, so that little is padded."""
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _finish(features: Features, truncate_dim: int | None, normalize: bool) -> None:
+    """Cut the sentence vectors and scale them to length 1, in this order, if there are any."""
+    if "sentence_embedding" in features:
+        vectors = features["sentence_embedding"][..., :truncate_dim]
+        features["sentence_embedding"] = ops.l2_normalize(vectors) if normalize else vectors
+
+
+def _output(features: Features, output_value: OutputValue, position: int, tokens: int) -> Any:
+    """Return what ``output_value`` asks for, of the text at ``position`` in the batch."""
+    if output_value == "token_embeddings":
+        return features["token_embeddings"][position, :tokens]
+    if output_value is not None:
+        return features[output_value][position]
+    rows = len(features["input_ids"])
+    return {
+        name: value[position] if isinstance(value, np.ndarray) and len(value) == rows else value
+        for name, value in features.items()
+    }
+
+
+def _progress(batches: list[list[int]], show: bool | None) -> Iterable[list[int]]:
+    """Return ``batches``, behind a progress bar if one is to be shown."""
+    if show is None:
+        show = logger.getEffectiveLevel() <= logging.INFO
+    if not show:
+        return batches
+    from tqdm import tqdm
+
+    return tqdm(batches, desc="Batches")

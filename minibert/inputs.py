@@ -1,0 +1,108 @@
+"""What an encoder accepts: one text, or many; and what it does not."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import DeviceError
+
+#: Arguments of sentence-transformers that need PyTorch: what to use instead.
+_INSTEAD = {
+    "backend": "minibert computes in numpy; leave it out",
+    "chunk_size": "there are no process pools; call encode itself",
+    "config_kwargs": "edit the repo's config.json",
+    "convert_to_tensor": "use torch.from_numpy(encoder.encode(...))",
+    "model_card_data": "minibert writes no model cards",
+    "model_kwargs": "use dtype= for the precision",
+    "modules": "name a folder or a repo that has a modules.json",
+    "pool": "there are no process pools; call encode itself, from several threads if you like",
+    "processor_kwargs": "edit the repo's tokenizer_config.json",
+    "tokenizer_kwargs": "edit the repo's tokenizer_config.json",
+    "trust_remote_code": "minibert never runs code from a repo",
+    "use_auth_token": "use token=",
+}
+
+
+def as_texts(inputs: Any) -> tuple[list[str], bool]:
+    """Return ``inputs`` as a list of texts, and whether it was a single text.
+
+    A text is a ``str``. Many texts are any iterable of them in a definite order: list, tuple, generator, numpy
+    array, pandas or Arrow column.
+
+    Raises:
+        TypeError: ``inputs``, or an item of it (the message has its index), is not a text.
+        ValueError: A text holds a lone surrogate, which is not a character (the message has its index).
+    """
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 0:
+        inputs = inputs.item()
+    if isinstance(inputs, str):
+        return _checked([inputs]), True
+    if isinstance(inputs, bytes | bytearray | Mapping | AbstractSet) or not isinstance(inputs, Iterable):
+        raise TypeError(f"encode takes a text (str) or an iterable of texts in order; got {_describe(inputs)}.")
+    if getattr(inputs, "ndim", 1) != 1:  # a pandas DataFrame would give the names of its columns
+        raise TypeError(
+            f"encode takes an array or a column of texts in one dimension; got {_describe(inputs)} of shape "
+            f"{getattr(inputs, 'shape', None)}."
+        )
+    to_list = getattr(inputs, "to_pylist", None)  # Arrow's columns iterate over their own scalar type
+    return _checked(to_list() if callable(to_list) else list(inputs)), False
+
+
+def _checked(items: list[Any]) -> list[str]:
+    for index, item in enumerate(items):
+        if not isinstance(item, str):
+            raise TypeError(f"every input must be a text (str); item {index} is {_describe(item)}.")
+        try:
+            item.isascii() or item.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"every input must be valid Unicode; item {index} holds a lone surrogate, "
+                f"{item[error.start]!r}, at position {error.start}. Was it decoded with errors='surrogateescape'?"
+            ) from None
+    return items
+
+
+def _describe(item: object) -> str:
+    """Return the type of an unusable input, and what was probably meant."""
+    name = type(item).__name__
+    is_nan = isinstance(item, float | np.floating) and math.isnan(item)
+    if item is None or is_nan or name in {"NAType", "NaTType"}:  # the last two are pandas'
+        return f"a missing value ({item}); drop it, or replace it by an empty text"
+    if isinstance(item, bytes | bytearray):
+        return f"{name}; decode it first"
+    named = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    if isinstance(item, list | tuple):
+        return f"{named}; text pairs and nested lists are not supported"
+    return named
+
+
+def refuse_torch_only(where: str, arguments: Mapping[str, Any], unknown: type[Exception]) -> None:
+    """Raise ValueError on arguments that ask for PyTorch, and ``unknown`` on those that nobody knows."""
+    for name, value in arguments.items():
+        if name not in _INSTEAD:
+            raise unknown(f"{where}() has no argument {name!r}.")
+        if value is not None and value is not False and value != {}:
+            raise ValueError(f"{where}({name}={value!r}) needs PyTorch: {_INSTEAD[name]}.")
+
+
+def require_cpu(device: str | None) -> None:
+    """Raise DeviceError unless ``device`` is the CPU, or none is asked for."""
+    if device not in (None, "cpu"):  # a tuple: sentence-transformers' lists of devices cannot be hashed
+        raise DeviceError(f'device must be "cpu" or None; it is {device!r}. This version has no GPU support.')
+
+
+def require_choice(name: str, value: object, choices: Sequence[str | None]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; it is {value!r}.")
+
+
+def require_int(name: str, value: Any) -> int:
+    """Return ``value`` as an int, or raise ValueError."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number; it is {value!r}.")
+    return operator.index(value)

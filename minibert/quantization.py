@@ -1,0 +1,72 @@
+"""Quantization of vectors to one byte or one bit a dimension, as sentence-transformers defines it."""
+
+import logging
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+
+from minibert.typing import Array, Float, Num, Precision
+
+logger = logging.getLogger("minibert")
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
+def quantize_embeddings(
+    embeddings: Float[Array, "*n D"] | Sequence[Float[Array, "D"]],
+    precision: Precision,
+    ranges: Float[Array, "2 D"] | None = None,
+    calibration_embeddings: Float[Array, "m D"] | None = None,
+) -> Num[Array, "*n E"]:
+    """Return ``embeddings`` at a lower precision.
+
+    Args:
+        embeddings: Vectors of floats: an array of rows, a list of vectors, or a single one.
+        precision: ``"float32"``; ``"int8"`` or ``"uint8"``, one of 256 steps between the smallest and the largest
+            value of the dimension; ``"binary"`` (int8) or ``"ubinary"`` (uint8), the sign of each dimension, eight
+            to a byte, so that ``E = ceil(D / 8)``.
+        ranges: Smallest and largest value of each dimension, for ``int8`` and ``uint8``.
+        calibration_embeddings: Vectors to take the ranges from; by default ``embeddings`` themselves.
+
+    Raises:
+        ValueError: The precision is unknown, the vectors are integers already, the ranges have another shape, or
+            they would have to come from a single vector.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; it is {precision!r}.")
+    embeddings = np.asarray(embeddings)
+    if embeddings.dtype.kind != "f":
+        raise ValueError(f"embeddings to quantize must be floating-point numbers; they are {embeddings.dtype}.")
+    if precision == "float32":
+        return embeddings.astype(np.float32, copy=False)
+    if precision in {"binary", "ubinary"}:
+        packed = np.packbits(embeddings > 0, axis=-1)
+        return packed if precision == "ubinary" else (packed ^ 0x80).view(np.int8)
+
+    if embeddings.shape[0] == 0 and embeddings.ndim == 2:
+        return np.zeros(embeddings.shape, np.dtype(precision))
+    if ranges is None:
+        ranges = _ranges(embeddings if calibration_embeddings is None else calibration_embeddings, precision)
+    ranges = np.asarray(ranges, np.float32)
+    if ranges.shape != (2, embeddings.shape[-1]):
+        raise ValueError(
+            f"ranges must have shape (2, {embeddings.shape[-1]}), smallest and largest; got {ranges.shape}."
+        )
+    # In float32 and in this order, as sentence-transformers: the largest value lands on 254 or 255 by rounding.
+    low, high = ranges
+    step = (high - low) / 255
+    step = np.where(step == 0, 1, step)
+    steps = np.clip(np.floor((embeddings - low) / step), 0, 255)
+    return steps.astype(np.uint8) if precision == "uint8" else (steps - 128).astype(np.int8)
+
+
+def _ranges(calibration: Array, precision: str) -> Array:
+    if calibration.ndim == 1 or len(calibration) == 1:
+        raise ValueError(
+            f"{precision} ranges cannot come from a single vector. Pass ranges= or calibration_embeddings= to "
+            "minibert.quantize_embeddings."
+        )
+    if len(calibration) < 100:
+        logger.warning("%s ranges come from %d vectors only; use 100 or more", precision, len(calibration))
+    return np.stack([calibration.min(axis=0), calibration.max(axis=0)])

@@ -1,0 +1,258 @@
+"""A model repo's description: which modules, which sizes, which prompts; everything but tokenizer and weights.
+
+It reads what sentence-transformers 2 to 6 wrote, and bare transformers repos without ``modules.json``.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from minibert.config import BertConfig
+from minibert.errors import ConfigError, UnsupportedModuleError
+from minibert.hub import module_folder
+from minibert.jsonfile import read_array, read_object, read_optional
+from minibert.modules import MODULES
+from minibert.similarity import SIMILARITY
+
+logger = logging.getLogger("minibert")
+
+#: The transformer module's own config, under the names that sentence-transformers has given it.
+TRANSFORMER_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+
+#: Arguments for loading the model that do not change its vectors: minibert chooses the precision itself.
+_HARMLESS_MODEL_KWARGS = {
+    "add_pooling_layer",
+    "attn_implementation",
+    "dtype",
+    "torch_dtype",
+    "trust_remote_code",
+    "use_safetensors",
+}
+
+
+#: The prompts that every model has unless it, or its user, says otherwise.
+DEFAULT_PROMPTS = {"query": "", "document": ""}
+
+
+class ModuleFolder(NamedTuple):
+    """A module after the transformer: its class, and the folder of its files.
+
+    ``folder`` is None for the mean pooling of a repo that names no modules.
+    """
+
+    kind: str
+    folder: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerSettings:
+    """What ``sentence_bert_config.json`` says.
+
+    Attributes:
+        max_seq_length: The most tokens of a text, special tokens included; None where the file does not say.
+        do_lower_case: Whether texts are lower-cased before the tokenizer.
+        tokenizer_overrides: Keys that take the place of those in ``tokenizer_config.json``.
+        config_overrides: Keys that take the place of those in ``config.json``.
+    """
+
+    max_seq_length: int | None = None
+    do_lower_case: bool = False
+    tokenizer_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Return the settings in ``folder``; without such a file, the defaults."""
+        path = next((folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), None)
+        if path is None:
+            return cls()
+        config = read_object(path)
+        for newer, older in (("model", "model"), ("processor", "tokenizer"), ("config", "config")):
+            if f"{older}_args" in config:
+                config.setdefault(f"{newer}_kwargs", config.pop(f"{older}_args"))
+        kwargs = {name: _without_trust(path, name, config.pop(name, None)) for name in _KWARGS}
+        max_seq_length = config.pop("max_seq_length", None)
+        if max_seq_length is not None and (type(max_seq_length) is not int or max_seq_length < 1):
+            raise ConfigError(f"{path}: max_seq_length must be a positive whole number; it is {max_seq_length!r}.")
+        settings = cls(
+            max_seq_length=max_seq_length,
+            do_lower_case=bool(config.pop("do_lower_case", False)),
+            tokenizer_overrides=kwargs["processor_kwargs"],
+            config_overrides=kwargs["config_kwargs"],
+        )
+        if unsupported := sorted(kwargs["model_kwargs"].keys() - _HARMLESS_MODEL_KWARGS):
+            raise ConfigError(f"{path}: model_kwargs {', '.join(unsupported)} are not implemented.")
+        _refuse_other_inference(path, config)
+        return settings
+
+
+_KWARGS = ("model_kwargs", "processor_kwargs", "config_kwargs")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRepo:
+    """The description of a sentence encoder in a local folder.
+
+    Attributes:
+        folder: The repo.
+        transformer_folder: The folder of the BertModel and its tokenizer: ``folder`` itself, or one inside it.
+        config: The BertModel's config.
+        transformer: What ``sentence_bert_config.json`` says.
+        modules: The modules after the transformer, in their order.
+        prompts: Prompt texts by name.
+        default_prompt_name: The prompt that ``encode`` uses when it is given none, or None.
+        similarity_fn_name: The model's similarity function, or None.
+        truncate_dim: To how many dimensions the vectors are cut, or None.
+        dtype: The precision that ``config.json`` says the weights were saved in, for information.
+        tokenizer_class: The tokenizer's class where ``tokenizer_config.json`` names none, or None.
+    """
+
+    folder: Path
+    transformer_folder: Path
+    config: BertConfig
+    transformer: TransformerSettings
+    modules: tuple[ModuleFolder, ...]
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    similarity_fn_name: str | None
+    truncate_dim: int | None
+    dtype: str | None
+    tokenizer_class: str | None
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Return the description of the repo in ``folder``.
+
+        Raises:
+            ConfigError: A file is missing, malformed, or asks for what minibert does not implement.
+            UnsupportedModuleError: ``modules.json`` names a module that minibert does not implement.
+        """
+        settings = read_optional(folder / "config_sentence_transformers.json")
+        kind = settings.get("model_type", "SentenceTransformer")
+        if kind != "SentenceTransformer":
+            logger.warning("%s was saved as a %s: its transformer is used with mean pooling", folder, kind)
+        if kind == "SentenceTransformer" and (folder / "modules.json").is_file():
+            transformer_folder, modules = _modules(folder)
+            transformer = TransformerSettings.from_folder(transformer_folder)
+        else:  # a bare transformers repo: sentence-transformers passes over what else of its own files is there
+            transformer_folder, modules = folder, (_MEAN_POOLING,)
+            transformer, settings = TransformerSettings(), {}
+        config_path = transformer_folder / "config.json"
+        raw = read_object(config_path)
+        config = BertConfig.from_file(config_path, transformer.config_overrides)
+        path = folder / "config_sentence_transformers.json"
+        # Other models' functions, such as "maxsim", do not apply to single vectors.
+        similarity = _optional(path, settings, "similarity_fn_name", str)
+        return cls(
+            folder=folder,
+            transformer_folder=transformer_folder,
+            config=config,
+            transformer=transformer,
+            modules=modules,
+            prompts=_prompts(path, settings),
+            default_prompt_name=_optional(path, settings, "default_prompt_name", str),
+            similarity_fn_name=similarity if similarity in SIMILARITY else None,
+            truncate_dim=_optional(path, settings, "truncate_dim", int),
+            dtype=raw.get("dtype") or raw.get("torch_dtype"),
+            tokenizer_class=raw.get("tokenizer_class"),
+        )
+
+    def max_seq_length(self, model_max_length: int | None) -> int:
+        """Return the most tokens of a text, special tokens included.
+
+        Args:
+            model_max_length: The tokenizer's limit, or None.
+
+        Raises:
+            ConfigError: The limit that the repo states is beyond the model's position table.
+        """
+        positions = self.config.max_position_embeddings
+        stated = self.transformer.max_seq_length
+        if "model_max_length" in self.transformer.tokenizer_overrides:  # which win, as in sentence-transformers
+            stated = model_max_length
+        if stated is None:
+            return positions if model_max_length is None else min(model_max_length, positions)
+        if stated > positions:
+            raise ConfigError(
+                f"{self.transformer_folder}: max_seq_length must be at most max_position_embeddings = {positions}; "
+                f"it is {stated}, and a text of that length would fail."
+            )
+        return stated
+
+
+_MEAN_POOLING = ModuleFolder("Pooling", None)
+
+
+def _modules(folder: Path) -> tuple[Path, tuple[ModuleFolder, ...]]:
+    """Return the transformer's folder and the modules after it, from modules.json."""
+    path = folder / "modules.json"
+    (first, transformer_folder), *rest = [_module(path, entry) for entry in read_array(path)] or [("nothing", folder)]
+    if first != "Transformer":
+        raise UnsupportedModuleError(f"{path}: the first module must be a Transformer; it is {first}.")
+    for kind, _ in rest:
+        if kind not in MODULES:
+            raise UnsupportedModuleError(
+                f"{path}: the module {kind} is not implemented; minibert knows {', '.join(MODULES)}."
+            )
+    return transformer_folder, tuple(ModuleFolder(*module) for module in rest)
+
+
+def _module(path: Path, entry: Any) -> tuple[str, Path]:
+    """Return class and folder of a module. Its type is compared with known names; nothing is ever imported."""
+    folder = path.parent / module_folder(path, entry)
+    if not isinstance(entry.get("type"), str):
+        raise ConfigError(f"{path}: each module must have a type; found {entry!r}.")
+    package, _, class_path = entry["type"].partition(".")
+    if package != "sentence_transformers":
+        raise UnsupportedModuleError(
+            f"{path}: the module type {entry['type']!r} is not sentence_transformers' own; "
+            "minibert never runs code from a repo."
+        )
+    return class_path.rpartition(".")[2], folder
+
+
+def _refuse_other_inference(path: Path, config: dict[str, Any]) -> None:
+    """Raise ConfigError on what is left of sentence_bert_config.json if it could change the vectors."""
+    same = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        "module_output_name": "token_embeddings",
+    }
+    for key, value in same.items():
+        if config.pop(key, value) not in (value, None):
+            raise ConfigError(f"{path}: {key} must be {value!r}, as for every BertModel encoder.")
+    config.pop("unpad_inputs", None)  # how padding is handled, not what comes out
+    for key in ("processing_kwargs", "query_length", "document_length", "query_expansion"):
+        if config.pop(key, None):
+            raise ConfigError(f"{path}: {key} is not implemented, and would change the vectors.")
+    if config:
+        raise ConfigError(f"{path}: the keys {', '.join(sorted(config))} are unknown, and may change the vectors.")
+
+
+def _without_trust(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise ConfigError(f"{path}: {name} must be an object; it is {value!r}.")
+    return {key: item for key, item in (value or {}).items() if key != "trust_remote_code"}
+
+
+def _prompts(path: Path, settings: dict[str, Any]) -> dict[str, str]:
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise ConfigError(f"{path}: prompts must map names to texts; it is {prompts!r}.")
+    return {name: text or "" for name, text in prompts.items()}
+
+
+def _optional(path: Path, settings: dict[str, Any], key: str, kind: type) -> Any:
+    value = settings.get(key)
+    if value is not None and type(value) is not kind:
+        raise ConfigError(f"{path}: {key} must be null or of type {kind.__name__}; it is {value!r}.")
+    return value

@@ -1,0 +1,33 @@
+"""How the public names are used, for the type checker: tools/check runs mypy on this file. It is never run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from minibert import BertConfig, BertModel, SentenceEncoder, quantize_embeddings
+from minibert.errors import MinibertError
+
+
+def search(folder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the scores of all pairs of texts."""
+    encoder = SentenceEncoder(folder, truncate_dim=64, on_truncate="ignore", dtype=np.float32)
+    vectors = encoder.encode(texts, normalize_embeddings=True, batch_size=8)
+    quantize_embeddings(vectors, "int8")
+    name: str = encoder.similarity_fn_name
+    limit: int = encoder.max_seq_length
+    count: int = encoder.truncation.count
+    print(name, limit, count)
+    return encoder.similarity(vectors, encoder.encode_query("a query"))
+
+
+def layers(folder: str) -> int:
+    """Return how many hidden states there are."""
+    model = BertModel.from_pretrained(folder, dtype="float64")
+    config: BertConfig = model.config
+    output = model([[101, 102]], output_hidden_states=True)
+    try:
+        return len(output.hidden_states or ()) + config.num_hidden_layers
+    except MinibertError:
+        return 0
