@@ -1,0 +1,93 @@
+"""The command line: ``minibert encode``, ``inspect``, ``convert`` and ``download``.
+
+Exit status: 0; 1 for an error, which standard error tells; 2 for wrong usage; 130, 143 or 129 when stopped by
+SIGINT, SIGTERM or SIGHUP; 141 when the reader of standard output went away.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Never
+
+from minibert.cli import arguments
+from minibert.errors import MinibertError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``, by default the process's own, and return the exit status."""
+    options = arguments.parse(argv)
+    try:
+        with _terminable(), _one_line_messages():
+            # Imported now, so that --help and usage errors do not wait for what the commands need.
+            importlib.import_module(f"minibert.cli.{options.command}").run(options)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        _abandon_stdout()
+        return 141
+    except (MinibertError, OSError, TypeError, ValueError) as error:
+        _abandon_stdout()
+        sys.stderr.write(f"minibert: error: {_message(error)}\n")
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP unwind the stack, so that what is half written gets removed."""
+
+    def stop(number: int, _frame: object) -> Never:
+        raise SystemExit(128 + number)
+
+    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Only those with the default action: under nohup, SIGHUP is ignored and must stay so.
+    signals = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _one_line_messages() -> Iterator[None]:
+    """Print warnings, and what the library logs, as single lines without a place in the source."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        sys.stderr.write(f"minibert: warning: {' '.join(str(message).split())}\n")
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("minibert: warning: %(message)s"))
+    logger = logging.getLogger("minibert")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _message(error: Exception) -> str:
+    """Return what ``error`` says; without the number that the system's own errors begin with."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _abandon_stdout() -> None:
+    """Send what standard output cannot take nowhere: or the interpreter would fail on it again at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

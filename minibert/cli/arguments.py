@@ -1,0 +1,270 @@
+"""The arguments of each command, and what ``--help`` says about them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minibert import __version__
+
+#: The output formats, by the suffixes that stand for them.
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", ".safetensors": "safetensors"}
+
+_DESCRIPTION = """\
+Turn texts into vectors with the BERT models of sentence-transformers, on numpy,
+without PyTorch; and look into, convert and download such models.
+"""
+_EPILOG = """\
+examples:
+  minibert encode --model all-MiniLM-L6-v2 "A sentence." "Another one."
+  minibert encode --model all-MiniLM-L6-v2 --input texts.txt --output texts.npy
+  minibert inspect BAAI/bge-small-en-v1.5
+
+`minibert COMMAND --help` tells more about each command.
+"""
+
+_ENCODE = """\
+Turn texts into vectors, the same ones that sentence-transformers computes.
+Row n of the output is text n of the input, whatever the format. An output file
+appears whole, once everything has worked: a failed or interrupted run leaves
+no file, and an old one as it was.
+"""
+_ENCODE_EPILOG = """\
+input:
+  Text files hold one text a line, JSON lines one object a line with a string
+  "text"; both are UTF-8. A blank line of a text file is an empty text, which
+  has a vector like any other, so that lines and rows keep the same numbers.
+
+output:
+  jsonl         a line {"text": ..., "embedding": [...]} a text
+  npy           one array of shape (texts, dimensions), for numpy.load
+  safetensors   the same array, called "embeddings"; its metadata say which
+                model and which options made it
+
+examples:
+  # two texts, as JSON lines on standard output
+  minibert encode --model all-MiniLM-L6-v2 "A sentence." "Another one."
+
+  # a file, one text a line, to a numpy array
+  minibert encode --model all-MiniLM-L6-v2 --input texts.txt --output texts.npy
+
+  # search: the documents once, then each query with the prompt that it needs
+  minibert encode --model intfloat/e5-small-v2 --prompt "passage: " \\
+      --input docs.jsonl --output docs.safetensors
+  minibert encode --model intfloat/e5-small-v2 --prompt "query: " \\
+      "why is the sky blue"
+
+  # in a pipe
+  zcat texts.gz | minibert encode --model ./my-model | jq -c .embedding
+"""
+
+_INSPECT = """\
+Print what a model repo asks for: architecture, weights, pooling, maximum
+length, casing, prompts, files; and in which of these points other runtimes
+would give other vectors. Nothing is computed, but all files are checked as for
+loading, except for the values of the weights.
+"""
+_INSPECT_EPILOG = """\
+examples:
+  minibert inspect BAAI/bge-small-en-v1.5
+  minibert inspect ./my-model
+  minibert inspect --json ./my-model | jq .differences
+"""
+
+_CONVERT = """\
+Write a model repo again with all its weights as safetensors, under the names
+that BertModel gives them: from pytorch_model.bin, from shards, from checkpoints
+with prefixes, heads or old names. The result has every file that encoding
+needs, works in minibert and in sentence-transformers, and with float32 gives
+the very same vectors. It appears whole or not at all.
+"""
+_CONVERT_EPILOG = """\
+float16 halves the size on disk and rounds each weight to 11 significant bits,
+which moves the vectors a little. They are computed in float32 all the same:
+config.json says float32 also then, or sentence-transformers would compute in
+float16.
+
+examples:
+  minibert convert ./old-model ./new-model
+  minibert convert ./my-model ./my-model-half --dtype float16
+  minibert convert bert-base-uncased ./bert-base-uncased --overwrite
+"""
+
+_DOWNLOAD = """\
+Fetch the files of a hub repo that minibert needs into the cache and print the
+folder where they are. Afterwards the model loads without a network.
+"""
+_DOWNLOAD_EPILOG = """\
+Private and gated repos need a token. It is taken from the environment variable
+HF_TOKEN, or is the one that `hf auth login` has stored; as an argument, others
+on the machine could see it.
+
+examples:
+  minibert download all-MiniLM-L6-v2
+  minibert download BAAI/bge-small-en-v1.5 --revision main
+  HF_TOKEN=$(cat token) minibert download my-company/private-model
+  cp -rL "$(minibert download all-MiniLM-L6-v2)" ./all-MiniLM-L6-v2
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments in ``argv``, checked; wrong usage prints what is wrong and exits with status 2."""
+    parser = _Parser(
+        prog="minibert",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"minibert {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    encode = commands.add_parser("encode", help="turn texts into vectors", description=_ENCODE, epilog=_ENCODE_EPILOG)
+    inspect = commands.add_parser(
+        "inspect", help="print what a model repo asks for", description=_INSPECT, epilog=_INSPECT_EPILOG
+    )
+    convert = commands.add_parser(
+        "convert", help="write a model repo with safetensors weights", description=_CONVERT, epilog=_CONVERT_EPILOG
+    )
+    download = commands.add_parser(
+        "download", help="fetch a model from the hub", description=_DOWNLOAD, epilog=_DOWNLOAD_EPILOG
+    )
+    _add_encode(encode)
+    _add_model(inspect)
+    inspect.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    _add_model(convert)
+    _add_convert(convert)
+    _add_model(download)
+
+    options = parser.parse_args(argv)
+    if options.command == "encode":
+        _check_encode(encode, options)
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's, with texts that keep their lines, and without abbreviations that a new option would break."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def _add_encode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="a text to encode; -- goes before texts that begin with a dash"
+    )
+    parser.add_argument("--model", required=True, help="a folder, or a repo id of the Hugging Face hub")
+
+    files = parser.add_argument_group("input and output")
+    files.add_argument(
+        "--input",
+        metavar="FILE",
+        help='read the texts from FILE, or from standard input if "-" (default, where no TEXT is given)',
+    )
+    files.add_argument(
+        "--input-format",
+        choices=("text", "jsonl"),
+        help="default: jsonl if FILE ends in .jsonl or .ndjson, else text",
+    )
+    files.add_argument("--output", metavar="FILE", help='write to FILE; default, and "-": standard output')
+    files.add_argument(
+        "--format",
+        choices=sorted(set(FORMATS.values())),
+        help="default: by the suffix of the output FILE; jsonl on standard output",
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace the output FILE if it exists")
+
+    vectors = parser.add_argument_group("vectors")
+    vectors.add_argument(
+        "--normalize", action="store_true", help="scale vectors to length 1, also where the model does not"
+    )
+    vectors.add_argument(
+        "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions; default: the model's choice"
+    )
+    vectors.add_argument(
+        "--precision",
+        choices=("float32", "int8", "uint8", "binary", "ubinary"),
+        default="float32",
+        help="float32 (default); int8, uint8: one byte a dimension, in ranges taken from the texts; "
+        "binary, ubinary: one bit a dimension, eight to a byte (int8, uint8)",
+    )
+
+    prompts = parser.add_argument_group(
+        "prompts", "A text that goes before each input; by default the model's default prompt,\nif it has one."
+    ).add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help='this text, such as "query: "; "" for none at all')
+    prompts.add_argument("--prompt-name", metavar="NAME", help="the model's prompt of this name")
+    for method, what in (("query", "queries"), ("document", "documents")):
+        prompts.add_argument(
+            f"--{method}",
+            dest="method",
+            action="store_const",
+            const=method,
+            default="encode",
+            help=f"the model's prompt for {what}, as encode_{method} uses it",
+        )
+
+    work = parser.add_argument_group("computation")
+    work.add_argument(
+        "--batch-size", metavar="N", type=_positive, default=32, help="texts computed at a time (default: 32)"
+    )
+    work.add_argument(
+        "--on-truncate",
+        choices=("warn", "ignore", "error"),
+        default="warn",
+        help="what to do when texts have more tokens than the model's maximum length, and are therefore cut "
+        "(default: warn, once)",
+    )
+    _add_hub(parser)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT_DIR", type=Path, help="the folder to write; must be absent or empty")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the weights in the file (default: float32)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_DIR if it is another model's folder")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a repo id of the Hugging Face hub")
+    _add_hub(parser)
+
+
+def _add_hub(parser: argparse.ArgumentParser) -> None:
+    hub = parser.add_argument_group("Hugging Face hub")
+    hub.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repo (default: main)")
+    hub.add_argument("--cache-folder", metavar="DIR", help="where repos are kept (default: the Hugging Face cache)")
+    hub.add_argument("--local-files-only", action="store_true", help="use only what is in the cache, and no network")
+
+
+def _check_encode(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on other arguments, and refuse what contradicts itself."""
+    if options.texts and options.input is not None:
+        parser.error("TEXT and --input cannot be given together")
+    if options.texts and options.input_format is not None:
+        parser.error("--input-format is for --input and standard input, not for TEXT")
+    if options.input is None:
+        options.input = "-"
+    if options.input_format is None:
+        options.input_format = "jsonl" if FORMATS.get(Path(options.input).suffix) == "jsonl" else "text"
+    if options.output in {None, "-"}:
+        options.output = None
+        options.format = options.format or "jsonl"
+        if options.format != "jsonl":
+            parser.error(f"{options.format} is not for standard output: give --output FILE")
+        return
+    options.output = Path(options.output)
+    options.format = options.format or FORMATS.get(options.output.suffix)
+    if options.format is None:
+        parser.error(f"--output must end in {', '.join(FORMATS)}, or give --format; it is {options.output}")
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; it is {text!r}")
+    return number

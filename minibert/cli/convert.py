@@ -1,0 +1,77 @@
+"""``minibert convert``: any repo that minibert reads, as one with safetensors weights under BertModel's names."""
+
+import argparse
+import json
+import shutil
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from minibert.checkpoint import WEIGHTS_FILES, StoredTensor, open_bert, open_weights
+from minibert.cli.files import model_folder, repo_files, save_safetensors, whole_folder
+from minibert.encoder import SentenceEncoder
+from minibert.errors import WeightsError
+from minibert.jsonfile import read_object
+from minibert.repo import ModelRepo
+from minibert.typing import Array
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the converted repo; whole or not at all."""
+    folder = model_folder(options)
+    if folder.is_relative_to(options.output.resolve()):
+        raise ValueError(f"OUTPUT_DIR must not hold the model itself; {options.output} does. Give another folder.")
+    with whole_folder(options.output, overwrite=options.overwrite) as new:
+        SentenceEncoder(folder)  # raises unless all of the repo can be used
+        convert(ModelRepo.open(folder), new, np.dtype(options.dtype))
+    if sys.stderr.isatty():
+        sys.stderr.write(f"minibert: wrote {options.output} with {options.dtype} weights\n")
+
+
+def convert(repo: ModelRepo, target: Path, dtype: np.dtype[np.floating]) -> None:
+    """Write the repo to the empty folder ``target``: weights in ``dtype``, its other files as they are.
+
+    Only ``config.json`` changes: its dtype is float32 also with float16 weights, for transformers computes in
+    the dtype that it finds there.
+
+    Raises:
+        WeightsError: A value is too large for ``dtype``.
+    """
+    weights_folders = set()
+    for name in repo_files(repo):
+        source, copy = repo.folder / name, target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if _is_weights(name):
+            weights_folders.add(source.parent)
+        elif source == repo.transformer_folder / "config.json":
+            config = {key: value for key, value in read_object(source).items() if key != "torch_dtype"}
+            config["dtype"] = "float32"
+            copy.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        else:
+            shutil.copyfile(source, copy)
+    for folder in weights_folders:
+        is_bert = folder == repo.transformer_folder
+        tensors = open_bert(folder, repo.config) if is_bert else open_weights(folder)
+        converted = {name: _converted(tensor, dtype) for name, tensor in tensors.items()}
+        # Versions of transformers before 5 refuse files without it.
+        metadata = {"format": "pt"}
+        save_safetensors(target / folder.relative_to(repo.folder) / "model.safetensors", converted, metadata)
+
+
+def _is_weights(name: str) -> bool:
+    file = PurePosixPath(name).name
+    return any(fnmatchcase(file, pattern) for kind in WEIGHTS_FILES for pattern in kind)
+
+
+def _converted(tensor: StoredTensor, dtype: np.dtype[np.floating]) -> Array:
+    values = tensor.read()
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype, copy=False)
+    if not np.isfinite(converted).all():
+        raise WeightsError(
+            f"{tensor.path}: {tensor.name} must fit in {dtype.name}, which ends at {np.finfo(dtype).max:.6g}; it "
+            f"goes up to {np.abs(values).max():.6g}. Use --dtype float32."
+        )
+    return converted

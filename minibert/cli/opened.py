@@ -1,0 +1,131 @@
+"""A model repo, opened but for the values of its weights: what ``minibert inspect`` reports on."""
+
+import dataclasses
+import unicodedata
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from tokenizers import normalizers
+
+from minibert import checkpoint, modules
+from minibert.checkpoint import StoredTensor
+from minibert.errors import ConfigError
+from minibert.modules import Module
+from minibert.pipeline import open_tokenizer
+from minibert.repo import DEFAULT_PROMPTS, TRANSFORMER_CONFIGS, ModelRepo
+from minibert.tokenization import TextTokenizer
+from minibert.tokenizer_files import TokenizerFiles
+
+
+class Casing(NamedTuple):
+    """What a tokenizer does to letters before it splits a text."""
+
+    lower_cases: bool
+    strips_accents: bool
+
+    def __str__(self) -> str:
+        case = "lower-cases" if self.lower_cases else "keeps case"
+        return f"{case} and {'strips' if self.strips_accents else 'keeps'} accents"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedRepo:
+    """A model repo, and everything in it but the values of the BertModel's weights.
+
+    Attributes:
+        repo: Its description.
+        tokenizer_files: The tokenizer's files, as they are.
+        tokenizer: The tokenizer that they make.
+        modules: The modules after the transformer.
+        stored: All tensors of the BertModel's checkpoint, in their order there.
+        tensors: Those that belong to the BertModel.
+    """
+
+    repo: ModelRepo
+    tokenizer_files: TokenizerFiles
+    tokenizer: TextTokenizer
+    modules: tuple[Module, ...]
+    stored: tuple[StoredTensor, ...]
+    tensors: tuple[StoredTensor, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Return the repo in ``folder``.
+
+        Raises:
+            ModelFileError: As :class:`~minibert.encoder.SentenceEncoder`, but for the values of the weights.
+        """
+        repo = ModelRepo.open(folder)
+        opened = cls(
+            repo=repo,
+            tokenizer_files=TokenizerFiles.read(repo.transformer_folder, repo.transformer.tokenizer_overrides),
+            tokenizer=open_tokenizer(repo),
+            modules=tuple(modules.load(kind, path, np.float32) for kind, path in repo.modules),
+            stored=tuple(checkpoint.open_weights(repo.transformer_folder).values()),
+            tensors=tuple(checkpoint.open_bert(repo.transformer_folder, repo.config).values()),
+        )
+        if repo.default_prompt_name not in {None, *opened.prompts}:
+            raise ConfigError(
+                f"{folder}: default_prompt_name must be one of {', '.join(opened.prompts)}; "
+                f"it is {repo.default_prompt_name!r}."
+            )
+        return opened
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Prompts by name, with the two empty ones that every model has unless it says otherwise."""
+        return {**DEFAULT_PROMPTS, **self.repo.prompts}
+
+    @property
+    def dimensions(self) -> list[int]:
+        """Width of the vectors after the transformer, and after each module."""
+        widths = [self.repo.config.hidden_size]
+        for module in self.modules:
+            widths.append(module.output_dimension(widths[-1]))
+        return widths
+
+    @property
+    def max_seq_length(self) -> int:
+        """The most tokens of a text."""
+        return self.repo.max_seq_length(self.tokenizer.model_max_length)
+
+    @property
+    def max_seq_length_source(self) -> str:
+        """Where :attr:`max_seq_length` comes from."""
+        if self.repo.transformer.max_seq_length is not None:
+            return f"max_seq_length in {self.transformer_config}"
+        if self.tokenizer.model_max_length == self.max_seq_length:
+            return f"model_max_length in {self._tokenizer_source('model_max_length')}"
+        return "max_position_embeddings in config.json"
+
+    @property
+    def casing(self) -> Casing:
+        """What happens to letters: seen, not read from flags."""
+        normalizer: Any = self.tokenizer.backend.normalizer
+        seen = unicodedata.normalize("NFD", "É" if normalizer is None else normalizer.normalize_str("É"))
+        return Casing("e" in seen, "\N{COMBINING ACUTE ACCENT}" not in seen)
+
+    @property
+    def casing_source(self) -> str:
+        """What decides about :attr:`casing`."""
+        if self.repo.transformer.do_lower_case:
+            return f"do_lower_case in {self.transformer_config}"
+        config = self.tokenizer_files.config
+        tokenizer_class = config.get("tokenizer_class") or self.repo.tokenizer_class
+        as_is = tokenizer_class in {"PreTrainedTokenizerFast", "TokenizersBackend"}
+        if as_is or not isinstance(self.tokenizer.backend.normalizer, normalizers.BertNormalizer):
+            return "the normalizer of tokenizer.json"
+        stated = [key for key in ("do_lower_case", "strip_accents") if config.get(key) is not None]
+        sources = [f"{key} in {self._tokenizer_source(key)}" for key in stated]
+        return " and ".join(sources if "do_lower_case" in stated else ["BERT's default", *sources])
+
+    @property
+    def transformer_config(self) -> str:
+        """The name that ``sentence_bert_config.json`` has in this repo."""
+        folder = self.repo.transformer_folder
+        return next((name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), TRANSFORMER_CONFIGS[0])
+
+    def _tokenizer_source(self, key: str) -> str:
+        overridden = key in self.repo.transformer.tokenizer_overrides
+        return self.transformer_config if overridden else "tokenizer_config.json"
