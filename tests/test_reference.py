@@ -1,0 +1,345 @@
+"""Live comparisons with torch, transformers and sentence-transformers: full sizes, every layout, the STS benchmark."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import CARDS, GOLDEN, ROOT, copy_twin, edit_json, edit_weights, golden, twin
+
+from minibert import BertModel, SentenceEncoder
+
+pytestmark = pytest.mark.reference
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    """Keep the references' progress bars out of the report."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def peer():
+    """Return a function that loads a folder with sentence-transformers, in float32."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    return lambda folder: SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+# --- the cards at full size ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::minibert.errors.TruncationWarning")
+@pytest.mark.parametrize("card", CARDS)
+def test_card_at_full_size(card, tmp_path, peer):
+    """A card's own sizes, vocabulary size, limit and pooling, with seeded weights: sentence-transformers' vectors."""
+    from repos import full_vocabulary, made_up_texts, write_seeded_repo
+
+    folder = write_seeded_repo(tmp_path / "repo", card)
+    texts = made_up_texts(full_vocabulary(CARDS[card]["config"]["vocab_size"]), 12, 24, seed=7)
+    texts += ["", " ".join(texts * 8)]
+    try:
+        encoder = SentenceEncoder(folder)
+        vectors = encoder.encode(texts)
+        reference = peer(folder)
+        expected = reference.encode(texts)
+        assert encoder.max_seq_length == reference.max_seq_length == CARDS[card]["max_seq_length"]
+        assert encoder.truncation.count == 1
+    finally:
+        shutil.rmtree(folder)
+
+    assert vectors.shape == (len(texts), CARDS[card]["config"]["hidden_size"])
+    np.testing.assert_allclose(_unit(vectors), _unit(expected), rtol=0, atol=1e-6, equal_nan=False)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5, equal_nan=False)
+
+
+def _unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def as_saved_by_6(folder, peer):
+    """Let sentence-transformers 6 write the repo anew."""
+    encoder = peer(folder)
+    shutil.rmtree(folder)
+    encoder.save_pretrained(str(folder))
+
+
+def in_0_transformer(folder, _):
+    """Put the transformer into a folder of its own, as sentence-transformers 0 and 1 did."""
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for path in list(folder.iterdir()):
+        if path.is_file() and path.name != "modules.json":
+            path.rename(inner / path.name)
+    modules = json.loads((folder / "modules.json").read_text("utf-8"))
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules), "utf-8")
+
+
+def without_modules(folder, _):
+    """Leave a bare transformers repo."""
+    (folder / "modules.json").unlink()
+
+
+def in_shards(folder, _):
+    """Split the weights over several files."""
+    from transformers import BertModel as Peer
+
+    model = Peer.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+
+
+def torch_file(folder, *, zipped):
+    """Replace the weights by a pytorch_model.bin."""
+    import torch
+    from transformers import BertModel as Peer
+
+    state = Peer.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+
+
+def torch_zip(folder, _):
+    """Replace the weights by a pytorch_model.bin as torch has written it since 1.6."""
+    torch_file(folder, zipped=True)
+
+
+def torch_legacy(folder, _):
+    """Replace the weights by a pytorch_model.bin as torch wrote it before 1.6."""
+    torch_file(folder, zipped=False)
+
+
+def in_half(folder, dtype):
+    """Save the weights in 16 bits."""
+    import torch
+    from transformers import BertModel as Peer
+
+    Peer.from_pretrained(folder).to(getattr(torch, dtype)).save_pretrained(folder)
+
+
+def bfloat16(folder, _):
+    """Save the weights in bfloat16."""
+    in_half(folder, "bfloat16")
+
+
+def float16(folder, _):
+    """Save the weights in float16."""
+    in_half(folder, "float16")
+
+
+def old_names(folder, _):
+    """Give the tensors the names of a BertForPreTraining checkpoint of 2019, heads and buffers included."""
+
+    def rename(arrays):
+        renamed = {
+            "bert."
+            + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): array
+            for name, array in arrays.items()
+        }
+        positions = np.arange(512)[None]
+        return {
+            **renamed,
+            "bert.embeddings.position_ids": positions,
+            "cls.seq_relationship.bias": np.zeros(2, np.float32),
+        }
+
+    edit_weights(folder / "model.safetensors", rename)
+
+
+LAYOUTS = (
+    as_saved_by_6,
+    in_0_transformer,
+    without_modules,
+    in_shards,
+    torch_zip,
+    torch_legacy,
+    bfloat16,
+    float16,
+    old_names,
+)
+
+
+@pytest.mark.filterwarnings("ignore::minibert.errors.TruncationWarning")
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_layout(layout, card, tmp_path, peer):
+    """A repo in this layout gives what sentence-transformers gives from the very same files."""
+    folder = copy_twin(tmp_path / "repo", card)
+    layout(folder, peer)
+    _, texts = golden(card)
+    encoder, reference = SentenceEncoder(folder), peer(folder)
+
+    assert encoder.max_seq_length == reference.max_seq_length
+    np.testing.assert_allclose(encoder.encode(texts), reference.encode(texts), rtol=0, atol=5e-6, equal_nan=False)
+
+
+def test_lower_casing_by_the_repo(tmp_path, peer):
+    """do_lower_case in sentence_bert_config.json acts on a cased tokenizer as it does there (L11)."""
+    folder = copy_twin(tmp_path / "repo", "gBERT-large-sts-v2")
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
+    _, texts = golden("gBERT-large-sts-v2")
+
+    np.testing.assert_allclose(
+        SentenceEncoder(folder).encode(texts[:-1]), peer(folder).encode(texts[:-1]), rtol=0, atol=5e-6
+    )
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalize_embeddings": True},
+        {"truncate_dim": 5, "normalize_embeddings": True},
+        {"prompt": "the "},
+        {"precision": "ubinary"},
+        {"precision": "binary"},
+    ],
+    ids=str,
+)
+def test_encode_options(options, peer):
+    """Options of ``encode`` mean what they mean there."""
+    texts = golden("BertModel-128d")[1][:-1]
+    folder = twin("BertModel-128d")
+
+    np.testing.assert_allclose(
+        SentenceEncoder(folder).encode(texts, **options), peer(folder).encode(texts, **options), rtol=0, atol=5e-6
+    )
+
+
+def test_token_embeddings_and_features(peer):
+    """output_value "token_embeddings" and None have the same shapes, names and numbers (E6)."""
+    texts = golden("BertModel-128d")[1][:-1]
+    encoder, reference = SentenceEncoder(twin("BertModel-128d")), peer(twin("BertModel-128d"))
+    for own, other in zip(
+        encoder.encode(texts, output_value="token_embeddings"),
+        reference.encode(texts, output_value="token_embeddings"),
+        strict=True,
+    ):
+        np.testing.assert_allclose(own, other, rtol=0, atol=5e-6)
+    own, other = encoder.encode(texts, output_value=None)[0], reference.encode(texts, output_value=None)[0]
+
+    assert own.keys() == other.keys() - {"modality"}
+    np.testing.assert_array_equal(own["input_ids"], other["input_ids"])
+
+
+@pytest.mark.parametrize("act", ["gelu_new", "relu", "silu", "quick_gelu"])
+def test_other_activations(act, tmp_path):
+    """A model with another hidden_act has transformers' hidden states."""
+    import torch
+    from transformers import BertModel as Peer
+
+    folder = copy_twin(tmp_path)
+    edit_json(folder / "config.json", hidden_act=act)
+    ids = np.arange(12)[None]
+    with torch.inference_mode():
+        expected = Peer.from_pretrained(folder, dtype=torch.float64)(torch.from_numpy(ids)).last_hidden_state
+
+    np.testing.assert_allclose(
+        BertModel.from_pretrained(folder, dtype="float64")(ids).last_hidden_state, expected, rtol=0, atol=1e-13
+    )
+
+
+def test_token_types_and_holes_in_the_mask():
+    """The second text of a pair, and masked tokens in the middle, are treated as in transformers."""
+    import torch
+    from transformers import BertModel as Peer
+
+    folder = twin("BertModel-128d")
+    ids = np.arange(24).reshape(2, 12)
+    types = np.array([[0] * 5 + [1] * 7, [0] * 12])
+    mask = np.array([[1] * 12, [1, 1, 0, 1, 1, 1, 0, 0, 1, 0, 0, 0]])
+    model = Peer.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    with torch.inference_mode():
+        expected = model(
+            torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types)
+        ).last_hidden_state.numpy()
+    actual = BertModel.from_pretrained(folder, dtype="float64")(ids, mask, types).last_hidden_state
+
+    np.testing.assert_allclose(actual[mask == 1], expected[mask == 1], rtol=0, atol=1e-13)
+
+
+# --- accuracy --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.weights
+def test_error_against_float64_on_minilm(minilm):
+    """RMS error of the hidden states at most 1.2 x transformers' float32; unit vectors within 3e-7."""
+    from accuracy import measure
+
+    texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])
+    errors = measure(minilm, texts)
+
+    assert errors["minibert float32"].rms <= 1.2 * errors["transformers sdpa float32"].rms
+    assert errors["minibert float32"].vector <= 3e-7
+    assert errors["minibert float64"].hidden <= 2e-14
+
+
+def test_error_against_float64_on_bert_base(tmp_path):
+    """RMS error of the hidden states at most 1.4 x transformers' float32 with seeded BERT-base weights."""
+    from accuracy import measure
+    from repos import full_vocabulary, made_up_texts, write_seeded_repo
+
+    folder = write_seeded_repo(tmp_path / "repo", "SBERT-base-nli-v2")
+    errors = measure(folder, made_up_texts(full_vocabulary(30522), 48, 30))
+    shutil.rmtree(folder)
+
+    assert errors["minibert float32"].rms <= 1.4 * errors["transformers sdpa float32"].rms
+    assert errors["minibert float32"].vector <= 3e-7
+    assert errors["minibert float64"].hidden <= 2e-14
+
+
+def _metadata(name):
+    from support import load
+
+    return load(GOLDEN / name)[1]
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(("name", "spearman"), [("stsb-en-dev.csv", 0.867163), ("stsb-de-dev.csv", 0.702975)])
+def test_sts_benchmark(name, spearman, minilm, peer):
+    """On the STS benchmark: sentence-transformers' Spearman within 2e-5, every number of every vector within 1e-6."""
+    from sts import read_pairs
+    from sts import spearman as correlation
+
+    folder = os.environ.get("MINIBERT_STSB")
+    if folder is None:
+        pytest.skip("the STS benchmark is not here: set MINIBERT_STSB to a folder with stsb-en-dev.csv")
+    pairs = read_pairs(Path(folder) / name)
+    texts = [*pairs.left, *pairs.right]
+    vectors = SentenceEncoder(minilm).encode(texts)
+    count = len(pairs.scores)
+
+    assert correlation(vectors[:count], vectors[count:], pairs.scores) == pytest.approx(spearman, abs=2e-5)
+    np.testing.assert_allclose(vectors, peer(minilm).encode(texts), rtol=0, atol=1e-6, equal_nan=False)
+
+
+def test_golden_files_are_what_the_tool_writes(tmp_path):
+    """tools/make_golden.py, run anew, writes the committed values (to rounding: kernels differ between machines)."""
+    copy = tmp_path / "project"
+    shutil.copytree(ROOT / "tools", copy / "tools")
+    (copy / "tests" / "golden").mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "cards.json", copy / "tests")
+    subprocess.run([sys.executable, "tools/make_golden.py"], cwd=copy, check=True, capture_output=True)
+    from support import load
+
+    for path in (copy / "tests" / "golden").rglob("golden.safetensors"):
+        made, _ = load(path)
+        committed, _ = load(GOLDEN / path.relative_to(copy / "tests" / "golden"))
+        assert made.keys() == committed.keys()
+        for key, array in made.items():
+            np.testing.assert_allclose(array, committed[key], rtol=0, atol=1e-5, err_msg=f"{path.parent.name}: {key}")

@@ -1,0 +1,70 @@
+"""Print the Spearman correlation of a model's cosines with the scores of a semantic textual similarity benchmark.
+
+    python tools/sts.py MODEL PAIRS.csv [PAIRS.csv ...] [--compare]
+
+Each row of a file is: sentence, sentence, score. With --compare, sentence-transformers encodes the same sentences, and
+the largest absolute difference of any number in any vector is printed. Needs SciPy, which comes with the ``reference``
+extra; cosines are summed in float64.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from minibert import SentenceEncoder
+from minibert.typing import Array
+
+
+class Pairs(NamedTuple):
+    """A benchmark: two lists of sentences, and how alike people found each pair."""
+
+    left: list[str]
+    right: list[str]
+    scores: list[float]
+
+
+def read_pairs(path: Path) -> Pairs:
+    """Return the rows of a benchmark file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    return Pairs([row[0] for row in rows], [row[1] for row in rows], [float(row[2]) for row in rows])
+
+
+def spearman(left: Array, right: Array, scores: list[float]) -> float:
+    """Return the rank correlation of the cosines of row pairs, summed in float64, with ``scores``."""
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(spearmanr(cosines, scores).statistic)
+
+
+def main() -> None:
+    """Print one line for each file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a local model folder, or a hub id")
+    parser.add_argument("pairs", type=Path, nargs="+", help="benchmark files")
+    parser.add_argument("--compare", action="store_true", help="also encode with sentence-transformers")
+    options = parser.parse_args()
+
+    encoder = SentenceEncoder(options.model)
+    for path in options.pairs:
+        pairs = read_pairs(path)
+        vectors = encoder.encode([*pairs.left, *pairs.right])
+        count = len(pairs.scores)
+        line = f"{path.name}: {count} pairs, Spearman {spearman(vectors[:count], vectors[count:], pairs.scores):.6f}"
+        if options.compare:
+            from sentence_transformers import SentenceTransformer
+
+            peer = SentenceTransformer(options.model, device="cpu").encode([*pairs.left, *pairs.right])
+            line += (
+                f", sentence-transformers {spearman(peer[:count], peer[count:], pairs.scores):.6f}, "
+                f"largest difference {np.abs(vectors - peer).max():.1e}"
+            )
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
