@@ -5,9 +5,10 @@ reads some features of a batch and writes others; ``token_embeddings`` comes fro
 ``sentence_embedding`` is what ``encode`` returns.
 """
 
+import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -26,6 +27,21 @@ logger = logging.getLogger("minibert")
 Features = dict[str, Any]
 
 
+@dataclasses.dataclass
+class Flow:
+    """What the modules of a chain have to work with, at one point of it.
+
+    Attributes:
+        widths: The features that exist there, and the width of their vectors.
+        num_hidden_layers: The transformer's.
+        tokens: How many ids the tokenizer can give.
+    """
+
+    widths: dict[str, int]
+    num_hidden_layers: int
+    tokens: int
+
+
 class Module(Protocol):
     """One step after the transformer."""
 
@@ -36,8 +52,12 @@ class Module(Protocol):
         """Return the module that the files in ``folder`` describe, its weights in ``dtype``."""
         ...
 
-    def output_dimension(self, dimension: int) -> int:
-        """Return the width of the vectors that leave the module when those that enter have ``dimension``."""
+    def connect(self, flow: Flow) -> None:
+        """Check that the module can work after what is in ``flow``, and enter there what it writes.
+
+        Raises:
+            ConfigError: A feature that it reads is missing or has another width.
+        """
         ...
 
     def __call__(self, features: Features) -> None:
@@ -85,8 +105,8 @@ class Pooling(Module):
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
-    def output_dimension(self, dimension: int) -> int:
-        return len(self.modes) * dimension
+    def connect(self, flow: Flow) -> None:
+        flow.widths["sentence_embedding"] = len(self.modes) * flow.widths["token_embeddings"]
 
     def __call__(self, features: Features) -> None:
         features["sentence_embedding"] = pooling.pool(
@@ -104,6 +124,7 @@ class _InPlace:
     NAMES: ClassVar[tuple[str, ...]] = ("sentence_embedding", "token_embeddings")
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
         self.source = config.get("module_input_name") or "sentence_embedding"
         self.target = config.get("module_output_name") or self.source
         for name in (self.source, self.target):
@@ -121,8 +142,8 @@ class Normalize(_InPlace, Module):
         path = folder / "config.json"  # written since sentence-transformers 6; before, there was nothing to say
         return cls(path, read_optional(path))
 
-    def output_dimension(self, dimension: int) -> int:
-        return dimension
+    def connect(self, flow: Flow) -> None:
+        flow.widths[self.target] = _width(self.path, flow, self.source)
 
     def __call__(self, features: Features) -> None:
         features[self.target] = ops.l2_normalize(features[self.source])
@@ -167,7 +188,6 @@ class Dense(_InPlace, Module):
     def __init__(self, folder: Path, config: Mapping[str, Any], dtype: DType) -> None:
         path = folder / "config.json"
         super().__init__(path, config)
-        self.path = path
         self.in_features, self.out_features = (_size(path, config, key) for key in ("in_features", "out_features"))
         self.activation = self._activation(path, config.get("activation_function", self.DEFAULT_ACTIVATION))
         self.use_residual = bool(config.get("use_residual", False))
@@ -200,13 +220,10 @@ class Dense(_InPlace, Module):
             )
         return cls.ACTIVATIONS[name]
 
-    def output_dimension(self, dimension: int) -> int:
-        if dimension != self.in_features:
-            raise ConfigError(
-                f"{self.path}: in_features must be the width of the vectors that enter, {dimension}; "
-                f"it is {self.in_features}."
-            )
-        return self.out_features
+    def connect(self, flow: Flow) -> None:
+        width = _width(self.path, flow, self.source)
+        _require_equal(self.path, "in_features", self.in_features, "the width of the vectors that enter", width)
+        flow.widths[self.target] = self.out_features
 
     def __call__(self, features: Features) -> None:
         x = features[self.source]
@@ -231,13 +248,9 @@ class LayerNorm(Module):
         dimension = _size(path, read_object(path), "dimension")
         return cls(path, load_module(folder, {"norm.weight": (dimension,), "norm.bias": (dimension,)}, dtype))
 
-    def output_dimension(self, dimension: int) -> int:
-        if dimension != len(self.weight):
-            raise ConfigError(
-                f"{self.path}: dimension must be the width of the vectors that enter, {dimension}; "
-                f"it is {len(self.weight)}."
-            )
-        return dimension
+    def connect(self, flow: Flow) -> None:
+        width = _width(self.path, flow, "sentence_embedding")
+        _require_equal(self.path, "dimension", len(self.weight), "the width of the vectors that enter", width)
 
     def __call__(self, features: Features) -> None:
         features["sentence_embedding"] = ops.layer_norm(
@@ -248,7 +261,8 @@ class LayerNorm(Module):
 class WordWeights(Module):
     """Multiplies each token vector by a weight of its word, such as its idf."""
 
-    def __init__(self, weights: Array) -> None:
+    def __init__(self, path: Path, weights: Array) -> None:
+        self.path = path
         self.weights = weights
 
     @classmethod
@@ -258,19 +272,17 @@ class WordWeights(Module):
         if not isinstance(vocabulary, list):
             raise ConfigError(f"{path}: vocab must be the list of the tokenizer's words.")
         loaded = load_module(folder, {"emb_layer.weight": (len(vocabulary), 1)}, dtype)
-        return cls(loaded["emb_layer.weight"][:, 0])
+        return cls(path, loaded["emb_layer.weight"][:, 0])
 
-    def output_dimension(self, dimension: int) -> int:
-        return dimension
+    def connect(self, flow: Flow) -> None:
+        if len(self.weights) < flow.tokens:
+            raise ConfigError(
+                f"{self.path}: vocab must have a weight for each of the tokenizer's {flow.tokens} tokens; "
+                f"it has {len(self.weights)}."
+            )
 
     def __call__(self, features: Features) -> None:
-        ids = features["input_ids"]
-        if ids.max(initial=0) >= len(self.weights):
-            raise ConfigError(
-                f"WordWeights must have a weight for every token; it has {len(self.weights)}, "
-                f"and a text has the id {ids.max()}."
-            )
-        weights = self.weights[ids] * features["attention_mask"].astype(self.weights.dtype)
+        weights = self.weights[features["input_ids"]] * features["attention_mask"].astype(self.weights.dtype)
         features["token_embeddings"] = features["token_embeddings"] * weights[..., None]
         features["token_weights_sum"] = weights.sum(axis=1)
 
@@ -298,17 +310,13 @@ class WeightedLayerPooling(Module):
             raise WeightsError(f"{folder}: layer_weights must not sum to 0, by which their mean is divided.")
         return cls(path, start, layers, loaded["layer_weights"])
 
-    def output_dimension(self, dimension: int) -> int:
-        return dimension
+    def connect(self, flow: Flow) -> None:
+        layers = flow.num_hidden_layers
+        _require_equal(self.path, "num_hidden_layers", self.num_hidden_layers, "the transformer's", layers)
 
     def __call__(self, features: Features) -> None:
-        layers = features["all_layer_embeddings"]
-        if len(layers) != self.num_hidden_layers + 1:
-            raise ConfigError(
-                f"{self.path}: num_hidden_layers must be the model's, {len(layers) - 1}; "
-                f"it is {self.num_hidden_layers}."
-            )
-        total = np.tensordot(self.weights, np.stack(layers[self.layer_start :]), axes=1)
+        layers = features["all_layer_embeddings"][self.layer_start :]
+        total = np.tensordot(self.weights, np.stack(layers), axes=1)
         features["token_embeddings"] = total / self.weights.sum()
 
 
@@ -319,8 +327,8 @@ class Dropout(Module):
     def from_folder(cls, folder: Path, dtype: DType) -> Self:  # noqa: ARG003
         return cls()
 
-    def output_dimension(self, dimension: int) -> int:
-        return dimension
+    def connect(self, flow: Flow) -> None:
+        pass
 
     def __call__(self, features: Features) -> None:
         pass
@@ -336,6 +344,19 @@ MODULES: Mapping[str, type[Module]] = {
     "WeightedLayerPooling": WeightedLayerPooling,
     "WordWeights": WordWeights,
 }
+
+
+def connect(chain: Sequence[Module], flow: Flow) -> int:
+    """Return the width of the sentence vectors that the modules of ``chain`` make, one after the other.
+
+    Raises:
+        ConfigError: They do not fit together, or make no sentence vector.
+    """
+    for module in chain:
+        module.connect(flow)
+    if "sentence_embedding" not in flow.widths:
+        raise ConfigError("modules.json must name a module that makes a sentence vector, such as Pooling; it does not.")
+    return flow.widths["sentence_embedding"]
 
 
 def load(kind: str, folder: Path | None, dtype: DType) -> Module:
@@ -357,3 +378,15 @@ def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
     if type(value) is not int or value < 1:
         raise ConfigError(f"{path}: {key} must be a whole number of at least 1; it is {value!r}.")
     return value
+
+
+def _width(path: Path, flow: Flow, feature: str) -> int:
+    """Return the width of a feature that a module reads."""
+    if feature not in flow.widths:
+        raise ConfigError(f"{path}: the module needs a {feature}, which no module before it makes. Put Pooling first.")
+    return flow.widths[feature]
+
+
+def _require_equal(path: Path, key: str, value: int, rule: str, expected: int) -> None:
+    if value != expected:
+        raise ConfigError(f"{path}: {key} must be {rule}, {expected}; it is {value}.")

@@ -10,7 +10,7 @@ from minibert import checkpoint, modules
 from minibert.config import BertConfig
 from minibert.errors import TokenizerError
 from minibert.model import bert
-from minibert.modules import Features, Module, Pooling
+from minibert.modules import Features, Flow, Module, Pooling
 from minibert.params import BertParams
 from minibert.repo import ModelRepo
 from minibert.tokenization import TextTokenizer
@@ -47,9 +47,7 @@ class Pipeline:
         tokenizer = open_tokenizer(repo)
         max_seq_length = repo.max_seq_length(tokenizer.model_max_length)
         chain = tuple(modules.load(kind, folder, dtype) for kind, folder in repo.modules)
-        dimension = repo.config.hidden_size
-        for module in chain:
-            dimension = module.output_dimension(dimension)
+        dimension = modules.connect(chain, open_flow(repo, tokenizer))
         params = checkpoint.load_bert(repo.transformer_folder, repo.config, dtype)  # last: it takes the longest
         return cls(repo.config, tokenizer, params, chain, dimension, max_seq_length)
 
@@ -100,6 +98,12 @@ class Pipeline:
         for module in self.modules:
             module(features)
         return features
+
+
+def open_flow(repo: ModelRepo, tokenizer: TextTokenizer) -> Flow:
+    """Return what the modules after the transformer of ``repo`` have to work with."""
+    widths = {"token_embeddings": repo.config.hidden_size}
+    return Flow(widths, repo.config.num_hidden_layers, tokens=tokenizer.largest_id + 1)
 
 
 def open_tokenizer(repo: ModelRepo) -> TextTokenizer:

@@ -197,21 +197,33 @@ def test_width_that_does_not_fit(tmp_path, kind, config, weights, reason):
 
 
 def test_word_weights_that_are_too_few(tmp_path):
-    """A token without a weight is refused with both numbers, instead of taking another token's (M4)."""
+    """A token without a weight is refused at load, instead of taking another token's (M4)."""
     write_module(tmp_path / "words", {"vocab": ["x"] * 66}, emb_layer__weight=IDF[:66])
-    mine = encoder(tmp_path, ("WordWeights", "words"), ("Pooling", "1_Pooling"))
 
-    with pytest.raises(ConfigError, match=r"WordWeights must have a weight for every token; it has 66, .* the id 66"):
-        mine.encode("cat")
+    with pytest.raises(ConfigError, match=r"words.config\.json: vocab must have a weight .* 80 tokens; it has 66"):
+        encoder(tmp_path, ("WordWeights", "words"), ("Pooling", "1_Pooling"))
 
 
 def test_layers_of_another_model(tmp_path):
-    """WeightedLayerPooling must be made for the model's number of layers (M5)."""
+    """WeightedLayerPooling must be made for the transformer's number of layers (M5)."""
     write_module(tmp_path / "layers", {"num_hidden_layers": 3, "layer_start": 2}, layer_weights=LAYER_WEIGHTS)
-    mine = encoder(tmp_path, ("WeightedLayerPooling", "layers"), ("Pooling", "1_Pooling"))
 
-    with pytest.raises(ConfigError, match=r"layers.config\.json: num_hidden_layers must be the model's, 2; it is 3"):
-        mine.encode("cat")
+    with pytest.raises(
+        ConfigError, match=r"layers.config\.json: num_hidden_layers must be the transformer's, 2; it is 3"
+    ):
+        encoder(tmp_path, ("WeightedLayerPooling", "layers"), ("Pooling", "1_Pooling"))
+
+
+def test_module_before_what_it_reads(tmp_path):
+    """A module that reads the sentence vector must come after one that makes it."""
+    with pytest.raises(ConfigError, match=r"needs a sentence_embedding, which no module before it makes"):
+        encoder(tmp_path, ("Normalize", "2_Normalize"), ("Pooling", "1_Pooling"))
+
+
+def test_chain_without_a_sentence_vector(tmp_path):
+    """A chain that ends with token vectors is refused at load, not at the first text."""
+    with pytest.raises(ConfigError, match=r"modules\.json must name a module that makes a sentence vector"):
+        encoder(tmp_path, ("Dropout", "1_Dropout"))
 
 
 # ---------------------------------------------------------------- sentence-transformers' own

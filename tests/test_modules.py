@@ -109,7 +109,10 @@ def test_pooling_modes(tmp_path, config, modes):
     pooling = modules.load("Pooling", write_module(tmp_path, config), np.float32)
 
     assert pooling.modes == modes
-    assert pooling.output_dimension(16) == 16 * len(modes)
+    flow = modules.Flow({"token_embeddings": 16}, num_hidden_layers=2, tokens=80)
+    pooling.connect(flow)
+
+    assert flow.widths["sentence_embedding"] == 16 * len(modes)
 
 
 @pytest.mark.parametrize(

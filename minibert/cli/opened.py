@@ -12,7 +12,7 @@ from minibert import checkpoint, modules
 from minibert.checkpoint import StoredTensor
 from minibert.errors import ConfigError
 from minibert.modules import Module
-from minibert.pipeline import open_tokenizer
+from minibert.pipeline import open_flow, open_tokenizer
 from minibert.repo import DEFAULT_PROMPTS, TRANSFORMER_CONFIGS, ModelRepo
 from minibert.tokenization import TextTokenizer
 from minibert.tokenizer_files import TokenizerFiles
@@ -65,6 +65,7 @@ class OpenedRepo:
             stored=tuple(checkpoint.open_weights(repo.transformer_folder).values()),
             tensors=tuple(checkpoint.open_bert(repo.transformer_folder, repo.config).values()),
         )
+        modules.connect(opened.modules, open_flow(repo, opened.tokenizer))
         if repo.default_prompt_name not in {None, *opened.prompts}:
             raise ConfigError(
                 f"{folder}: default_prompt_name must be one of {', '.join(opened.prompts)}; "
@@ -80,10 +81,12 @@ class OpenedRepo:
     @property
     def dimensions(self) -> list[int]:
         """Width of the vectors after the transformer, and after each module."""
-        widths = [self.repo.config.hidden_size]
+        flow = open_flow(self.repo, self.tokenizer)
+        dimensions = [self.repo.config.hidden_size]
         for module in self.modules:
-            widths.append(module.output_dimension(widths[-1]))
-        return widths
+            module.connect(flow)
+            dimensions.append(flow.widths.get("sentence_embedding", flow.widths["token_embeddings"]))
+        return dimensions
 
     @property
     def max_seq_length(self) -> int:
