@@ -12,7 +12,7 @@ import numpy as np
 from minibert import hub, ops, quantization, similarity
 from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
 from minibert.errors import TruncationError, TruncationWarning
-from minibert.inputs import as_texts, refuse_torch_only, require_choice, require_cpu, require_int
+from minibert.inputs import as_texts, refuse_torch_only, require_choice, require_cpu, require_int, require_text
 from minibert.modules import Features
 from minibert.pipeline import Pipeline
 from minibert.pretrained import compute_dtype
@@ -166,9 +166,12 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        positions = self._pipeline.config.max_position_embeddings
-        if type(value) is not int or not 1 <= value <= positions:
-            raise ValueError(f"max_seq_length must be from 1 to max_position_embeddings = {positions}; got {value!r}.")
+        least, most = self._pipeline.tokenizer.special_tokens, self._pipeline.config.max_position_embeddings
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(
+                f"max_seq_length must be from {least}, the special tokens, to max_position_embeddings = {most}; "
+                f"got {value!r}."
+            )
         self._max_seq_length = value
 
     @property
@@ -344,6 +347,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         """Return the text that goes before each input: given, named, or by default."""
         if prompt is not None:
+            require_text("prompt", prompt)
             if prompt_name is not None:
                 logger.warning("encode was given both prompt and prompt_name: prompt is used")
             return prompt

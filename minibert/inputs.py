@@ -106,3 +106,11 @@ def require_int(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise ValueError(f"{name} must be a whole number; it is {value!r}.")
     return operator.index(value)
+
+
+def require_text(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a str, and ValueError if it holds a lone surrogate."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text (str); it is {_describe(value)}.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{name} must be valid Unicode; it holds a lone surrogate: {value!r}.")

@@ -8,7 +8,7 @@ import numpy as np
 
 from minibert import checkpoint, modules
 from minibert.config import BertConfig
-from minibert.errors import TokenizerError
+from minibert.errors import ConfigError, TokenizerError
 from minibert.model import bert
 from minibert.modules import Features, Flow, Module, Pooling
 from minibert.params import BertParams
@@ -46,6 +46,11 @@ class Pipeline:
         """
         tokenizer = open_tokenizer(repo)
         max_seq_length = repo.max_seq_length(tokenizer.model_max_length)
+        if max_seq_length < tokenizer.special_tokens:
+            raise ConfigError(
+                f"{repo.transformer_folder}: max_seq_length must leave room for the {tokenizer.special_tokens} special "
+                f"tokens around a text; it is {max_seq_length}."
+            )
         chain = tuple(modules.load(kind, folder, dtype) for kind, folder in repo.modules)
         dimension = modules.connect(chain, open_flow(repo, tokenizer))
         params = checkpoint.load_bert(repo.transformer_folder, repo.config, dtype)  # last: it takes the longest

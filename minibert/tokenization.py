@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from tokenizers import Tokenizer, normalizers
 
-from minibert.errors import TokenizerError
-from minibert.tokenizer_files import TokenizerFiles, build_tokenizer
+from minibert.tokenizer_files import TokenizerFiles, build_tokenizer, library_errors
 
 
 class TokenizedTexts(NamedTuple):
@@ -73,10 +72,8 @@ class TextTokenizer:
         backend, special = build_tokenizer(files, tokenizer_class)
         if do_lower_case:
             _prepend_lowercase(backend)
-        try:
+        with library_errors(folder):
             prefix, suffix = _special_tokens_around(backend)
-        except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(f"{folder}: the tokenizer cannot encode a text: {error}.") from error
         special_ids = {role: id_ for role, token in special.items() if (id_ := backend.token_to_id(token)) is not None}
         return cls(
             backend=backend,
@@ -93,14 +90,18 @@ class TextTokenizer:
         """The largest id that a text can get."""
         return max(self.backend.get_vocab(with_added_tokens=True).values())
 
+    @property
+    def special_tokens(self) -> int:
+        """How many special tokens go around every text: the shortest that a text can be."""
+        return len(self.prefix) + len(self.suffix)
+
     def __call__(self, texts: Sequence[str], max_length: int) -> TokenizedTexts:
-        """Return the ids of ``texts``, each cut to ``max_length`` tokens, special tokens included.
+        """Return the ids of ``texts``, each cut to ``max_length`` tokens, at least the special ones.
 
         A text that holds the name of a special token, such as ``[SEP]``, gets that token's id, as in transformers.
         """
-        around = len(self.prefix) + len(self.suffix)
         own = [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        room = max(max_length - around, 0)
+        room = max(max_length - self.special_tokens, 0)
         ids = []
         for content in own:
             if len(content) <= room:
@@ -108,7 +109,7 @@ class TextTokenizer:
             else:
                 kept = content[len(content) - room :] if self.truncation_side == "left" else content[:room]
             ids.append([*self.prefix, *kept, *self.suffix])
-        return TokenizedTexts(ids, [len(content) + around for content in own])
+        return TokenizedTexts(ids, [len(content) + self.special_tokens for content in own])
 
     def prompt_length(self, prompt: str, max_length: int) -> int:
         """Return how many tokens a text's leading ``prompt`` takes, the special tokens before it included.
@@ -116,7 +117,7 @@ class TextTokenizer:
         Counted as sentence-transformers does: the prompt alone, less its last token if that is special.
         """
         (ids,), _ = self([prompt], max_length)
-        return len(ids) - (ids[-1] in self.special_ids)
+        return len(ids) - (ids[-1:] != [] and ids[-1] in self.special_ids)
 
 
 def _special_tokens_around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,7 +8,8 @@ https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers
 """
 
 import base64
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +199,20 @@ _RECIPES = {
 }
 
 
+@contextlib.contextmanager
+def library_errors(folder: Path) -> Iterator[None]:
+    """Turn whatever the tokenizers library raises on unusable files into a TokenizerError."""
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as error:
+        # It raises bare Exception, and where its Rust code panics, a BaseException of a class that it does not export.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{folder}: the tokenizer files cannot be used: {error!r}.") from error
+
+
 def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[Tokenizer, dict[str, str]]:
     """Return the library's tokenizer, and the content of its special tokens by role.
 
@@ -213,7 +228,7 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
     if recipe is None:
         known = ", ".join(_RECIPES)
         raise TokenizerError(f"{files.folder}: tokenizer_class {name!r} is not implemented; minibert knows {known}.")
-    try:
+    with library_errors(files.folder):
         named = {**recipe.special, **files.named_tokens()}
         tokenizer = recipe.build(files, named)
         _add_tokens(tokenizer, files, named)
@@ -223,10 +238,6 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
                 single=[before, "$A", after],
                 special_tokens=[(token, tokenizer.token_to_id(token)) for token in {before, after}],
             )
-    except TokenizerError:
-        raise
-    except Exception as error:  # the library raises bare Exception, and malformed files every kind
-        raise TokenizerError(f"{files.folder}: the tokenizer files cannot be used: {error!r}.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer, {role: _content(token) for role, token in named.items()}

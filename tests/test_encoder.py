@@ -300,6 +300,15 @@ def test_prompt_beats_prompt_name(prompted, caplog):
     assert "prompt" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"), [(7, TypeError, "prompt must be a text"), ("\ud800", ValueError, "lone surrogate")]
+)
+def test_bad_prompt(encoder, prompt, error, message):
+    """A prompt is a text, and valid Unicode."""
+    with pytest.raises(error, match=message):
+        encoder.encode(TEXTS, prompt=prompt)
+
+
 def test_empty_document_prompt_hides_passage(prompted):
     """Every model has a "document" prompt, empty by default, so "passage" is not reached (E4)."""
     encoder = SentenceEncoder(prompted)
@@ -370,9 +379,9 @@ def test_truncated_text_keeps_its_beginning(changeable):
     np.testing.assert_array_equal(changeable.encode("the cat and a hat"), changeable.encode("the cat"))
 
 
-@pytest.mark.parametrize("value", [0, 513, 7.0, True, None])
+@pytest.mark.parametrize("value", [0, 1, 513, 7.0, True, None])
 def test_max_seq_length_must_fit_the_position_table(changeable, value):
-    """max_seq_length is from 1 to the rows of the position table (L10)."""
+    """max_seq_length is from the 2 special tokens to the 512 rows of the position table (L10)."""
     with pytest.raises(ValueError, match="512"):
         changeable.max_seq_length = value
 

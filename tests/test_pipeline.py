@@ -216,3 +216,14 @@ def test_weights_are_checked_at_load(repo):
 
     with pytest.raises(ModelFileError, match=r"missing: encoder\.layer\.0\.attention\.self\.query\.bias"):
         SentenceEncoder(repo)
+
+
+# ---------------------------------------------------------------- tokenizer and limit
+
+
+def test_limit_below_the_special_tokens(repo):
+    """A limit that leaves no room for [CLS] and [SEP] is refused at load, with both numbers."""
+    edit_json(repo / "sentence_bert_config.json", max_seq_length=1)
+
+    with pytest.raises(ModelFileError, match=r"room for the 2 special tokens around a text; it is 1"):
+        SentenceEncoder(repo)

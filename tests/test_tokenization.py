@@ -1,6 +1,7 @@
 """Token ids are transformers 5's, for every form of tokenizer files that repos have."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -154,6 +155,18 @@ def test_unusable_special_tokens_map(tmp_path, change, message):
     edit_json(tmp_path / "special_tokens_map.json", **change)
 
     with pytest.raises(TokenizerError, match=message):
+        TextTokenizer.from_folder(tmp_path)
+
+
+def test_panic_of_the_library(tmp_path):
+    """A tokenizer.json at which the library's Rust code panics is an error like any other."""
+    shutil.copytree(FOLDER / "json-as-is", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["post_processor"]["single"] = [{"Sequence": {"id": "B", "type_id": 0}}]
+    path.write_text(json.dumps(content), "utf-8")
+
+    with pytest.raises(TokenizerError, match="cannot be used"):
         TextTokenizer.from_folder(tmp_path)
 
 

@@ -138,7 +138,7 @@ def test_do_lower_case(repo):
 @pytest.mark.parametrize(
     ("settings", "tokenizer", "expected"),
     [
-        ({"max_seq_length": 1}, ..., 1),
+        ({"max_seq_length": 2}, ..., 2),
         ({"max_seq_length": 128}, ..., 128),
         ({"max_seq_length": 128}, 64, 128),
         ({"max_seq_length": 512}, 64, 512),

@@ -74,7 +74,7 @@ def load_module(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: DTyp
         WeightsError: As :func:`load_bert`.
     """
     tensors = open_weights(folder)
-    expected = {name: (shape, str(shape)) for name, shape in shapes.items()}
+    expected = {name: (shape, "as config.json says") for name, shape in shapes.items()}
     _require_match(find_weights(folder), tensors, expected, list(tensors.keys() - shapes.keys()))
     return {name: _read_finite(tensor, dtype) for name, tensor in tensors.items()}
 
@@ -86,9 +86,11 @@ def find_weights(folder: Path) -> Path:
         WeightsError: There is none.
     """
     first_files = [kind[0] for kind in WEIGHTS_FILES]
-    for name in first_files:
-        if (folder / name).is_file():
-            return folder / name
+    for path in (folder / name for name in first_files):
+        if path.is_symlink() and not path.exists():
+            raise WeightsError(f"{path} is a link to a file that does not exist. Is the download complete?")
+        if path.is_file():
+            return path
     raise WeightsError(f"{folder} holds no weights: it has none of {', '.join(first_files)}.")
 
 
@@ -144,7 +146,7 @@ def _require_match(
     for name in sorted(found.keys() & expected.keys()):
         tensor, (shape, words) = found[name], expected[name]
         if tensor.shape != shape:
-            problems.append(f"\n  {tensor.name} must have shape {shape} = {words}; it has {tensor.shape}")
+            problems.append(f"\n  {tensor.name} must have shape {shape} {words}; it has {tensor.shape}")
         elif tensor.dtype not in {"F64", "F32", "F16", "BF16"}:
             problems.append(f"\n  {tensor.name} must hold floating-point numbers; it holds {tensor.dtype}")
     if any(problems):
@@ -164,7 +166,7 @@ def _read_finite(tensor: StoredTensor, dtype: DType) -> Array:
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         count = int(values.size - np.isfinite(values).sum())
         raise WeightsError(
-            f"{tensor.path}: {tensor.name} holds {count} values that are NaN or infinite, of {values.size}."
+            f"{tensor.path}: {tensor.name} must hold finite numbers; {count} of {values.size} are NaN or infinite."
         )
     with np.errstate(over="ignore"):
         converted = values.astype(dtype, copy=False)

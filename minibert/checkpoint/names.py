@@ -74,7 +74,7 @@ def expected_shapes(config: BertConfig) -> dict[str, tuple[tuple[int, ...], str]
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
     }
-    return {name: (tuple(words[word] for word in shape), f"({', '.join(shape)})") for name, shape in _shapes(config)}
+    return {name: (tuple(words[word] for word in shape), f"= ({', '.join(shape)})") for name, shape in _shapes(config)}
 
 
 def _shapes(config: BertConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
