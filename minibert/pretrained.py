@@ -62,9 +62,10 @@ class BertModel:
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        repo = ModelRepo.open(folder)
-        parameters = checkpoint.load_bert(repo.transformer_folder, repo.config, compute_dtype(dtype))
-        return cls(repo.config, parameters)
+        if not (folder / "config.json").is_file():  # in the layout of sentence-transformers 0, a folder deeper
+            folder = ModelRepo.open(folder).transformer_folder
+        config = BertConfig.from_file(folder / "config.json")
+        return cls(config, checkpoint.load_bert(folder, config, compute_dtype(dtype)))
 
     def __call__(
         self,

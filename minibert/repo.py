@@ -28,6 +28,9 @@ TRANSFORMER_CONFIGS = (
     "sentence_xlnet_config.json",
 )
 
+#: Arguments for loading, in the names of sentence-transformers 5.4 and of those before it.
+_KWARGS = {"model_kwargs": "model_args", "processor_kwargs": "tokenizer_args", "config_kwargs": "config_args"}
+
 #: Arguments for loading the model that do not change its vectors: minibert chooses the precision itself.
 _HARMLESS_MODEL_KWARGS = {
     "add_pooling_layer",
@@ -37,7 +40,6 @@ _HARMLESS_MODEL_KWARGS = {
     "trust_remote_code",
     "use_safetensors",
 }
-
 
 #: The prompts that every model has unless it, or its user, says otherwise.
 DEFAULT_PROMPTS = {"query": "", "document": ""}
@@ -51,6 +53,10 @@ class ModuleFolder(NamedTuple):
 
     kind: str
     folder: Path | None
+
+
+#: What sentence-transformers puts after a bare transformers model.
+_MEAN_POOLING = ModuleFolder("Pooling", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +82,9 @@ class TransformerSettings:
         if path is None:
             return cls()
         config = read_object(path)
-        for newer, older in (("model", "model"), ("processor", "tokenizer"), ("config", "config")):
-            if f"{older}_args" in config:
-                config.setdefault(f"{newer}_kwargs", config.pop(f"{older}_args"))
+        for name, older in _KWARGS.items():
+            if older in config:
+                config.setdefault(name, config.pop(older))
         kwargs = {name: _without_trust(path, name, config.pop(name, None)) for name in _KWARGS}
         max_seq_length = config.pop("max_seq_length", None)
         if max_seq_length is not None and (type(max_seq_length) is not int or max_seq_length < 1):
@@ -93,9 +99,6 @@ class TransformerSettings:
             raise ConfigError(f"{path}: model_kwargs {', '.join(unsupported)} are not implemented.")
         _refuse_other_inference(path, config)
         return settings
-
-
-_KWARGS = ("model_kwargs", "processor_kwargs", "config_kwargs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +190,6 @@ class ModelRepo:
                 f"it is {stated}, and a text of that length would fail."
             )
         return stated
-
-
-_MEAN_POOLING = ModuleFolder("Pooling", None)
 
 
 def _modules(folder: Path) -> tuple[Path, tuple[ModuleFolder, ...]]:
