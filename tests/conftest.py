@@ -4,7 +4,23 @@ import importlib.util
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+
+def libraries():
+    """Return the array libraries to test: numpy, and CuPy where it is installed and has a GPU."""
+    if importlib.util.find_spec("cupy") is None:
+        return [np]
+    import cupy
+
+    return [np, cupy] if cupy.cuda.is_available() else [np]
+
+
+@pytest.fixture(scope="session", params=libraries(), ids=lambda library: library.__name__)
+def xp(request):
+    """Return the array library under test."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The arithmetic under the forward pass, on numpy arrays and, where there is a GPU, on CuPy's."""
 
-import importlib.util
 import math
 import os
 import subprocess
@@ -27,21 +26,6 @@ ROWS = st.one_of(
     arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=VALUES),
     st.builds(lambda value, n: np.full((2, n), value, np.float32), VALUES, st.integers(1, 1024)),
 )
-
-
-def libraries():
-    """Return the array libraries to test: numpy, and CuPy where it is installed and has a GPU."""
-    if importlib.util.find_spec("cupy") is None:
-        return [np]
-    import cupy
-
-    return [np, cupy] if cupy.cuda.is_available() else [np]
-
-
-@pytest.fixture(scope="module", params=libraries(), ids=lambda library: library.__name__)
-def xp(request):
-    """Return the array library under test."""
-    return request.param
 
 
 def host(array):

@@ -1,6 +1,5 @@
 """Pooling: what each mode makes of the tokens of a text, and what it must ignore."""
 
-import importlib.util
 import math
 
 import numpy as np
@@ -16,21 +15,6 @@ from minibert.pooling import pool
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 EACH_MODE = pytest.mark.parametrize("mode", MODES)
 MEANS = pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len_tokens", "weightedmean"])
-
-
-def libraries():
-    """Return the array libraries to test: numpy, and CuPy where it is installed and has a GPU."""
-    if importlib.util.find_spec("cupy") is None:
-        return [np]
-    import cupy
-
-    return [np, cupy] if cupy.cuda.is_available() else [np]
-
-
-@pytest.fixture(scope="module", params=libraries(), ids=lambda library: library.__name__)
-def xp(request):
-    """Return the array library under test."""
-    return request.param
 
 
 def pooled(xp, modes, hidden, mask, **options):
