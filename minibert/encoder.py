@@ -273,12 +273,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         require_cpu(device)
         if require_int("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1; it is {batch_size}.")
-        if output_value not in {"sentence_embedding", "token_embeddings", None}:
-            raise ValueError(
-                f'output_value must be "sentence_embedding", "token_embeddings" or None; it is {output_value!r}.'
-            )
-        if precision not in quantization.PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(quantization.PRECISIONS)}; it is {precision!r}.")
+        require_choice("output_value", output_value, ("sentence_embedding", "token_embeddings", None))
+        require_choice("precision", precision, quantization.PRECISIONS)
         truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = as_texts(inputs)
@@ -288,7 +284,9 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         outputs: list[Any] = [None] * len(texts)
         for rows in _progress(_batches(ids, batch_size), show_progress_bar):
             features = self._pipeline([ids[i] for i in rows], prompt_length)
-            _finish(features, truncate_dim, normalize_embeddings and output_value == "sentence_embedding")
+            vectors = features["sentence_embedding"][..., :truncate_dim]
+            normalize = normalize_embeddings and output_value == "sentence_embedding"
+            features["sentence_embedding"] = ops.l2_normalize(vectors) if normalize else vectors
             for position, i in enumerate(rows):
                 outputs[i] = _output(features, output_value, position, len(ids[i]))
 
@@ -388,13 +386,6 @@ def _batches(ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
     """Return the indices of the texts in batches, the longest first, so that little is padded."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def _finish(features: Features, truncate_dim: int | None, normalize: bool) -> None:
-    """Cut the sentence vectors and scale them to length 1, in this order, if there are any."""
-    if "sentence_embedding" in features:
-        vectors = features["sentence_embedding"][..., :truncate_dim]
-        features["sentence_embedding"] = ops.l2_normalize(vectors) if normalize else vectors
 
 
 def _output(features: Features, output_value: OutputValue, position: int, tokens: int) -> Any:
