@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from minibert.errors import ConfigError, TokenizerError
 from minibert.jsonfile import read_optional
 
-#: The largest tokenizer.json that is read, in bytes; a vocabulary of 250,000 pieces takes 17 MB.
+#: The largest tokenizer.json that is read, in bytes: room for multilingual vocabularies of 250,000 pieces.
 MAX_BYTES = 256 << 20
 
 #: The names of special tokens in tokenizer_config.json, in the order in which transformers adds them.
@@ -190,7 +190,6 @@ _AS_IS = _Recipe(_as_is, {}, None)
 #: By the tokenizer_class that the files name, or that name without "Fast".
 _RECIPES = {
     "BertTokenizer": _BERT,
-    "ConvBertTokenizer": _BERT,
     "DistilBertTokenizer": _BERT,
     "ElectraTokenizer": _BERT,
     "PreTrainedTokenizerFast": _AS_IS,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support import GOLDEN, copy_twin, edit_json, load, split
 
+from minibert import tokenizer_files
 from minibert.errors import TokenizerError
 from minibert.tokenization import TextTokenizer
 
@@ -131,6 +132,10 @@ def test_model_max_length(tmp_path, stated, limit):
     ("change", "message"),
     [
         ({"tokenizer_class": "BertJapaneseTokenizer"}, "BertJapaneseTokenizer"),
+        (
+            {"tokenizer_class": "ConvBertTokenizer"},
+            "ConvBertTokenizer",
+        ),  # rebuilt only where there is no tokenizer.json
         ({"model_max_length": -1}, "model_max_length"),
         ({"model_max_length": "512"}, "model_max_length"),
         ({"truncation_side": "middle"}, "truncation_side"),
@@ -168,6 +173,22 @@ def test_panic_of_the_library(tmp_path):
 
     with pytest.raises(TokenizerError, match="cannot be used"):
         TextTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("variant", ["json-lower-file-cased-config", "json-cased-file-lower-default"])
+@pytest.mark.parametrize("name", [*tokenizer_files._RECIPES, "BertTokenizerFast", "DistilBertTokenizerFast"])
+def test_class_is_that_of_transformers(name, variant, tmp_path):
+    """Each tokenizer_class that is known sets the library up as transformers does, where file and config differ."""
+    from transformers import AutoTokenizer
+
+    source = "unigram" if name == "XLMRobertaTokenizer" else variant
+    shutil.copytree(FOLDER / source, tmp_path, dirs_exist_ok=True)
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=name)
+    peer = AutoTokenizer.from_pretrained(tmp_path)
+
+    ids = TextTokenizer.from_folder(tmp_path)(TEXTS, 10_000).ids
+    assert ids == [peer(text, truncation=False, padding=False)["input_ids"] for text in TEXTS]
 
 
 @pytest.mark.weights

@@ -34,7 +34,7 @@ def test_vectors_are_those_of_sentence_transformers(encoder, expected):
 
 
 def test_vectors_are_exact_to_three_ten_millionths(encoder, expected):
-    """Every number is within 3e-7 of the exact one: no float32 engine measured is further than 2.4e-7."""
+    """Every number is within 3e-7 of the exact one."""
     arrays, texts = expected
 
     np.testing.assert_allclose(encoder.encode(texts), arrays["embeddings.float64"], rtol=0, atol=3e-7, equal_nan=False)
