@@ -1,30 +1,45 @@
 """SentenceEncoder: text in, vectors out."""
 
 import contextlib
+import copy
 import dataclasses
+import itertools
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from minibert import hub, ops, quantization, similarity
 from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
+from minibert.batches import Batch, Limits, cut, run
 from minibert.errors import TruncationError, TruncationWarning
-from minibert.inputs import as_texts, refuse_torch_only, require_choice, require_cpu, require_int, require_text
+from minibert.fused.cpu import FusedCpu
+from minibert.inputs import (
+    as_texts,
+    checked,
+    refuse_torch_only,
+    require_choice,
+    require_cpu,
+    require_int,
+    require_many,
+    require_text,
+)
 from minibert.modules import Features
 from minibert.pipeline import Pipeline
 from minibert.pretrained import compute_dtype
 from minibert.repo import DEFAULT_PROMPTS, ModelRepo
+from minibert.threads import blas_threads, one_blas_thread, usable_cores
 from minibert.typing import Array, DType, Float, Int, OnTruncate, PathLike, Precision
 
 __all__ = ["SentenceEncoder", "Truncation"]
 
 logger = logging.getLogger("minibert")
 
-#: Texts that are tokenized in one call: enough to keep the tokenizer's threads busy.
-_TOKENIZE_AT_ONCE = 1024
+#: Tokens that are computed at a time, on each thread: enough for efficient matrix products, and few enough that the
+#: numbers of a batch stay near the core.
+_MAX_BATCH_TOKENS = 1024
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
 
@@ -57,6 +72,9 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         on_truncate: What happens when texts are longer than :attr:`max_seq_length`: ``"warn"`` gives one
             :class:`~minibert.errors.TruncationWarning` a call, ``"ignore"`` nothing, ``"error"`` a
             :class:`~minibert.errors.TruncationError` that names the first such text, before anything is computed.
+        num_threads: On how many threads ``encode`` computes.
+        max_batch_tokens: How many tokens each of them computes at a time, but for a longer text. Memory grows with
+            it; the results do not depend on it.
         truncation: What the last call of ``encode`` cut off, whatever ``on_truncate`` says.
 
     Example:
@@ -66,7 +84,15 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     """
 
     _SETTINGS: ClassVar[frozenset[str]] = frozenset(
-        {"prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "on_truncate"}
+        {
+            "prompts",
+            "default_prompt_name",
+            "similarity_fn_name",
+            "truncate_dim",
+            "on_truncate",
+            "num_threads",
+            "max_batch_tokens",
+        }
     )
 
     def __init__(
@@ -84,6 +110,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         truncate_dim: int | None = None,
         dtype: DType = None,
         on_truncate: OnTruncate = "warn",
+        num_threads: int | None = None,
+        max_batch_tokens: int = _MAX_BATCH_TOKENS,
         **torch_only: Any,
     ) -> None:
         """Load a model.
@@ -102,6 +130,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             dtype: ``float32`` (default) or ``float64``: the precision of arithmetic and vectors, whatever the
                 precision of the file.
             on_truncate: See the class.
+            num_threads: How many threads compute; by default one for each core that the process may use.
+            max_batch_tokens: See the class.
             **torch_only: Further arguments of sentence-transformers; each raises, and says what to use instead.
 
         Raises:
@@ -125,6 +155,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             "truncate_dim": truncate_dim,
             "dtype": dtype,
             "on_truncate": on_truncate,
+            "num_threads": num_threads,
+            "max_batch_tokens": max_batch_tokens,
         }
         self.dtype = compute_dtype(dtype)
         folder = hub.resolve(
@@ -157,6 +189,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         self.default_prompt_name = default_name
         self.truncate_dim = truncate_dim
         self.on_truncate: OnTruncate = arguments["on_truncate"]
+        self.num_threads = _at_least_one("num_threads", arguments["num_threads"] or usable_cores())
+        self.max_batch_tokens = _at_least_one("max_batch_tokens", arguments["max_batch_tokens"])
         self._arguments = dict(arguments)
 
     @property
@@ -221,7 +255,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         inputs: Any = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         output_value: OutputValue = "sentence_embedding",
         precision: Precision = "float32",
@@ -241,7 +275,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
                 or Arrow column).
             prompt_name: The name, in :attr:`prompts`, of a text that is put before each input.
             prompt: That text itself; it takes precedence over ``prompt_name``.
-            batch_size: How many texts are computed at a time.
+            batch_size: The most texts that are computed together; by default, :attr:`max_batch_tokens` alone decides.
+                It changes memory and speed, never a result.
             show_progress_bar: Whether to show one; by default only while the logger "minibert" is at INFO or below.
             output_value: ``"sentence_embedding"``; ``"token_embeddings"`` for a list of ``(tokens, H)`` arrays, the
                 special tokens' vectors included; None for a dict of everything for each text.
@@ -271,32 +306,67 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         torch_only = {**other, "convert_to_tensor": convert_to_tensor, "pool": pool, "chunk_size": chunk_size}
         refuse_torch_only("encode", torch_only, ValueError)
         require_cpu(device)
-        if require_int("batch_size", batch_size) < 1:
-            raise ValueError(f"batch_size must be at least 1; it is {batch_size}.")
+        batch_size = None if batch_size is None else _at_least_one("batch_size", batch_size)
         require_choice("output_value", output_value, ("sentence_embedding", "token_embeddings", None))
         require_choice("precision", precision, quantization.PRECISIONS)
         truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = as_texts(inputs)
-        ids = self._token_ids([prompt + text for text in texts] if prompt else texts)
-        prompt_length = self._pipeline.tokenizer.prompt_length(prompt, self.max_seq_length) if prompt else 0
-
-        outputs: list[Any] = [None] * len(texts)
-        for rows in _progress(_batches(ids, batch_size), show_progress_bar):
-            features = self._pipeline([ids[i] for i in rows], prompt_length)
-            vectors = features["sentence_embedding"][..., :truncate_dim]
-            normalize = normalize_embeddings and output_value == "sentence_embedding"
-            features["sentence_embedding"] = ops.l2_normalize(vectors) if normalize else vectors
-            for position, i in enumerate(rows):
-                outputs[i] = _output(features, output_value, position, len(ids[i]))
-
+        request = _Request(prompt or "", batch_size, output_value, truncate_dim, normalize_embeddings)
+        truncation = _TruncationCount(self.max_seq_length)
+        outputs = self._encode(texts, request, truncation, show_progress_bar)
+        self._report(truncation)
         if output_value != "sentence_embedding":
             return outputs[0] if single else outputs
-        vectors = np.stack(outputs) if outputs else np.zeros((0, self._width(truncate_dim)), self.dtype)
+        vectors: Array = outputs
         if precision != "float32":
             vectors = quantization.quantize_embeddings(vectors, precision)
         many = vectors if convert_to_numpy else list(vectors)
         return vectors[0] if single else many
+
+    def encode_stream(
+        self,
+        inputs: Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        chunk_size: int = 4096,
+        batch_size: int | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Iterator[Float[Array, "n D"]]:
+        """Yield the vectors of the texts in order, ``chunk_size`` at a time: any number, in constant memory.
+
+        They are the very vectors of :meth:`encode`. ``inputs`` is read as far as it is needed. Texts that are too long
+        are reported at the end; with :attr:`on_truncate` ``"error"``, before the chunk that they are in.
+
+        Args:
+            inputs: An iterable of texts in a definite order.
+            prompt_name: As in :meth:`encode`, like all that follow.
+            prompt: As there.
+            chunk_size: How many vectors to yield at a time. The last array may be shorter.
+            batch_size: As there.
+            normalize_embeddings: As there.
+            truncate_dim: As there.
+
+        Raises:
+            TypeError: An input is not a text; the message has its index. The chunks before it were yielded.
+            ValueError: An argument has an unknown value.
+            TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
+        """
+        require_many(inputs)
+        batch_size = None if batch_size is None else _at_least_one("batch_size", batch_size)
+        chunk_size = _at_least_one("chunk_size", chunk_size)
+        truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
+        prompt = self._resolve_prompt(prompt, prompt_name)
+        request = _Request(prompt or "", batch_size, "sentence_embedding", truncate_dim, normalize_embeddings)
+        return self._stream(iter(inputs), request, chunk_size)
+
+    def _stream(self, inputs: Iterator[str], request: "_Request", chunk_size: int) -> Iterator[Float[Array, "n D"]]:
+        truncation = _TruncationCount(self.max_seq_length)
+        while chunk := list(itertools.islice(inputs, chunk_size)):
+            yield self._encode(checked(chunk, truncation.texts), request, truncation, show_progress_bar=False)
+        self._report(truncation)
 
     def encode_query(
         self,
@@ -355,43 +425,125 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             return self.prompts[prompt_name]
         return None if self.default_prompt_name is None else self.prompts.get(self.default_prompt_name)
 
-    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of ``texts``, cut to the limit, and do what ``on_truncate`` says."""
-        limit = self.max_seq_length
-        ids: list[list[int]] = []
-        lengths: list[int] = []
-        for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
-            chunk = self._pipeline.tokenizer(texts[start : start + _TOKENIZE_AT_ONCE], limit)
-            ids += chunk.ids
-            lengths += chunk.lengths
-        cut = [i for i, length in enumerate(lengths) if length > limit]
-        self.truncation = Truncation(len(cut), max(lengths, default=0), limit)
-        if cut and self.on_truncate == "error":
-            raise TruncationError(
-                f"every text must have at most max_seq_length = {limit} tokens; item {cut[0]} has {lengths[cut[0]]}"
-                f"{f', and {len(cut) - 1} more are too long' if len(cut) > 1 else ''}. Split it, or allow the cut "
-                'with on_truncate="warn" or "ignore".'
-            )
-        if cut and self.on_truncate == "warn":
+    def _encode(
+        self, texts: list[str], request: "_Request", truncation: "_TruncationCount", show_progress_bar: bool | None
+    ) -> Any:
+        """Return the vectors of ``texts``, ``(N, D)``, or a list of what else is requested."""
+        numbers: dict[str, int] = {}
+        which = [numbers.setdefault(text, len(numbers)) for text in texts]
+        unique = list(numbers)
+        lengths = [0] * len(unique)
+
+        def tokenize(indices: Sequence[int]) -> list[list[int]]:
+            found = self._pipeline.tokenizer([request.prompt + unique[i] for i in indices], truncation.limit)
+            for i, length in zip(indices, found.lengths, strict=True):
+                lengths[i] = length
+            return found.ids
+
+        if self.on_truncate == "error":
+            ids = tokenize(range(len(unique)))
+            truncation.refuse([lengths[i] for i in which])
+            outputs = self._compute(unique, lambda indices: [ids[i] for i in indices], request, show_progress_bar)
+        else:
+            outputs = self._compute(unique, tokenize, request, show_progress_bar)
+        truncation.add([lengths[i] for i in which])
+        if len(unique) == len(texts):
+            return outputs
+        return outputs[which] if isinstance(outputs, np.ndarray) else [copy.copy(outputs[i]) for i in which]
+
+    def _compute(
+        self,
+        texts: list[str],
+        tokenize: Callable[[Sequence[int]], list[list[int]]],
+        request: "_Request",
+        show_progress_bar: bool | None,
+    ) -> Any:
+        """Return what is requested of ``texts``, which are all different: an array of vectors, or a list."""
+        pipeline = self._pipeline
+        prompt_length = pipeline.tokenizer.prompt_length(request.prompt, self.max_seq_length) if request.prompt else 0
+        vectors = np.empty((len(texts), self._width(request.truncate_dim)), self.dtype)
+        outputs: list[Any] = [None] * len(texts)
+        wants_vectors = request.output_value == "sentence_embedding"
+        features_of = pipeline.sentence_features if wants_vectors else pipeline.token_features
+
+        def work(batch: Batch, fused: FusedCpu) -> None:
+            start = 0
+            for features in features_of(batch.ids, fused, prompt_length):
+                group = features["sentence_embedding"][..., : request.truncate_dim]
+                rows = batch.rows[start : start + len(group)]
+                start += len(group)
+                if wants_vectors:
+                    vectors[rows] = ops.l2_normalize(group) if request.normalize else group
+                else:
+                    features["sentence_embedding"] = group
+                    for position, i in enumerate(rows):
+                        outputs[i] = _output(features, request.output_value, position)
+            progress(len(batch.rows))
+
+        with _progress_bar(len(texts), show_progress_bar) as progress:
+            if len(texts) == 1:
+                with contextlib.nullcontext() if self._blas_may_use_threads() else one_blas_thread():
+                    work(Batch([0], tokenize([0])), FusedCpu(self.dtype))
+            elif texts:
+                threads = min(self.num_threads, len(texts))
+                batches = cut(texts, tokenize, Limits(self.max_batch_tokens, request.batch_size, threads))
+                run(batches, work, threads, self.dtype)
+        return vectors if wants_vectors else outputs
+
+    def _blas_may_use_threads(self) -> bool:
+        """Return whether BLAS, left to itself, gives the same bits on no more threads than allowed."""
+        return self._pipeline.row_rule.threads and blas_threads() <= self.num_threads
+
+    def _report(self, truncation: "_TruncationCount") -> None:
+        """Keep what a call cut off, and warn of it if that is wanted."""
+        self.truncation = Truncation(truncation.cut, truncation.longest, truncation.limit)
+        if truncation.cut and self.on_truncate == "warn":
             warnings.warn(
-                f"{len(cut)} of {len(texts)} texts were cut to max_seq_length = {limit} tokens; the longest has "
-                f"{self.truncation.longest}.",
+                f"{truncation.cut} of {truncation.texts} texts were cut to max_seq_length = {truncation.limit} tokens; "
+                f"the longest has {truncation.longest}.",
                 TruncationWarning,
                 stacklevel=3,
             )
-        return ids
 
 
-def _batches(ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Return the indices of the texts in batches, the longest first, so that little is padded."""
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+class _Request(NamedTuple):
+    """What a call asks of each text; see :meth:`SentenceEncoder.encode`."""
+
+    prompt: str
+    batch_size: int | None
+    output_value: OutputValue
+    truncate_dim: int | None
+    normalize: bool
 
 
-def _output(features: Features, output_value: OutputValue, position: int, tokens: int) -> Any:
-    """Return what ``output_value`` asks for, of the text at ``position`` in the batch."""
-    if output_value == "token_embeddings":
-        return features["token_embeddings"][position, :tokens]
+@dataclasses.dataclass
+class _TruncationCount:
+    """How many texts there were in a call so far, how many were too long, and how long the longest was."""
+
+    limit: int
+    texts: int = 0
+    cut: int = 0
+    longest: int = 0
+
+    def add(self, lengths: Sequence[int]) -> None:
+        """Count texts of so many tokens."""
+        self.texts += len(lengths)
+        self.cut += sum(length > self.limit for length in lengths)
+        self.longest = max(self.longest, *lengths, 0)
+
+    def refuse(self, lengths: Sequence[int]) -> None:
+        """Raise TruncationError if one of these texts, the next ones, is too long."""
+        cut = [i for i, length in enumerate(lengths) if length > self.limit]
+        if cut:
+            raise TruncationError(
+                f"every text must have at most max_seq_length = {self.limit} tokens; item {self.texts + cut[0]} has "
+                f"{lengths[cut[0]]}{f', and {len(cut) - 1} more are too long' if len(cut) > 1 else ''}. Split it, or "
+                'allow the cut with on_truncate="warn" or "ignore".'
+            )
+
+
+def _output(features: Features, output_value: OutputValue, position: int) -> Any:
+    """Return what ``output_value`` asks for, of the text at ``position`` in its group."""
     if output_value is not None:
         return features[output_value][position]
     rows = len(features["input_ids"])
@@ -401,12 +553,23 @@ def _output(features: Features, output_value: OutputValue, position: int, tokens
     }
 
 
-def _progress(batches: list[list[int]], show: bool | None) -> Iterable[list[int]]:
-    """Return ``batches``, behind a progress bar if one is to be shown."""
+def _at_least_one(name: str, value: Any) -> int:
+    """Return ``value`` as an int, or raise ValueError."""
+    number = require_int(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1; it is {number}.")
+    return number
+
+
+@contextlib.contextmanager
+def _progress_bar(texts: int, show: bool | None) -> Iterator[Callable[[int], object]]:
+    """Give a function to call with a number of texts that are done; it moves a progress bar if one is to be shown."""
     if show is None:
         show = logger.getEffectiveLevel() <= logging.INFO
     if not show:
-        return batches
+        yield lambda _: None
+        return
     from tqdm import tqdm
 
-    return tqdm(batches, desc="Batches")
+    with tqdm(total=texts, desc="Texts") as bar:
+        yield bar.update

@@ -40,7 +40,14 @@ def as_texts(inputs: Any) -> tuple[list[str], bool]:
     if isinstance(inputs, np.ndarray) and inputs.ndim == 0:
         inputs = inputs.item()
     if isinstance(inputs, str):
-        return _checked([inputs]), True
+        return checked([inputs]), True
+    require_many(inputs)
+    to_list = getattr(inputs, "to_pylist", None)  # Arrow's columns iterate over their own scalar type
+    return checked(to_list() if callable(to_list) else list(inputs)), False
+
+
+def require_many(inputs: Any) -> None:
+    """Raise TypeError unless ``inputs`` is an iterable in a definite order, as :func:`as_texts` has it."""
     if isinstance(inputs, bytes | bytearray | Mapping | AbstractSet) or not isinstance(inputs, Iterable):
         raise TypeError(f"encode takes a text (str) or an iterable of texts in order; got {_describe(inputs)}.")
     if getattr(inputs, "ndim", 1) != 1:  # a pandas DataFrame would give the names of its columns
@@ -48,12 +55,11 @@ def as_texts(inputs: Any) -> tuple[list[str], bool]:
             f"encode takes an array or a column of texts in one dimension; got {_describe(inputs)} of shape "
             f"{getattr(inputs, 'shape', None)}."
         )
-    to_list = getattr(inputs, "to_pylist", None)  # Arrow's columns iterate over their own scalar type
-    return _checked(to_list() if callable(to_list) else list(inputs)), False
 
 
-def _checked(items: list[Any]) -> list[str]:
-    for index, item in enumerate(items):
+def checked(items: list[Any], start: int = 0) -> list[str]:
+    """Return ``items``, all of which must be texts; messages count them from ``start``. Raises as :func:`as_texts`."""
+    for index, item in enumerate(items, start):
         if not isinstance(item, str):
             raise TypeError(f"every input must be a text (str); item {index} is {_describe(item)}.")
         try:

@@ -18,6 +18,7 @@ from minibert import ops, pooling
 from minibert.checkpoint import load_module
 from minibert.errors import ConfigError, UnsupportedModuleError, WeightsError
 from minibert.jsonfile import read_object, read_optional
+from minibert.threads import one_blas_thread
 from minibert.typing import Array, DType
 
 logger = logging.getLogger("minibert")
@@ -121,11 +122,12 @@ class Pooling(Module):
 class _InPlace:
     """What Normalize and Dense share: which feature is read, and which is written."""
 
-    NAMES: ClassVar[tuple[str, ...]] = ("sentence_embedding", "token_embeddings")
+    SENTENCE: ClassVar[str] = "sentence_embedding"
+    NAMES: ClassVar[tuple[str, ...]] = (SENTENCE, "token_embeddings")
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path = path
-        self.source = config.get("module_input_name") or "sentence_embedding"
+        self.source = config.get("module_input_name") or self.SENTENCE
         self.target = config.get("module_output_name") or self.source
         for name in (self.source, self.target):
             if name not in self.NAMES:
@@ -227,9 +229,9 @@ class Dense(_InPlace, Module):
 
     def __call__(self, features: Features) -> None:
         x = features[self.source]
-        y = self.activation(ops.linear(x, self.weights["linear.weight"], self.weights.get("linear.bias")))
+        y = self.activation(_linear(x, self.weights["linear.weight"], self.weights.get("linear.bias")))
         if self.use_residual:
-            y = y + (ops.linear(x, self.weights["residual.weight"]) if "residual.weight" in self.weights else x)
+            y = y + (_linear(x, self.weights["residual.weight"]) if "residual.weight" in self.weights else x)
         features[self.target] = y
 
 
@@ -359,6 +361,17 @@ def connect(chain: Sequence[Module], flow: Flow) -> int:
     return flow.widths["sentence_embedding"]
 
 
+def takes_first_token(chain: Sequence[Module], prompt_length: int) -> bool:
+    """Return whether the sentence vector depends on the vector of each text's first token alone."""
+    first, *rest = chain
+    if not isinstance(first, Pooling) or set(first.modes) != {"cls"} or (prompt_length and not first.include_prompt):
+        return False
+    return all(
+        isinstance(module, Dropout | LayerNorm) or (isinstance(module, _InPlace) and module.source == module.SENTENCE)
+        for module in rest
+    )
+
+
 def load(kind: str, folder: Path | None, dtype: DType) -> Module:
     """Return the module of class ``kind`` in ``folder``; with no folder, as its constructor makes it.
 
@@ -371,6 +384,13 @@ def load(kind: str, folder: Path | None, dtype: DType) -> Module:
             f"{folder}: the module {kind} is not implemented; minibert knows {', '.join(MODULES)}."
         )
     return MODULES[kind]() if folder is None else MODULES[kind].from_folder(folder, dtype)
+
+
+def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Return ``x @ weight.T + bias``, with a product for each row, whose bits then do not depend on other rows."""
+    with one_blas_thread():
+        y = (weight @ x[..., None])[..., 0]
+    return y if bias is None else y + bias
 
 
 def _size(path: Path, config: Mapping[str, Any], key: str) -> int:

@@ -1,18 +1,21 @@
 """A repo's model, loaded: the tokenizer, the transformer's parameters, and the modules after it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
 
-from minibert import checkpoint, modules
+from minibert import modules, packed
 from minibert.config import BertConfig
 from minibert.errors import ConfigError, TokenizerError
-from minibert.model import bert
+from minibert.fused.cpu import FusedCpu
+from minibert.fused.packing import Group, Packing
+from minibert.fused.rows import RowRule
 from minibert.modules import Features, Flow, Module, Pooling
-from minibert.params import BertParams
+from minibert.packed import PackedParams
 from minibert.repo import ModelRepo
+from minibert.threads import in_background
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array, DType, Int
 
@@ -25,6 +28,7 @@ class Pipeline:
         config: The transformer's sizes and choices.
         tokenizer: Makes the ids.
         params: The transformer's parameters.
+        row_rule: How texts are packed for the bits of their vectors to depend on nothing but the text.
         modules: The modules after the transformer.
         dimension: Width of a sentence vector.
         max_seq_length: The most tokens of a text that the repo asks for.
@@ -32,7 +36,8 @@ class Pipeline:
 
     config: BertConfig
     tokenizer: TextTokenizer
-    params: BertParams
+    params: PackedParams
+    row_rule: RowRule
     modules: tuple[Module, ...]
     dimension: int
     max_seq_length: int
@@ -53,8 +58,9 @@ class Pipeline:
             )
         chain = tuple(modules.load(kind, folder, dtype) for kind, folder in repo.modules)
         dimension = modules.connect(chain, open_flow(repo, tokenizer))
-        params = checkpoint.load_bert(repo.transformer_folder, repo.config, dtype)  # last: it takes the longest
-        return cls(repo.config, tokenizer, params, chain, dimension, max_seq_length)
+        row_rule = in_background(lambda: packed.row_rule(repo.config, dtype))
+        params = packed.load(repo.transformer_folder, repo.config, dtype)  # last: it takes the longest
+        return cls(repo.config, tokenizer, params, row_rule(), chain, dimension, max_seq_length)
 
     def with_prompt_pooled(self, include_prompt: bool) -> Self:
         """Return the same model, with the tokens of a prompt pooled together with the text's own, or left out."""
@@ -78,26 +84,73 @@ class Pipeline:
             "attention_mask": attention_mask,
         }
 
-    def __call__(self, ids: Sequence[Sequence[int]], prompt_length: int = 0) -> Features:
-        """Return all features of a batch of texts: the transformer's, and those of the modules after it.
+    def sentence_features(
+        self, ids: Sequence[Sequence[int]], fused: FusedCpu, prompt_length: int = 0
+    ) -> Iterator[Features]:
+        """Yield the features of some texts, among them ``sentence_embedding``, by groups of equal length, in order.
+
+        Where it takes nothing else, ``token_embeddings`` and its like have each text's first token only.
 
         Args:
-            ids: Token ids, special tokens included; at least one text.
+            ids: Token ids of each text, special tokens included.
+            fused: The operations to compute with. The features are in memory of their own.
             prompt_length: How many of each text's first tokens are a prompt.
         """
-        features: Features = self.pad(ids)
+        lengths, offsets = [len(row) for row in ids], [sum(row) for row in ids]
+        packing = Packing.of(lengths, offsets, self.row_rule)
+        first = None
+        if modules.takes_first_token(self.modules, prompt_length) and min(lengths) > 0:
+            first = packing.first_tokens(offsets, self.row_rule)
+        yield from self._features(ids, packing, first, fused, prompt_length)
+
+    def token_features(
+        self, ids: Sequence[Sequence[int]], fused: FusedCpu, prompt_length: int = 0
+    ) -> Iterator[Features]:
+        """Yield the same features with all tokens in them; ``sentence_embedding`` has the same bits."""
+        packing = Packing.of([len(row) for row in ids], [sum(row) for row in ids], self.row_rule)
+        vectors = [features["sentence_embedding"] for features in self.sentence_features(ids, fused, prompt_length)]
+        sentence = np.concatenate(vectors)
+        start = 0
+        for features in self._features(ids, packing, None, fused, prompt_length):
+            texts = len(features["input_ids"])
+            features["sentence_embedding"] = sentence[start : start + texts]
+            features["token_embeddings"] = features["token_embeddings"].copy()
+            start += texts
+            yield features
+
+    def _features(
+        self,
+        ids: Sequence[Sequence[int]],
+        packing: Packing,
+        first: Packing | None,
+        fused: FusedCpu,
+        prompt_length: int,
+    ) -> Iterator[Features]:
+        flat = np.fromiter((token for row in ids for token in row), np.intp, packing.tokens)
+        result = packing if first is None else first
+        layers: list[Array] = []
         all_layers = any(module.needs_all_layers for module in self.modules)
-        output = bert(
-            self.params,
-            self.config,
-            features["input_ids"],
-            features["attention_mask"].astype(bool),
-            features["token_type_ids"],
-            output_hidden_states=all_layers,
-        )
-        features["token_embeddings"] = output.last_hidden_state
-        if all_layers:
-            features["all_layer_embeddings"] = output.hidden_states
+        keep = (lambda x: layers.append(fused.in_order(x, packing).copy())) if all_layers else (lambda _: None)
+        hidden = packed.bert(self.params, self.config, flat, packing, fused, first, keep)
+        hidden = fused.in_order(hidden, result)
+        if first is not None:
+            flat = np.fromiter((row[0] for row in ids), np.intp, len(ids))
+        for group in result.groups:
+            yield self._apply_modules(group, flat, hidden, layers, prompt_length)
+
+    def _apply_modules(
+        self, group: Group, ids: Int[Array, "tokens"], hidden: Array, layers: Sequence[Array], prompt_length: int
+    ) -> Features:
+        """Return the features of a group of texts: the transformer's, and those of the modules after it."""
+        input_ids = group.of(ids).astype(np.int64)
+        features: Features = {
+            "input_ids": input_ids,
+            "token_type_ids": np.zeros_like(input_ids),
+            "attention_mask": np.ones_like(input_ids),
+            "token_embeddings": group.of(hidden),
+        }
+        if layers:
+            features["all_layer_embeddings"] = tuple(group.of(layer) for layer in layers)
         if prompt_length:
             features["prompt_length"] = prompt_length
         for module in self.modules:

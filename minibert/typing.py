@@ -19,10 +19,11 @@ if TYPE_CHECKING or "MINIBERT_CHECK_SHAPES" not in os.environ:
     from typing import Annotated as Float
     from typing import Annotated as Int
     from typing import Annotated as Num
+    from typing import Annotated as Shaped
 else:
-    from jaxtyping import Bool, Float, Int, Num
+    from jaxtyping import Bool, Float, Int, Num, Shaped
 
-__all__ = ["Array", "Bool", "DType", "Float", "Int", "Num", "OnTruncate", "PathLike", "Precision"]
+__all__ = ["Array", "Bool", "DType", "Float", "Int", "Num", "OnTruncate", "PathLike", "Precision", "Shaped"]
 
 if TYPE_CHECKING:
     Array: TypeAlias = npt.NDArray[Any]

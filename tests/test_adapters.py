@@ -115,7 +115,13 @@ def test_get_params_returns_the_arguments_unchanged(folder):
     params = SentenceEncoder(**given).get_params()
 
     assert all(params[name] is value for name, value in given.items())
-    assert params.keys() - given.keys() == {"cache_folder", "revision", "local_files_only"}
+    assert params.keys() - given.keys() == {
+        "cache_folder",
+        "revision",
+        "local_files_only",
+        "num_threads",
+        "max_batch_tokens",
+    }
 
 
 def test_get_params_make_an_equal_encoder(folder):

@@ -15,13 +15,13 @@ PACKAGE = Path(minibert.__file__).parent
 
 #: Modules by layer, the lowest first. A module imports from lower layers only.
 LAYERS = (
-    ("errors", "typing"),
+    ("errors", "threads", "typing"),
     ("arrays", "inputs", "jsonfile"),
     ("special",),
     ("ops",),
     ("config", "params", "pooling", "quantization", "similarity", "tokenizer_files"),
-    ("checkpoint", "model", "tokenization"),
-    ("hub", "modules"),
+    ("checkpoint", "fused", "model", "tokenization"),
+    ("batches", "hub", "modules", "packed"),
     ("repo",),
     ("pipeline", "pretrained"),
     ("adapters",),

@@ -338,7 +338,7 @@ def test_progress_is_shown_on_a_terminal(encode, capsys, monkeypatch, texts, sho
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
 
     assert encode(*texts, "--batch-size", "1") == 0
-    assert ("Batches" in capsys.readouterr().err) == shown
+    assert ("Texts" in capsys.readouterr().err) == shown
 
 
 def test_no_progress_elsewhere(encode, capsys):

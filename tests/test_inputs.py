@@ -259,7 +259,7 @@ def test_lone_surrogate_is_named(inputs, index, surrogate, position):
 def test_bad_item_among_many(item, error, index, monkeypatch):
     """One bad item among 10,000 is named by its index before anything is tokenized or computed (E5)."""
     encoder = SentenceEncoder(twin("BertModel-128d"))
-    monkeypatch.setattr(SentenceEncoder, "_token_ids", lambda *_: pytest.fail("texts were tokenized"))
+    monkeypatch.setattr(SentenceEncoder, "_encode", lambda *_: pytest.fail("texts were tokenized"))
     texts = ["one"] * 10_000
     texts[index] = item
 

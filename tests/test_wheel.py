@@ -55,6 +55,6 @@ def test_dependencies(wheel):
     ]
     core = {line.split(">")[0].split("<")[0].strip() for line in requires if "extra ==" not in line}
 
-    assert core == {"huggingface-hub", "numpy", "safetensors", "tokenizers", "tqdm"}
+    assert core == {"huggingface-hub", "numpy", "safetensors", "threadpoolctl", "tokenizers", "tqdm"}
     assert any(line.startswith("cupy-cuda12x[ctk]") and "extra == 'cuda12'" in line for line in requires)
     assert any(line.startswith("cupy-cuda13x[ctk]") and "extra == 'cuda13'" in line for line in requires)

@@ -4,7 +4,7 @@ A tensor that is missing, left over, of the wrong shape, or not finite is an err
 nothing is ever filled in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from minibert.checkpoint.stored import StoredTensor
 from minibert.config import BertConfig
 from minibert.errors import WeightsError
 from minibert.jsonfile import read_object
-from minibert.params import BertParams
+from minibert.params import BertParams, Embeddings, Layer
 from minibert.typing import Array, DType
 
-__all__ = ["StoredTensor", "find_weights", "load_bert", "load_module", "open_bert", "open_weights"]
+__all__ = ["BertReader", "StoredTensor", "find_weights", "load_bert", "load_module", "open_bert", "open_weights"]
 
 #: The kinds of weights, in the order in which transformers looks for them. A kind is there when its first file is;
 #: that of an index is followed by the pattern of its shards.
@@ -31,14 +31,49 @@ WEIGHTS_FILES = (
 )
 
 
+class BertReader(Mapping[str, Array]):
+    """The tensors of the BertModel in a folder, by canonical name: read from the file each time that one is asked for.
+
+    So that a model can be laid out piece by piece, and no two copies of it need be in memory.
+    """
+
+    def __init__(self, folder: Path, config: BertConfig, dtype: DType = np.float32) -> None:
+        """Open the weights; values will be converted to ``dtype`` (float32 or float64).
+
+        Raises:
+            WeightsError: As :func:`open_bert`.
+        """
+        self._tensors = open_bert(folder, config)
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> Array:
+        """Return a tensor's values; raises WeightsError if one is not finite."""
+        return _read_finite(self._tensors[name], self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def embeddings(self) -> Embeddings:
+        """Return the embeddings."""
+        return names.embeddings(self)
+
+    def layer(self, number: int) -> Layer:
+        """Return one layer, counted from 0."""
+        return names.layer(self, number)
+
+
 def load_bert(folder: Path, config: BertConfig, dtype: DType = np.float32) -> BertParams:
     """Return the parameters of the BertModel in ``folder``, converted to ``dtype`` (float32 or float64).
 
     Raises:
         WeightsError: As :func:`open_bert`, or a value is not finite.
     """
-    arrays = {name: _read_finite(tensor, dtype) for name, tensor in open_bert(folder, config).items()}
-    return names.assemble(arrays, config)
+    reader = BertReader(folder, config, dtype)
+    layers = tuple(reader.layer(number) for number in range(config.num_hidden_layers))
+    return BertParams(reader.embeddings(), layers, names.pooler(reader))
 
 
 def open_bert(folder: Path, config: BertConfig) -> dict[str, StoredTensor]:

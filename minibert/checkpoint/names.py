@@ -111,38 +111,43 @@ def is_pooler(name: str) -> bool:
     return name.startswith("pooler.")
 
 
-def assemble(tensors: Mapping[str, Array], config: BertConfig) -> params.BertParams:
-    """Return the parameters, from arrays by canonical name."""
-
-    def linear(name: str) -> params.Linear:
-        return params.Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-
-    def norm(name: str) -> params.LayerNorm:
-        return params.LayerNorm(tensors[f"{name}.LayerNorm.weight"], tensors[f"{name}.LayerNorm.bias"])
-
-    def layer(name: str) -> params.Layer:
-        return params.Layer(
-            params.SelfAttention(
-                query=linear(f"{name}.attention.self.query"),
-                key=linear(f"{name}.attention.self.key"),
-                value=linear(f"{name}.attention.self.value"),
-                output=linear(f"{name}.attention.output.dense"),
-                norm=norm(f"{name}.attention.output"),
-            ),
-            params.FeedForward(
-                intermediate=linear(f"{name}.intermediate.dense"),
-                output=linear(f"{name}.output.dense"),
-                norm=norm(f"{name}.output"),
-            ),
-        )
-
-    return params.BertParams(
-        embeddings=params.Embeddings(
-            word=tensors["embeddings.word_embeddings.weight"],
-            position=tensors["embeddings.position_embeddings.weight"],
-            token_type=tensors["embeddings.token_type_embeddings.weight"],
-            norm=norm("embeddings"),
-        ),
-        layers=tuple(layer(f"encoder.layer.{i}") for i in range(config.num_hidden_layers)),
-        pooler=linear("pooler.dense") if "pooler.dense.weight" in tensors else None,
+def embeddings(tensors: Mapping[str, Array]) -> params.Embeddings:
+    """Return the embeddings, from arrays by canonical name."""
+    return params.Embeddings(
+        word=tensors["embeddings.word_embeddings.weight"],
+        position=tensors["embeddings.position_embeddings.weight"],
+        token_type=tensors["embeddings.token_type_embeddings.weight"],
+        norm=_norm_params(tensors, "embeddings"),
     )
+
+
+def layer(tensors: Mapping[str, Array], number: int) -> params.Layer:
+    """Return one layer, counted from 0, from arrays by canonical name."""
+    name = f"encoder.layer.{number}"
+    return params.Layer(
+        params.SelfAttention(
+            query=_linear_params(tensors, f"{name}.attention.self.query"),
+            key=_linear_params(tensors, f"{name}.attention.self.key"),
+            value=_linear_params(tensors, f"{name}.attention.self.value"),
+            output=_linear_params(tensors, f"{name}.attention.output.dense"),
+            norm=_norm_params(tensors, f"{name}.attention.output"),
+        ),
+        params.FeedForward(
+            intermediate=_linear_params(tensors, f"{name}.intermediate.dense"),
+            output=_linear_params(tensors, f"{name}.output.dense"),
+            norm=_norm_params(tensors, f"{name}.output"),
+        ),
+    )
+
+
+def pooler(tensors: Mapping[str, Array]) -> params.Linear | None:
+    """Return the pooler, if there is one, from arrays by canonical name."""
+    return _linear_params(tensors, "pooler.dense") if "pooler.dense.weight" in tensors else None
+
+
+def _linear_params(tensors: Mapping[str, Array], name: str) -> params.Linear:
+    return params.Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+
+def _norm_params(tensors: Mapping[str, Array], name: str) -> params.LayerNorm:
+    return params.LayerNorm(tensors[f"{name}.LayerNorm.weight"], tensors[f"{name}.LayerNorm.bias"])

@@ -203,7 +203,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
 
     work = parser.add_argument_group("computation")
     work.add_argument(
-        "--batch-size", metavar="N", type=_positive, default=32, help="texts computed at a time (default: 32)"
+        "--batch-size", metavar="N", type=_positive, help="texts computed at a time, at most (default: any number)"
     )
     work.add_argument(
         "--on-truncate",

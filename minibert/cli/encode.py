@@ -44,7 +44,7 @@ def _encode(options: argparse.Namespace) -> tuple[list[str], Array]:
         prompt_name=options.prompt_name,
         prompt=options.prompt,
         batch_size=options.batch_size,
-        show_progress_bar=sys.stderr.isatty() and len(texts) > options.batch_size,
+        show_progress_bar=sys.stderr.isatty() and len(texts) > (options.batch_size or 32),
         precision=options.precision,
         normalize_embeddings=options.normalize,
         truncate_dim=options.truncate_dim,

@@ -1,0 +1,135 @@
+"""Batches: how the texts of a call are cut up, and how threads work on the pieces.
+
+Nothing here can change a result: a text's vector does not depend on its batch.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from minibert.fused.cpu import FusedCpu
+from minibert.threads import one_blas_thread
+from minibert.typing import DType
+
+#: Matrix products of fewer rows are inefficient; batches at the end of a call get no smaller.
+_FEWEST_TOKENS = 192
+#: Texts that are tokenized in one call, at most: enough to keep the tokenizer's threads busy.
+_TOKENIZE_AT_ONCE = 1024
+
+
+class Batch(NamedTuple):
+    """Texts that are computed together.
+
+    Attributes:
+        rows: The index of each text.
+        ids: Its token ids.
+    """
+
+    rows: list[int]
+    ids: list[list[int]]
+
+
+class Limits(NamedTuple):
+    """How large batches may be.
+
+    Attributes:
+        max_tokens: The most tokens in a batch of more than one text.
+        max_texts: The most texts in a batch, or None.
+        threads: How many threads work on batches at a time.
+    """
+
+    max_tokens: int
+    max_texts: int | None
+    threads: int
+
+
+def cut(
+    texts: Sequence[str], tokenize: Callable[[Sequence[int]], Sequence[list[int]]], limits: Limits
+) -> Iterator[Batch]:
+    """Yield batches of texts, the longest first, so that equal lengths meet and the last batches are small.
+
+    Tokenization goes in pieces, just ahead of the batches, so that other threads compute meanwhile. Towards the end
+    batches shrink, for all threads to end at about the same time.
+
+    Args:
+        texts: The texts.
+        tokenize: Returns the ids of the texts at some indices.
+        limits: How large batches may be.
+    """
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    characters_left = sum(map(len, texts))
+    characters, tokens = 4, 1  # of what is tokenized: an estimate of how many tokens the others have
+    waiting: list[tuple[int, list[int]]] = []
+    tokens_waiting = next_text = 0
+    while True:
+        while next_text < len(order) and tokens_waiting < limits.max_tokens:
+            wanted = 4 * limits.threads * limits.max_tokens * characters // tokens
+            piece: list[int] = []
+            for i in order[next_text : next_text + _TOKENIZE_AT_ONCE]:
+                if piece and wanted < len(texts[i]):
+                    break
+                wanted -= len(texts[i])
+                piece.append(i)
+            new = tokenize(piece)
+            waiting = sorted([*waiting, *zip(piece, new, strict=True)], key=lambda item: -len(item[1]))
+            next_text += len(piece)
+            tokens_waiting += sum(map(len, new))
+            tokens += sum(map(len, new))
+            characters += sum(len(texts[i]) for i in piece)
+            characters_left -= sum(len(texts[i]) for i in piece)
+        if not waiting:
+            return
+        left = tokens_waiting + characters_left * tokens // characters
+        budget = min(limits.max_tokens, max(_FEWEST_TOKENS, -(-left // limits.threads)))
+        batch = Batch([], [])
+        batch_tokens = 0
+        for i, ids in waiting:
+            if batch.rows and (batch_tokens + len(ids) > budget or len(batch.rows) == limits.max_texts):
+                break
+            batch.rows.append(i)
+            batch.ids.append(ids)
+            batch_tokens += len(ids)
+        del waiting[: len(batch.rows)]
+        tokens_waiting -= batch_tokens
+        yield batch
+
+
+def run(batches: Iterable[Batch], work: Callable[[Batch, FusedCpu], None], threads: int, dtype: DType) -> None:
+    """Call ``work`` on every batch, on so many threads, this one among them.
+
+    Batches are made by whichever thread needs one. If a thread raises, the others stop at their next matrix product,
+    and the first exception is raised here.
+    """
+    iterator = iter(batches)
+    lock = threading.Lock()
+    stopped = threading.Event()
+    errors: list[BaseException] = []
+
+    def worker() -> None:
+        fused = FusedCpu(dtype, cancelled=stopped.is_set)
+        try:
+            with one_blas_thread():
+                while not stopped.is_set():
+                    with lock:
+                        batch = next(iterator, None)
+                    if batch is None:
+                        return
+                    work(batch, fused)
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread of the caller
+            errors.append(error)
+            stopped.set()
+
+    others = [threading.Thread(target=worker, name=f"minibert-{i}", daemon=True) for i in range(1, threads)]
+    try:
+        for thread in others:
+            thread.start()
+        worker()
+    except BaseException:
+        stopped.set()
+        raise
+    finally:
+        for thread in others:
+            if thread.ident is not None:
+                thread.join()
+    if errors:
+        raise errors[0]

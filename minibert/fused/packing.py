@@ -1,0 +1,106 @@
+"""Where each text's tokens lie in a packed array: one row a token, no padding."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from minibert.fused.rows import RowRule
+from minibert.typing import Array, Int, Shaped
+
+
+class Group(NamedTuple):
+    """Texts of equal length that follow each other.
+
+    Attributes:
+        start: Index of the first text's first token.
+        texts: How many texts.
+        tokens: How many tokens each of them has.
+    """
+
+    start: int
+    texts: int
+    tokens: int
+
+    def of(self, x: Shaped[Array, "tokens ..."]) -> Shaped[Array, "n S ..."]:
+        """Return these texts' part of an array that has the tokens in order (a view)."""
+        part = x[self.start : self.start + self.texts * self.tokens]
+        return part.reshape(self.texts, self.tokens, *x.shape[1:])
+
+
+class Packing(NamedTuple):
+    """The rows of all tokens of some texts, so that the bits of each depend on its own text alone.
+
+    Attributes:
+        tokens: How many tokens there are.
+        rows: How many rows: a few more where the row rule needs them to fill a tile.
+        row_of: The row of each token, text after text; None where token i is in row i.
+        token_at: The token in each row, where ``row_of`` is not None; those that are to fill up hold token 0.
+        groups: The texts in order.
+        products: Runs of rows that go into one matrix product each.
+    """
+
+    tokens: int
+    rows: int
+    row_of: Int[Array, "tokens"] | None
+    token_at: Int[Array, "rows"] | None
+    groups: tuple[Group, ...]
+    products: tuple[slice, ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], offsets: Sequence[int], rule: RowRule) -> Self:
+        """Return the packing of texts.
+
+        Token j of a text goes to some row of the class that position ``offset + j`` of a tile has. So its class is
+        the same in every packing, and in all texts together the classes are about as frequent as in a tile.
+
+        Args:
+            lengths: Tokens of each text; equal lengths that follow each other become one group.
+            offsets: A number for each text that depends on nothing but the text, and is different in others.
+            rule: Which rows have the same bits.
+        """
+        groups = []
+        start = 0
+        for tokens, same in groupby(lengths):
+            texts = sum(1 for _ in same)
+            groups.append(Group(start, texts, tokens))
+            start += texts * tokens
+        if not rule.period:
+            ends = np.cumsum(lengths)
+            products = tuple(slice(end - length, end) for end, length in zip(ends.tolist(), lengths, strict=True))
+            return cls(start, start, None, None, tuple(groups), products)
+        if rule.period == 1:
+            rows = max(start, 2)  # a single row would be a product of a vector, which takes other code
+            return cls(start, rows, None, None, tuple(groups), (slice(rows),))
+        row_of = _rows(lengths, offsets, np.array(rule.classes))
+        rows = -(-int(row_of.max(initial=0) + 1) // rule.period) * rule.period
+        token_at = np.zeros(rows, np.intp)
+        token_at[row_of] = np.arange(start)
+        return cls(start, rows, row_of, token_at, tuple(groups), (slice(rows),))
+
+    def first_tokens(self, offsets: Sequence[int], rule: RowRule) -> "Packing":
+        """Return the packing of each text's first token alone, in the same groups of texts."""
+        groups: list[Group] = []
+        for group in self.groups:
+            groups.append(Group(sum(before.texts for before in groups), group.texts, 1))
+        return Packing.of([1] * len(offsets), offsets, rule)._replace(groups=tuple(groups))
+
+    def rows_of_first(self, first_tokens: "Packing") -> Int[Array, "R"]:
+        """Return the row here of what each row of ``first_tokens`` has."""
+        first = np.concatenate([group.start + group.tokens * np.arange(group.texts) for group in self.groups])
+        rows = first if self.row_of is None else self.row_of[first]
+        return np.resize(rows, first_tokens.rows) if first_tokens.token_at is None else rows[first_tokens.token_at]
+
+
+def _rows(lengths: Sequence[int], offsets: Sequence[int], classes: Int[Array, "period"]) -> Int[Array, "tokens"]:
+    """Return the row of each token: the next free one of its class."""
+    starts = np.cumsum([0, *lengths[:-1]])
+    positions = np.arange(sum(lengths)) - np.repeat(starts - np.array(offsets), lengths)
+    of_token = classes[positions % len(classes)]
+    rows = np.empty(len(positions), np.intp)
+    for number in range(classes.max() + 1):
+        places = np.flatnonzero(classes == number)
+        tile, place = np.divmod(np.arange(np.count_nonzero(of_token == number)), len(places))
+        rows[of_token == number] = tile * len(classes) + places[place]
+    return rows
