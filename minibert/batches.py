@@ -119,17 +119,32 @@ def run(batches: Iterable[Batch], work: Callable[[Batch, FusedCpu], None], threa
             errors.append(error)
             stopped.set()
 
-    others = [threading.Thread(target=worker, name=f"minibert-{i}", daemon=True) for i in range(1, threads)]
+    def other(ended: threading.Event) -> None:
+        try:
+            worker()
+        finally:
+            ended.set()
+
+    ends = [threading.Event() for _ in range(threads - 1)]
+    others = [threading.Thread(target=other, args=(ended,), name="minibert", daemon=True) for ended in ends]
     try:
         for thread in others:
             thread.start()
         worker()
-    except BaseException:
+        _wait(others, ends)
+    finally:  # where Ctrl-C interrupted any of this
         stopped.set()
-        raise
-    finally:
-        for thread in others:
-            if thread.ident is not None:
-                thread.join()
+        _wait(others, ends)
     if errors:
         raise errors[0]
+
+
+def _wait(threads: Sequence[threading.Thread], ends: Sequence[threading.Event]) -> None:
+    """Wait until those of the threads that were started have ended.
+
+    Not by joining alone: in Python 3.11, a join that Ctrl-C has interrupted takes the thread for ended ever after.
+    """
+    for thread, ended in zip(threads, ends, strict=True):
+        if thread.ident is not None:
+            ended.wait()
+            thread.join()

@@ -37,9 +37,9 @@ __all__ = ["SentenceEncoder", "Truncation"]
 
 logger = logging.getLogger("minibert")
 
-#: Tokens that are computed at a time, on each thread: enough for efficient matrix products, and few enough that the
-#: numbers of a batch stay near the core.
-_MAX_BATCH_TOKENS = 1024
+#: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
+#: efficient matrix products, and few enough that all that is computed from them takes some 40 MB.
+_BATCH_NUMBERS, _BATCH_TOKENS = 393_216, 1024
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
 
@@ -111,7 +111,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         dtype: DType = None,
         on_truncate: OnTruncate = "warn",
         num_threads: int | None = None,
-        max_batch_tokens: int = _MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         **torch_only: Any,
     ) -> None:
         """Load a model.
@@ -131,7 +131,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
                 precision of the file.
             on_truncate: See the class.
             num_threads: How many threads compute; by default one for each core that the process may use.
-            max_batch_tokens: See the class.
+            max_batch_tokens: See the class; by default up to 1024, and fewer for wider models.
             **torch_only: Further arguments of sentence-transformers; each raises, and says what to use instead.
 
         Raises:
@@ -189,8 +189,9 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         self.default_prompt_name = default_name
         self.truncate_dim = truncate_dim
         self.on_truncate: OnTruncate = arguments["on_truncate"]
-        self.num_threads = _at_least_one("num_threads", arguments["num_threads"] or usable_cores())
-        self.max_batch_tokens = _at_least_one("max_batch_tokens", arguments["max_batch_tokens"])
+        self.num_threads = _at_least_one("num_threads", _default(arguments["num_threads"], usable_cores()))
+        tokens = min(_BATCH_TOKENS, _BATCH_NUMBERS // self._repo.config.hidden_size + 1)
+        self.max_batch_tokens = _at_least_one("max_batch_tokens", _default(arguments["max_batch_tokens"], tokens))
         self._arguments = dict(arguments)
 
     @property
@@ -354,6 +355,10 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             ValueError: An argument has an unknown value.
             TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
         """
+        if isinstance(inputs, str):
+            raise TypeError(
+                "encode_stream takes an iterable of texts in order; got a str. Use encode for a single one."
+            )
         require_many(inputs)
         batch_size = None if batch_size is None else _at_least_one("batch_size", batch_size)
         chunk_size = _at_least_one("chunk_size", chunk_size)
@@ -449,7 +454,10 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         truncation.add([lengths[i] for i in which])
         if len(unique) == len(texts):
             return outputs
-        return outputs[which] if isinstance(outputs, np.ndarray) else [copy.copy(outputs[i]) for i in which]
+        if isinstance(outputs, np.ndarray):
+            return outputs[which]
+        first = {i: row for row, i in reversed(list(enumerate(which)))}  # it gets the arrays, its equals get copies
+        return [outputs[i] if first[i] == row else copy.deepcopy(outputs[i]) for row, i in enumerate(which)]
 
     def _compute(
         self,
@@ -460,6 +468,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     ) -> Any:
         """Return what is requested of ``texts``, which are all different: an array of vectors, or a list."""
         pipeline = self._pipeline
+        num_threads = _at_least_one("num_threads", self.num_threads)
+        max_batch_tokens = _at_least_one("max_batch_tokens", self.max_batch_tokens)
         prompt_length = pipeline.tokenizer.prompt_length(request.prompt, self.max_seq_length) if request.prompt else 0
         vectors = np.empty((len(texts), self._width(request.truncate_dim)), self.dtype)
         outputs: list[Any] = [None] * len(texts)
@@ -485,8 +495,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
                 with contextlib.nullcontext() if self._blas_may_use_threads() else one_blas_thread():
                     work(Batch([0], tokenize([0])), FusedCpu(self.dtype))
             elif texts:
-                threads = min(self.num_threads, len(texts))
-                batches = cut(texts, tokenize, Limits(self.max_batch_tokens, request.batch_size, threads))
+                threads = min(num_threads, len(texts))
+                batches = cut(texts, tokenize, Limits(max_batch_tokens, request.batch_size, threads))
                 run(batches, work, threads, self.dtype)
         return vectors if wants_vectors else outputs
 
@@ -551,6 +561,10 @@ def _output(features: Features, output_value: OutputValue, position: int) -> Any
         name: value[position] if isinstance(value, np.ndarray) and len(value) == rows else value
         for name, value in features.items()
     }
+
+
+def _default(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _at_least_one(name: str, value: Any) -> int:

@@ -9,7 +9,7 @@ were laid out for them once, at load. A text's vectors are the same, bit for bit
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,9 +22,9 @@ from minibert.threads import one_blas_thread
 from minibert.typing import Array, DType, Float, Int
 
 #: The longest run of products that is summed at once, in the projection of the heads and in the two layers of the
-#: feed-forward. With longer runs the error of BERT-base and BERT-large against float64 exceeds transformers' own;
-#: with shorter ones it falls further, and the products take longer. Measured by tools/accuracy.py.
-_LONGEST_SUM_HEADS, _LONGEST_SUM_UP, _LONGEST_SUM_DOWN = 384, 384, 768
+#: feed-forward: with twice as many, the error of BERT-base against float64 is larger than transformers' own, as
+#: tools/accuracy.py measures it. For queries, keys and values it hardly matters.
+_LONGEST_SUM = 384
 _NO_LIMIT = 2**31
 
 
@@ -66,6 +66,11 @@ class PackedParams(NamedTuple):
     embeddings: params.Embeddings
     layers: tuple[Layer, ...]
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The precision of all of them."""
+        return self.embeddings.word.dtype
+
 
 def load(folder: Path, config: BertConfig, dtype: DType) -> PackedParams:
     """Return the parameters of the BertModel in ``folder``, laid out one layer after the other.
@@ -74,8 +79,8 @@ def load(folder: Path, config: BertConfig, dtype: DType) -> PackedParams:
         WeightsError: As :func:`minibert.checkpoint.load_bert`.
     """
     reader = checkpoint.BertReader(folder, config, dtype)
-    layers = (reader.layer(number) for number in range(config.num_hidden_layers))
     with one_blas_thread():  # the folded biases are products, too, and shall always have the same bits
+        layers = (reader.layer(number) for number in range(config.num_hidden_layers))
         packed = tuple(pack_layer(layer, config.num_attention_heads) for layer in layers)
     return PackedParams(reader.embeddings(), packed)
 
@@ -83,8 +88,8 @@ def load(folder: Path, config: BertConfig, dtype: DType) -> PackedParams:
 def row_rule(config: BertConfig, dtype: DType) -> RowRule:
     """Return how rows must lie in the products of such a model for the bits of each to depend on nothing else."""
     H, I = config.hidden_size, config.intermediate_size  # noqa: E741
-    products = [(H, 3 * H, _NO_LIMIT), (H, 2 * H, _NO_LIMIT), (H, H, _NO_LIMIT), (H, H, _LONGEST_SUM_HEADS)]
-    products += [(H, I, _LONGEST_SUM_UP), (I, H, _LONGEST_SUM_DOWN)]
+    products = [(H, 3 * H, _NO_LIMIT), (H, 2 * H, _NO_LIMIT), (H, H, _NO_LIMIT), (H, H, _LONGEST_SUM)]
+    products += [(H, I, _LONGEST_SUM), (I, H, _LONGEST_SUM)]
     return rule_for(
         ((k.stop - k.start, outputs) for inputs, outputs, longest in products for k in partial_sums(inputs, longest)),
         dtype,
@@ -164,7 +169,7 @@ def attend(
     Q, K, V = np.split(qkv, 3, axis=1)  # (T, H) each
     fused.add_bias(Q, layer.query_bias)
     heads = fused.attention(Q, K, V, config.num_attention_heads, packing, packing)
-    y = fused.linear("output", heads, layer.output, packing, _LONGEST_SUM_HEADS)
+    y = fused.linear("output", heads, layer.output, packing, _LONGEST_SUM)
     return fused.add_layer_norm(x, y, layer.output_bias, layer.norm, config.layer_norm_eps)
 
 
@@ -183,7 +188,7 @@ def attend_first(
     Q = fused.linear("query", x, layer.qkv[:, :hidden], first_tokens, _NO_LIMIT)
     fused.add_bias(Q, layer.query_bias)
     heads = fused.attention(Q, K, V, config.num_attention_heads, first_tokens, packing)
-    y = fused.linear("output", heads, layer.output, first_tokens, _LONGEST_SUM_HEADS)
+    y = fused.linear("output", heads, layer.output, first_tokens, _LONGEST_SUM)
     return fused.add_layer_norm(x, y, layer.output_bias, layer.norm, config.layer_norm_eps)
 
 
@@ -191,6 +196,6 @@ def feed_forward(
     layer: FeedForward, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: FusedCpu
 ) -> Float[Array, "T H"]:
     """Return LayerNorm(x + W_2 act(W_1 x + b_1) + b_2), the same for every token."""
-    inner = fused.linear_activation(x, layer.up, layer.up_bias, config.hidden_act, packing, _LONGEST_SUM_UP)
-    y = fused.linear("output", inner, layer.down, packing, _LONGEST_SUM_DOWN)
+    inner = fused.linear_activation(x, layer.up, layer.up_bias, config.hidden_act, packing, _LONGEST_SUM)
+    y = fused.linear("output", inner, layer.down, packing, _LONGEST_SUM)
     return fused.add_layer_norm(x, y, layer.down_bias, layer.norm, config.layer_norm_eps)

@@ -15,7 +15,6 @@ from minibert.fused.rows import RowRule
 from minibert.modules import Features, Flow, Module, Pooling
 from minibert.packed import PackedParams
 from minibert.repo import ModelRepo
-from minibert.threads import in_background
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array, DType, Int
 
@@ -58,9 +57,10 @@ class Pipeline:
             )
         chain = tuple(modules.load(kind, folder, dtype) for kind, folder in repo.modules)
         dimension = modules.connect(chain, open_flow(repo, tokenizer))
-        row_rule = in_background(lambda: packed.row_rule(repo.config, dtype))
         params = packed.load(repo.transformer_folder, repo.config, dtype)  # last: it takes the longest
-        return cls(repo.config, tokenizer, params, row_rule(), chain, dimension, max_seq_length)
+        return cls(
+            repo.config, tokenizer, params, packed.row_rule(repo.config, dtype), chain, dimension, max_seq_length
+        )
 
     def with_prompt_pooled(self, include_prompt: bool) -> Self:
         """Return the same model, with the tokens of a prompt pooled together with the text's own, or left out."""
@@ -99,7 +99,7 @@ class Pipeline:
         lengths, offsets = [len(row) for row in ids], [sum(row) for row in ids]
         packing = Packing.of(lengths, offsets, self.row_rule)
         first = None
-        if modules.takes_first_token(self.modules, prompt_length) and min(lengths) > 0:
+        if modules.takes_first_token(self.modules, prompt_length):
             first = packing.first_tokens(offsets, self.row_rule)
         yield from self._features(ids, packing, first, fused, prompt_length)
 
@@ -114,7 +114,8 @@ class Pipeline:
         for features in self._features(ids, packing, None, fused, prompt_length):
             texts = len(features["input_ids"])
             features["sentence_embedding"] = sentence[start : start + texts]
-            features["token_embeddings"] = features["token_embeddings"].copy()
+            tokens = features["attention_mask"][0].sum()
+            features["token_embeddings"] = features["token_embeddings"][:, :tokens].copy()
             start += texts
             yield features
 
@@ -134,7 +135,7 @@ class Pipeline:
         hidden = packed.bert(self.params, self.config, flat, packing, fused, first, keep)
         hidden = fused.in_order(hidden, result)
         if first is not None:
-            flat = np.fromiter((row[0] for row in ids), np.intp, len(ids))
+            flat = np.fromiter((row[0] for row in ids if row), np.intp, first.tokens)
         for group in result.groups:
             yield self._apply_modules(group, flat, hidden, layers, prompt_length)
 
@@ -142,15 +143,20 @@ class Pipeline:
         self, group: Group, ids: Int[Array, "tokens"], hidden: Array, layers: Sequence[Array], prompt_length: int
     ) -> Features:
         """Return the features of a group of texts: the transformer's, and those of the modules after it."""
-        input_ids = group.of(ids).astype(np.int64)
+        input_ids, vectors = group.of(ids).astype(np.int64), group.of(hidden)
+        attention_mask = np.ones_like(input_ids)
+        if group.tokens == 0:  # there must be a token to look at, even if it is masked
+            input_ids = attention_mask = np.zeros((group.texts, 1), np.int64)
+            vectors = np.zeros((group.texts, 1, hidden.shape[1]), hidden.dtype)
+            layers = [vectors] * len(layers)
         features: Features = {
             "input_ids": input_ids,
             "token_type_ids": np.zeros_like(input_ids),
-            "attention_mask": np.ones_like(input_ids),
-            "token_embeddings": group.of(hidden),
+            "attention_mask": attention_mask,
+            "token_embeddings": vectors,
         }
         if layers:
-            features["all_layer_embeddings"] = tuple(group.of(layer) for layer in layers)
+            features["all_layer_embeddings"] = tuple(group.of(layer) if group.tokens else layer for layer in layers)
         if prompt_length:
             features["prompt_length"] = prompt_length
         for module in self.modules:

@@ -11,15 +11,13 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-__all__ = ["blas_name", "blas_threads", "in_background", "one_blas_thread", "usable_cores"]
-
-T = TypeVar("T")
+__all__ = ["blas_name", "blas_threads", "one_blas_thread", "usable_cores"]
 
 # ---------------------------------------------------------------- cores
 
@@ -65,28 +63,6 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, ValueError):
         return ""
-
-
-def in_background(function: Callable[[], T]) -> Callable[[], T]:
-    """Start ``function`` in a thread of its own; return a function that waits for its result, or raises its error."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            errors.append(error)
-
-    def result() -> T:
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
-
-    thread = threading.Thread(target=run, name="minibert", daemon=True)
-    thread.start()
-    return result
 
 
 # ---------------------------------------------------------------- BLAS

@@ -4,6 +4,7 @@ The splitting itself is done by the ``tokenizers`` library; :mod:`minibert.token
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -85,7 +86,7 @@ class TextTokenizer:
             truncation_side=files.truncation_side,
         )
 
-    @property
+    @functools.cached_property
     def largest_id(self) -> int:
         """The largest id that a text can get."""
         return max(self.backend.get_vocab(with_added_tokens=True).values())

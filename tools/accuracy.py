@@ -21,7 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from repos import write_seeded_repo
 
-from minibert import BertModel
+from minibert import BertModel, packed
+from minibert.config import BertConfig
+from minibert.fused.cpu import FusedCpu
+from minibert.fused.packing import Packing
+from minibert.threads import one_blas_thread
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array
 
@@ -91,12 +95,29 @@ def _implementations(folder: Path) -> dict[str, Hidden]:
         model = BertModel.from_pretrained(folder, dtype=dtype)
         return lambda ids, mask: model(ids, mask).last_hidden_state
 
+    def packed_hidden() -> Hidden:
+        config = BertConfig.from_file(folder / "config.json")
+        model, rule = packed.load(folder, config, np.float32), packed.row_rule(config, np.float32)
+        fused = FusedCpu(np.float32)
+
+        def run(ids: Array, mask: Array) -> Array:
+            rows = [row[kept] for row, kept in zip(ids, mask, strict=True)]
+            packing = Packing.of([len(row) for row in rows], [int(row.sum()) for row in rows], rule)
+            with one_blas_thread():
+                x = fused.in_order(packed.bert(model, config, np.concatenate(rows), packing, fused), packing)
+            hidden = np.zeros((*mask.shape, x.shape[1]), x.dtype)
+            hidden[mask] = x
+            return hidden
+
+        return run
+
     return {
         "truth": torch_hidden(torch.float64, "eager"),
         "transformers eager float32": torch_hidden(torch.float32, "eager"),
         "transformers sdpa float32": torch_hidden(torch.float32, "sdpa"),
-        "minibert float32": own_hidden("float32"),
-        "minibert float64": own_hidden("float64"),
+        "minibert float32": packed_hidden(),
+        "minibert.model float32": own_hidden("float32"),
+        "minibert.model float64": own_hidden("float64"),
     }
 
 

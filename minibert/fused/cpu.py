@@ -13,9 +13,9 @@ from minibert.typing import Array, DType, Float, Int
 
 #: How many numbers are worked on in place at a time: few enough to stay in a core's cache, and so many that the
 #: calls of numpy take long beside what it costs to make them.
-_BLOCK = 32_768
+_BLOCK = 65_536
 #: How many attention scores are held at a time, likewise.
-_SCORES = 131_072
+_SCORES = 262_144
 #: A text with a sum of exponentials outside has its scores shifted by their maximum first, as the definition has it.
 #: Inside, nothing can have overflowed, and nothing that matters underflowed: the shift would change nothing.
 _SAFE_SUMS = (1e-15, 1e15)
@@ -87,6 +87,8 @@ class FusedCpu:
         q, k, v = self.in_order(q, queries, "q"), self.in_order(k, keys, "k"), self.in_order(v, keys, "v")
         context = self._array("context", queries.rows, q.shape[1])
         for group, of_keys in zip(queries.groups, keys.groups, strict=True):
+            if group.tokens == 0:
+                continue
             split = (group.texts, group.tokens, heads, -1)
             self._attend(
                 group.of(q).reshape(split).transpose(0, 2, 1, 3),
@@ -112,12 +114,13 @@ class FusedCpu:
         y = self.linear("inner", x, weight, packing, longest_sum)
         exact = activation in {"gelu", "gelu_python"} and self.dtype == np.float32
         act = ops.activation(activation)
-        for block in self._blocks(y):
-            y[block] += bias
-            if exact:
-                _gelu(y[block], self._array("gelu", 2, *y[block].shape))
-            else:
-                y[block] = act(y[block])
+        with np.errstate(over="ignore"):  # squares of what is out of gelu's curved part anyway
+            for block in self._blocks(y):
+                y[block] += bias
+                if exact:
+                    _gelu(y[block], self._array("gelu", 2, *y[block].shape))
+                else:
+                    y[block] = act(y[block])
         return y
 
     def add_layer_norm(
@@ -172,8 +175,9 @@ class FusedCpu:
         weights = self._array("scores", *q.shape[:3], k.shape[3])
         ones = self._ones(k.shape[3])
         np.matmul(q, k, out=weights)
-        np.exp(weights, out=weights)
-        sums = np.matmul(weights, ones)
+        with np.errstate(over="ignore"):  # what overflows is done again below
+            np.exp(weights, out=weights)
+            sums = np.matmul(weights, ones)
         least, most = _SAFE_SUMS
         if not (sums.min() > least and sums.max() < most):  # so written, NaN is unsafe too
             shifted = ~((sums > least) & (sums < most)).all(axis=2)
@@ -246,7 +250,9 @@ def _gelu(x: Float[Array, "rows N"], scratch: Float[Array, "2 rows N"]) -> None:
     """Replace float32 ``x`` by ``x Phi(x)``, by thirteen cheap passes and one ``exp``; see :func:`minibert.ops.gelu`.
 
     ``x Phi(x)`` is the larger of ``x tail`` and ``x - x tail``, where ``tail = Phi(-|x|)``: the first for negative
-    ``x``, the second for positive.
+    ``x``, the second for positive. Over every float32 the error is at most ``1.85e-7 max(|gelu|, 0.5)``, and 8.0e-8
+    for negative ``x`` (1.7e-7 and 8.3e-8 for :func:`minibert.ops.gelu` in float32); over standard normal ``x`` its
+    root mean square is 2.6e-8 (2.4e-8).
     """
     far, width, pull, near, curve, level = (np.float32(number) for number in _TAIL)
     y, bump = scratch

@@ -71,24 +71,29 @@ class Packing(NamedTuple):
             products = tuple(slice(end - length, end) for end, length in zip(ends.tolist(), lengths, strict=True))
             return cls(start, start, None, None, tuple(groups), products)
         if rule.period == 1:
-            rows = max(start, 2)  # a single row would be a product of a vector, which takes other code
+            rows = start if start != 1 else 2  # a single row would be a product of a vector, which takes other code
             return cls(start, rows, None, None, tuple(groups), (slice(rows),))
         row_of = _rows(lengths, offsets, np.array(rule.classes))
-        rows = -(-int(row_of.max(initial=0) + 1) // rule.period) * rule.period
+        rows = -(-int(row_of.max(initial=-1) + 1) // rule.period) * rule.period
         token_at = np.zeros(rows, np.intp)
         token_at[row_of] = np.arange(start)
         return cls(start, rows, row_of, token_at, tuple(groups), (slice(rows),))
 
     def first_tokens(self, offsets: Sequence[int], rule: RowRule) -> "Packing":
-        """Return the packing of each text's first token alone, in the same groups of texts."""
+        """Return the packing of each text's first token alone, if it has one, in the same groups of texts."""
         groups: list[Group] = []
+        start = 0
         for group in self.groups:
-            groups.append(Group(sum(before.texts for before in groups), group.texts, 1))
-        return Packing.of([1] * len(offsets), offsets, rule)._replace(groups=tuple(groups))
+            groups.append(Group(start, group.texts, min(group.tokens, 1)))
+            start += group.texts * groups[-1].tokens
+        lengths = [group.tokens for group in groups for _ in range(group.texts)]
+        return Packing.of(lengths, offsets, rule)._replace(groups=tuple(groups))
 
     def rows_of_first(self, first_tokens: "Packing") -> Int[Array, "R"]:
         """Return the row here of what each row of ``first_tokens`` has."""
-        first = np.concatenate([group.start + group.tokens * np.arange(group.texts) for group in self.groups])
+        with_tokens = [group for group in self.groups if group.tokens]
+        none = np.zeros(0, np.intp)
+        first = np.concatenate([none, *(group.start + group.tokens * np.arange(group.texts) for group in with_tokens)])
         rows = first if self.row_of is None else self.row_of[first]
         return np.resize(rows, first_tokens.rows) if first_tokens.token_at is None else rows[first_tokens.token_at]
 

@@ -17,8 +17,10 @@ from minibert.typing import Array, DType
 
 #: The periods that are tried: none, the tiles of known kernels, and multiples of them.
 _PERIODS = (1, 4, 8, 12, 16, 24, 48)
-#: The products that are tried have so many rows, or the next multiples of the period.
+#: The products that are tried have so many rows, or the next multiples of the period; and one has three tiles.
 _ROWS = (2, 3, 5, 8, 17, 30)
+#: Rows from which BLAS uses threads, however small the weights.
+_ROWS_FOR_THREADS = 256
 
 
 class RowRule(NamedTuple):
@@ -56,12 +58,15 @@ def _rule_of_shape(inputs: int, outputs: int, dtype: str) -> RowRule:
     weight = _numbers(inputs * outputs, dtype).reshape(inputs, outputs)
     row = _numbers(inputs, dtype)
     for period in _PERIODS:
-        counts = sorted({-(-rows // period) * period for rows in _ROWS}, reverse=True)
+        counts = sorted({-(-rows // period) * period for rows in (*_ROWS, 2 * period + 1)}, reverse=True)
         with one_blas_thread():
             tile = (_repeated(row, counts[0]) @ weight)[:period]
             periodic = all(_is_periodic(_repeated(row, count) @ weight, tile) for count in counts)
         if periodic:
-            threads = all(_is_periodic(_repeated(row, count) @ weight, tile) for count in counts)
+            # Where a position matters, so does where BLAS cuts the rows for its threads: that is not even tried.
+            threads = period == 1 and all(
+                _is_periodic(_repeated(row, count) @ weight, tile) for count in (*counts, _ROWS_FOR_THREADS)
+            )
             return RowRule(_numbered([position.tobytes() for position in tile]), threads)
     return RowRule((), threads=False)
 

@@ -1,0 +1,449 @@
+"""One process of tools/bench.py: it measures one thing, of one encoder, in that encoder's own environment.
+
+    python tools/bench_peers.py '{"measure": "latency", "peer": "openvino", "model": "models/minilm", ...}'
+
+What it found is printed as one line of JSON. At the top only the standard library and numpy are imported, which every
+encoder here loads as well: they count in the cold start. Linux only: it reads /proc.
+"""
+
+import functools
+import importlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Encode = Callable[[list[str]], Array]
+Rows = Sequence[list[int]]
+
+#: Kinds of texts.
+WORKLOADS = ("short", "mixed", "long")
+
+#: What latency and cold start are measured with: 24 tokens.
+ONE_TEXT = "A man wearing a blue shirt is riding a brown horse across the open field near the river at sunset today."
+
+#: Matrices of the sgemm peak, (M, K, N): the first product of the feed-forward network of MiniLM and of BERT-base.
+SGEMM_SHAPES = ((4096, 384, 1536), (4096, 768, 3072))
+
+
+class Setting(NamedTuple):
+    """How an encoder is loaded.
+
+    Attributes:
+        model: The model's folder.
+        export: What was made of the model for this encoder.
+        batch: How many texts a batch has or, if negative, how many padded tokens.
+        threads: How many threads compute.
+    """
+
+    model: Path
+    export: Path
+    batch: int
+    threads: int
+
+
+class Facts(NamedTuple):
+    """What the loop around a raw runtime must know of a model."""
+
+    hidden_size: int
+    max_seq_length: int
+    cls_pooled: bool
+    normalized: bool
+
+
+def read_facts(model: Path) -> Facts:
+    """Return the facts of a model folder with the files of sentence-transformers 2."""
+    return Facts(
+        read_json(model / "config.json")["hidden_size"],
+        read_json(model / "sentence_bert_config.json")["max_seq_length"],
+        read_json(model / "1_Pooling" / "config.json")["pooling_mode_cls_token"],
+        any(module["type"].endswith("Normalize") for module in read_json(model / "modules.json")),
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def tokenize(model: Path) -> Callable[[list[str]], Rows]:
+    """Return the function from texts to token ids, cut at the model's own limit."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()  # MiniLM's file asks for 128 tokens, padded and cut
+    tokenizer.enable_truncation(read_facts(model).max_seq_length)
+    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+
+
+def batches(lengths: Sequence[int], batch: int) -> Iterator[slice]:
+    """Yield the batches of texts that are sorted from long to short; see :class:`Setting` for ``batch``."""
+    start = 0
+    while start < len(lengths):
+        stop = start + (batch if batch > 0 else max(1, -batch // lengths[start]))
+        yield slice(start, stop)
+        start = stop
+
+
+def sorted_loop(setting: Setting, hidden_states: Callable[[Rows], Array]) -> Encode:
+    """Return the loop that a user writes around a raw runtime: tokenize, sort by length, batch, pool, normalize."""
+    tokens = tokenize(setting.model)
+    facts = read_facts(setting.model)
+
+    def encode(texts: list[str]) -> Array:
+        rows = tokens(texts)
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        vectors = np.empty((len(rows), facts.hidden_size), np.float32)
+        for part in batches([len(rows[i]) for i in order], setting.batch):
+            chosen = order[part]
+            batch = [rows[i] for i in chosen]
+            vectors[chosen] = pool(hidden_states(batch), [len(row) for row in batch], facts)
+        return vectors
+
+    return encode
+
+
+def pool(hidden: Array, lengths: Sequence[int], facts: Facts) -> Array:
+    """Return the vectors of padded hidden states."""
+    if facts.cls_pooled:
+        vectors = hidden[:, 0]
+    else:
+        counts = np.array(lengths, np.float32)[:, None]
+        mask = (np.arange(hidden.shape[1]) < counts).astype(np.float32)
+        vectors = np.matmul(mask[:, None], hidden)[:, 0] / counts
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if facts.normalized else vectors
+
+
+def pad(rows: Rows) -> dict[str, Array]:
+    """Return the inputs of an exported BERT for rows of which the first is the longest."""
+    ids = np.zeros((len(rows), len(rows[0])), np.int64)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def load_minibert(setting: Setting) -> Encode:
+    """Return minibert's encode, which chooses batches and threads itself."""
+    from minibert import SentenceEncoder
+
+    return SentenceEncoder(setting.model).encode
+
+
+def load_minibert_full_last(setting: Setting) -> Encode:
+    """Return minibert's encode with a last layer that computes every token, whatever is pooled."""
+    from minibert import SentenceEncoder
+
+    encoder = SentenceEncoder(setting.model)
+    pipeline: Any = encoder._pipeline  # noqa: SLF001 - there is no public switch: nobody wants the slower layer
+    pipeline.full_last_layer = True
+    return encoder.encode
+
+
+def load_sentence_transformers(setting: Setting) -> Encode:
+    """Return sentence-transformers' encode, on torch."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(setting.threads)
+    model = SentenceTransformer(str(setting.model), device="cpu")
+    return functools.partial(model.encode, batch_size=setting.batch, show_progress_bar=False)
+
+
+def load_onnxruntime(setting: Setting) -> Encode:
+    """Return the loop around ONNX Runtime, which runs the graph that its BERT optimizer made."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = setting.threads
+    session = onnxruntime.InferenceSession(str(setting.export), options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def hidden_states(rows: Rows) -> Array:
+        inputs = pad(rows)
+        return session.run(None, {name: inputs[name] for name in names})[0]
+
+    return sorted_loop(setting, hidden_states)
+
+
+def load_openvino(setting: Setting) -> Encode:
+    """Return the loop around OpenVINO, told float32: where the processor has bfloat16, that is its own choice."""
+    import openvino
+
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": setting.threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    model = openvino.Core().compile_model(str(setting.export), "CPU", options)
+    names = [node.get_any_name() for node in model.inputs]
+    request = model.create_infer_request()
+
+    def hidden_states(rows: Rows) -> Array:
+        inputs = pad(rows)
+        request.infer({name: inputs[name] for name in names}, share_inputs=True)
+        return request.get_output_tensor(0).data
+
+    return sorted_loop(setting, hidden_states)
+
+
+def load_ctranslate2(setting: Setting) -> Encode:
+    """Return the loop around CTranslate2."""
+    import ctranslate2
+
+    encoder = ctranslate2.Encoder(
+        str(setting.export.parent), device="cpu", compute_type="float32", intra_threads=setting.threads
+    )
+    return sorted_loop(setting, lambda rows: np.array(encoder.forward_batch(rows).last_hidden_state))
+
+
+def load_fastembed(setting: Setting) -> Encode:
+    """Return fastembed's embed, with a local model."""
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    facts = read_facts(setting.model)
+    TextEmbedding.add_custom_model(
+        "local/model",
+        pooling=PoolingType.CLS if facts.cls_pooled else PoolingType.MEAN,
+        normalization=facts.normalized,
+        sources=ModelSource(hf="local/model"),
+        dim=facts.hidden_size,
+        model_file=setting.export.name,
+    )
+    model = TextEmbedding("local/model", specific_model_path=str(setting.export.parent), threads=setting.threads)
+    return lambda texts: np.array(list(model.embed(texts, batch_size=setting.batch)))
+
+
+class Peer(NamedTuple):
+    """An encoder that is measured.
+
+    Attributes:
+        label: Its name in tables.
+        load: Loads it.
+        environment: Which of bench.py's environments has it.
+        packages: What a user installs to have it.
+        modules: What an interpreter has imported before it loads a model.
+        export: The file that it loads, in the model's folder of exports; "" where it reads the model's own files.
+        batches: Its best batch (see :class:`Setting`) for each of :data:`WORKLOADS`, by model, "" for all others; they
+            were found by ``bench.py run --batch``. None where it chooses itself.
+    """
+
+    label: str
+    load: Callable[[Setting], Encode]
+    environment: str
+    packages: tuple[str, ...]
+    modules: tuple[str, ...]
+    export: str = ""
+    batches: Mapping[str, tuple[int, int, int]] | None = None
+
+    def batch(self, model: str, workload: str) -> int:
+        """Return the best batch for a model and a workload; 1 where it does not matter."""
+        if self.batches is None or workload not in WORKLOADS:
+            return 1
+        return self.batches.get(model, self.batches[""])[WORKLOADS.index(workload)]
+
+
+PEERS = {
+    "minibert": Peer(
+        "minibert",
+        load_minibert,
+        "minibert",
+        packages=("minibert", "numpy"),
+        modules=("minibert", "safetensors", "tokenizers"),
+    ),
+    "minibert-full-last": Peer(
+        "minibert, full last layer",
+        load_minibert_full_last,
+        "minibert",
+        packages=("minibert", "numpy"),
+        modules=("minibert", "safetensors", "tokenizers"),
+    ),
+    "sentence-transformers": Peer(
+        "sentence-transformers",
+        load_sentence_transformers,
+        "sentence-transformers",
+        packages=("sentence-transformers", "transformers", "torch"),
+        modules=("sentence_transformers",),
+        batches={"": (32, 8, 8), "base": (8, 8, 8), "large": (8, 8, 8)},
+    ),
+    "onnxruntime": Peer(
+        "ONNX Runtime",
+        load_onnxruntime,
+        "onnxruntime",
+        packages=("onnxruntime", "tokenizers", "numpy"),
+        modules=("onnxruntime", "tokenizers"),
+        export="onnxruntime/model.onnx",
+        batches={"": (-1024, -1024, -1024), "base": (8, -512, -1024), "large": (8, -512, -1024)},
+    ),
+    "openvino": Peer(
+        "OpenVINO",
+        load_openvino,
+        "openvino",
+        packages=("openvino", "tokenizers", "numpy"),
+        modules=("openvino", "tokenizers"),
+        export="openvino/openvino/openvino_model.xml",
+        batches={"": (-512, -512, -1024), "base": (8, -512, 8), "large": (8, -512, 8)},
+    ),
+    "ctranslate2": Peer(
+        "CTranslate2",
+        load_ctranslate2,
+        "ctranslate2",
+        packages=("ctranslate2", "tokenizers", "numpy"),
+        modules=("ctranslate2", "tokenizers"),
+        export="ctranslate2/model.bin",
+        batches={"": (32, -1024, -1024), "base": (8, -512, -512), "large": (32, -512, -512)},
+    ),
+    "fastembed": Peer(
+        "fastembed",
+        load_fastembed,
+        "fastembed",
+        packages=("fastembed", "onnxruntime"),
+        modules=("fastembed",),
+        export="fastembed/model.onnx",
+        batches={"": (32, 1, 8), "base": (4, 1, 4), "large": (4, 1, 4)},  # mixed one by one: it does not sort
+    ),
+}
+
+
+def durations(call: Callable[[], object], seconds: float, fewest: int, most: int) -> list[float]:
+    """Return how long each call took; calls go on for ``seconds``, or until they are ``most``."""
+    taken: list[float] = []
+    while len(taken) < fewest or (sum(taken) < seconds and len(taken) < most):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+class Clocks(NamedTuple):
+    """Seconds since some beginning: of the wall, of all processes on all cores, of this process, of the hypervisor."""
+
+    wall: float
+    everyone: float
+    own: float
+    stolen: float
+
+    @classmethod
+    def read(cls) -> "Clocks":
+        """Return what the clocks show."""
+        fields = Path("/proc/stat").read_text("utf-8").split(maxsplit=9)[1:9]
+        ticks = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields)
+        user, nice, system, _idle, _wait, irq, softirq, stolen = ticks
+        return cls(time.perf_counter(), user + nice + system + irq + softirq, sum(os.times()[:4]), stolen)
+
+
+def timed(call: Callable[[], object], seconds: float, fewest: int, most: int) -> dict[str, Any]:
+    """Return the durations of calls, and how many cores other processes and the hypervisor had meanwhile."""
+    before = Clocks.read()
+    times = durations(call, seconds, fewest, most)
+    wall, everyone, own, stolen = (b - a for a, b in zip(before, Clocks.read(), strict=True))
+    return {
+        "times": [float(f"{duration:.4g}") for duration in times],
+        "other_cpu": round(max(0.0, everyone - own) / wall, 3),
+        "stolen_cpu": round(stolen / wall, 3),
+    }
+
+
+def resident(field: str) -> int:
+    """Return the bytes of this process that are in memory now (``VmRSS``), or were at most (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def measure_throughput(peer: Peer, setting: Setting, task: Mapping[str, Any]) -> tuple[dict[str, Any], Array]:
+    """Return the times of passes over the texts and the memory they took, and the vectors.
+
+    The first pass is not timed: runtimes compile what depends on the shapes of the batches.
+    """
+    texts = read_json(Path(task["texts"]))
+    for module in peer.modules:
+        importlib.import_module(module)
+    imported = resident("VmRSS")
+    encode = peer.load(setting)
+    vectors = encode(texts)
+    result = timed(lambda: encode(texts), task["seconds"], fewest=1, most=5)
+    return {**result, "imported": imported, "peak": resident("VmHWM")}, vectors
+
+
+def measure_latency(peer: Peer, setting: Setting, task: Mapping[str, Any]) -> tuple[dict[str, Any], Array]:
+    """Return the times of calls with one text, and its vector."""
+    encode = peer.load(setting)
+    durations(lambda: encode([ONE_TEXT]), task["seconds"], fewest=5, most=20)
+    return timed(lambda: encode([ONE_TEXT]), task["seconds"], fewest=20, most=100), encode([ONE_TEXT])
+
+
+def measure_cold(peer: Peer, setting: Setting, _task: Mapping[str, Any]) -> tuple[dict[str, Any], Array]:
+    """Return the time to the first vector, without the start of the interpreter, which the parent counts in."""
+    vectors: list[Array] = []
+    return timed(lambda: vectors.append(peer.load(setting)([ONE_TEXT])), 0, fewest=1, most=1), vectors[0]
+
+
+MEASURES = {"throughput": measure_throughput, "latency": measure_latency, "cold": measure_cold}
+
+
+def measure_sgemm(seconds: float) -> dict[str, float]:
+    """Return the GFLOP/s of numpy's float32 product, on all of BLAS' threads, for each of :data:`SGEMM_SHAPES`."""
+    rng = np.random.default_rng(0)
+    rates = {}
+    for m, k, n in SGEMM_SHAPES:
+        a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+        product = functools.partial(np.matmul, a, b, out=np.empty((m, n), np.float32))
+        product()
+        times = durations(product, seconds, fewest=5, most=1000)
+        rates[f"{m}x{k}x{n}"] = round(2e-9 * m * k * n / statistics.median(times), 1)
+    return rates
+
+
+def list_packages(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the version and the bytes of packages and all they depend on, as their RECORD files list them."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, dict[str, Any]] = {}
+    todo = [(name, "") for name in names]
+    done = set()
+    while todo:
+        name, extra = todo.pop()
+        name = canonicalize_name(name)
+        if (name, extra) in done:
+            continue
+        done.add((name, extra))
+        package = metadata.distribution(name)
+        if name not in found:
+            paths = [Path(str(package.locate_file(file))) for file in package.files or ()]
+            size = sum(path.stat().st_size for path in paths if path.is_file())
+            found[name] = {"version": package.version, "bytes": size}
+        for line in package.requires or ():
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                todo += [(needed.name, inner) for inner in ("", *needed.extras)]
+    return dict(sorted(found.items()))
+
+
+def main() -> None:
+    """Do the task that the command line gives as JSON, and print the result as JSON."""
+    task = json.loads(sys.argv[1])
+    if task["measure"] == "sgemm":
+        print(json.dumps({"gflops": measure_sgemm(task["seconds"])}))
+    elif task["measure"] == "packages":
+        print(json.dumps({"packages": list_packages(task["packages"])}))
+    else:
+        setting = Setting(Path(task["model"]), Path(task["export"]), task["batch"], task["threads"])
+        result, vectors = MEASURES[task["measure"]](PEERS[task["peer"]], setting, task)
+        print(json.dumps(result), flush=True)
+        np.save(task["vectors"], vectors)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Count the vectors that have other bits than the same text's alone, over random batchings.
+
+    python tools/invariance.py MODEL TEXTS [TEXTS ...] --out RESULTS.json [--batchings 10000] [--core SkylakeX]
+
+MODEL is a local folder; TEXTS are files with one text a line. A batching is one call with a few of the texts, mostly
+short ones and some twice, in any order, and with settings drawn at random: encode or encode_stream, vectors alone or
+all features, batch_size, chunk_size, max_batch_tokens, 1 to 4 threads. It follows from --seed and its number, so a run
+can be repeated. With --core, OpenBLAS takes its kernels for that processor, which this one must be able to run. Exits
+with 1 if any bit differs. Linux only.
+"""
+
+import argparse
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from bench import commit, processor, read_texts, without_folders
+
+import minibert
+from minibert import SentenceEncoder
+from minibert.threads import blas_name
+from minibert.typing import Array
+
+FORMS = ("encode", "encode_stream", "features", "one by one")
+
+
+class Batching(NamedTuple):
+    """A call, or with "one by one" several.
+
+    Attributes:
+        rows: The texts, by number.
+        form: One of FORMS.
+        num_threads: As the encoder has it, like all that follow.
+        max_batch_tokens: As there.
+        batch_size: As there.
+        chunk_size: As there.
+    """
+
+    rows: list[int]
+    form: str
+    num_threads: int
+    max_batch_tokens: int
+    batch_size: int | None
+    chunk_size: int
+
+
+class Difference(NamedTuple):
+    """A vector that has other bits than the same text's alone: its batching's number, its text, and how many bits."""
+
+    batching: int
+    text: str
+    bits: int
+
+
+def draw(texts: int, number: int, seed: int = 0) -> Batching:
+    """Return batching ``number`` of so many texts, of which the first, the shortest, come most often."""
+    rng = np.random.default_rng([seed, number])
+    few, many = rng.integers(1, 9), rng.integers(9, 33)
+    rows = (texts * rng.random(many if rng.random() < 0.05 else few) ** 4).astype(int)
+    rows = rng.permutation([*rows, *rng.choice(rows, rng.integers(0, 3))])
+    return Batching(
+        rows.tolist(),
+        form=str(rng.choice(FORMS, p=[0.5, 0.2, 0.2, 0.1])),
+        num_threads=int(rng.integers(1, 5)),
+        max_batch_tokens=int(rng.choice([1, 16, 64, 256, 1024, 4096])),
+        batch_size=None if rng.random() < 0.5 else int(rng.integers(1, 9)),
+        chunk_size=int(rng.integers(1, 17)),
+    )
+
+
+def encode(encoder: SentenceEncoder, texts: Sequence[str], batching: Batching) -> Iterable[Array]:
+    """Return the vectors of the texts of a batching."""
+    chosen = [texts[i] for i in batching.rows]
+    encoder.num_threads, encoder.max_batch_tokens = batching.num_threads, batching.max_batch_tokens
+    if batching.form == "one by one":
+        return [encoder.encode(text) for text in chosen]
+    if batching.form == "features":
+        features = encoder.encode(chosen, output_value=None, batch_size=batching.batch_size)
+        return [each["sentence_embedding"] for each in features]
+    if batching.form == "encode_stream":
+        chunks = encoder.encode_stream(chosen, chunk_size=batching.chunk_size, batch_size=batching.batch_size)
+        return np.concatenate(list(chunks))
+    vectors: Array = encoder.encode(chosen, batch_size=batching.batch_size)
+    return vectors
+
+
+def differing_bits(a: Array, b: Array) -> int:
+    """Return in how many bits two arrays of floats differ."""
+    unsigned = f"u{a.itemsize}"
+    return int(np.bitwise_count(a.view(unsigned) ^ b.view(unsigned)).sum())
+
+
+class Comparison:
+    """The vectors of random batchings beside those of each text alone.
+
+    Attributes:
+        texts: The texts, the shortest first.
+        alone: The vector of each text alone, by its number, where it was needed so far.
+        vectors: How many vectors were compared with these.
+        differences: Those that differ.
+    """
+
+    def __init__(self, encoder: SentenceEncoder, texts: Iterable[str], seed: int = 0) -> None:
+        """Compare nothing yet; a text alone is encoded as the encoder is set now."""
+        self.texts = sorted(dict.fromkeys(texts), key=len)
+        self.alone: dict[int, Array] = {}
+        self.vectors = 0
+        self.differences: list[Difference] = []
+        self._encoder = encoder
+        self._seed = seed
+        self._settings = (encoder.num_threads, encoder.max_batch_tokens)
+
+    def add(self, number: int) -> None:
+        """Compare the vectors of batching ``number``."""
+        batching = draw(len(self.texts), number, self._seed)
+        vectors = encode(self._encoder, self.texts, batching)
+        for i, vector in zip(batching.rows, vectors, strict=True):
+            self.vectors += 1
+            if bits := differing_bits(vector, self._vector_alone(i)):
+                self.differences.append(Difference(number, self.texts[i], bits))
+
+    def _vector_alone(self, i: int) -> Array:
+        if i not in self.alone:
+            self._encoder.num_threads, self._encoder.max_batch_tokens = self._settings
+            self.alone[i] = self._encoder.encode(self.texts[i])
+        return self.alone[i]
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a results file holds."""
+    encoder = SentenceEncoder(options.model, on_truncate="ignore")
+    comparison = Comparison(encoder, (text for path in options.texts for text in read_texts(path)), options.seed)
+    start = shown = time.monotonic()
+    for number in range(options.batchings):
+        comparison.add(number)
+        now = time.monotonic()
+        if now - shown > 10 or number + 1 == options.batchings:
+            shown = now
+            print(
+                f"{number + 1:6} of {options.batchings} batchings, {comparison.vectors} vectors of "
+                f"{len(comparison.alone)} texts, {len(comparison.differences)} differ; {now - start:.0f} s",
+                flush=True,
+            )
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "command": f"python tools/invariance.py {without_folders(' '.join(sys.argv[1:]))}",
+        "commit": commit(),
+        "model": options.model.resolve().name,
+        "processor": processor(),
+        "blas": blas_name(),
+        "numpy": np.__version__,
+        "minibert": minibert.__version__,
+        "seed": options.seed,
+        "batchings": options.batchings,
+        "texts": len(comparison.alone),
+        "vectors": comparison.vectors,
+        "differing_vectors": len(comparison.differences),
+        "differing_bits": sum(difference.bits for difference in comparison.differences),
+        "first_differences": [difference._asdict() for difference in comparison.differences[:20]],
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def run_on(core: str) -> int:
+    """Return the exit status of this command in a new process, in which OpenBLAS has its kernels for ``core``."""
+    environment = {**os.environ, "OPENBLAS_CORETYPE": core}
+    status = subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
+    if status == -signal.SIGILL:
+        raise SystemExit(f"this processor cannot run OpenBLAS's kernels for {core}: it met an illegal instruction")
+    return status
+
+
+def main() -> int:
+    """Write the results file, and return 1 if any bit differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a local model folder")
+    parser.add_argument("texts", type=Path, nargs="+", help="files with one text a line")
+    parser.add_argument("--out", type=Path, required=True, help="the results file, JSON")
+    parser.add_argument("--batchings", type=int, default=10_000, help="how many (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other batchings (default: 0)")
+    parser.add_argument("--core", help="the processor whose kernels OpenBLAS takes, such as SkylakeX or Haswell")
+    options = parser.parse_args()
+
+    if options.core and os.environ.get("OPENBLAS_CORETYPE") != options.core:
+        return run_on(options.core)
+    if options.core and options.core.lower() not in blas_name().lower():
+        raise SystemExit(f"numpy's BLAS must have its kernels for {options.core}; it is {blas_name()}")
+    results = run(options)
+    options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return 1 if results["differing_vectors"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
