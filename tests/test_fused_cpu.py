@@ -25,7 +25,7 @@ BATCHES = pytest.mark.parametrize(
         ([63, 64, 65], 128, 2),
         ([127, 128, 129], 384, 12),
         ([512], 128, 2),
-        ([1] * 30 + [12] * 5 + [2, 13, 2, 33, 33, 1], 16, 2),
+        ([1] * 30 + [12] * 5 + [2, 0, 13, 2, 33, 33, 0, 0, 1], 16, 2),
         ([40] * 9, 384, 12),
     ],
     ids=["1-16", "1-384", "2", "12", "13", "63-65", "127-129", "512", "many", "many equal"],
@@ -106,7 +106,8 @@ def linear(x, weight):
 def attention(q, k, v, heads, lengths, queries=None):
     """Return what ``attention`` is to return: of the first few ``queries`` of each text, or of all."""
     results = []
-    for start, length in zip(np.cumsum([0, *lengths]), lengths, strict=False):
+    starts = np.cumsum([0, *lengths[:-1]])
+    for start, length in ((start, length) for start, length in zip(starts, lengths, strict=True) if length):
         Q, K, V = (ops.split_heads(x[None, start : start + length], heads) for x in (q, k, v))  # noqa: N806
         weights = ops.softmax(Q[:, :, :queries] @ K.swapaxes(-2, -1))
         results.append(ops.merge_heads(weights @ V)[0])
@@ -158,6 +159,16 @@ def test_attention(dtype, rule, lengths, width, heads):
 
     assert len(y) == packing.rows
     assert_is(unpacked(y, packing), lambda q, k, v: attention(q, k, v, heads, lengths), dtype, *inputs)
+
+
+@pytest.mark.parametrize("lengths", [[40] * 100, [700]], ids=["many texts", "a long one"])
+def test_attention_in_blocks(lengths):
+    """Where there are more scores than are held at a time, by many texts or many heads, none is left out."""
+    packing = packing_of(lengths)
+    inputs = [normal(packing.tokens, 48, seed=seed, size=size) for seed, size in enumerate([0.5, 1, 1])]
+    y = FusedCpu("float32").attention(*inputs, 12, packing, packing)
+
+    assert_is(y, lambda q, k, v: attention(q, k, v, 12, lengths), "float32", *inputs)
 
 
 @DTYPES

@@ -140,12 +140,10 @@ def load_minibert(setting: Setting) -> Encode:
 
 def load_minibert_full_last(setting: Setting) -> Encode:
     """Return minibert's encode with a last layer that computes every token, whatever is pooled."""
-    from minibert import SentenceEncoder
+    from minibert import SentenceEncoder, modules
 
-    encoder = SentenceEncoder(setting.model)
-    pipeline: Any = encoder._pipeline  # noqa: SLF001 - there is no public switch: nobody wants the slower layer
-    pipeline.full_last_layer = True
-    return encoder.encode
+    modules.takes_first_token = lambda *_: False  # there is no switch: nobody wants the slower layer
+    return SentenceEncoder(setting.model).encode
 
 
 def load_sentence_transformers(setting: Setting) -> Encode:
