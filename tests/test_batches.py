@@ -85,10 +85,20 @@ def test_limits(texts, characters, special, max_tokens, max_texts, number):
 
 def test_longest_first():
     """Texts come by length, the longest first, so that those of equal length meet; equal ones in their order."""
-    texts = ["x" * (4 * (7 * i % 40)) for i in range(400)]
-    rows = [i for batch in batches(texts) for i in batch.rows]
+    texts = ["x" * (4 * (7 * i % 40)) for i in range(4000)]
+    tokenize = Tokenizer(texts)
+    rows = [i for batch in batches(texts, tokenize, max_tokens=64) for i in batch.rows]
 
     assert rows == sorted(rows, key=lambda i: (-len(texts[i]), i))
+    assert len(tokenize.calls) > 10
+
+
+def test_most_tokens_first():
+    """Of the texts that are tokenized, that with the most tokens is the first, whatever its characters."""
+    found = batches(["x" * 10] * 100, lambda indices: [[0] * (1 + 7 * i % 40) for i in indices])
+    lengths = [len(ids) for batch in found for ids in batch.ids]
+
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_full_batches():

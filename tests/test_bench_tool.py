@@ -343,7 +343,8 @@ def test_absent_environment():
 def test_run(tmp_path):
     """A run of minibert alone on a small model fills each table, and skips the peers that are not installed."""
     model = copy_twin(tmp_path / "models" / "tiny")
-    BertWordPieceTokenizer(str(model / "vocab.txt")).save(str(model / "tokenizer.json"))
+    vocabulary = {token: i for i, token in enumerate((model / "vocab.txt").read_text("utf-8").splitlines())}
+    BertWordPieceTokenizer(vocabulary).save(str(model / "tokenizer.json"))
     edit_json(model / "sentence_bert_config.json", max_seq_length=16)
     texts = tmp_path / "mixed.txt"
     texts.write_text("a text\nanother text\n", "utf-8")

@@ -78,20 +78,30 @@ def test_rule_of_a_library(install, library, classes):
     assert rule_for([(8, 8)], "float32").classes == classes
 
 
-def test_experiments_are_on_one_thread(install, monkeypatch):
-    """The rule is found with BLAS on one thread, on which the products of batches are computed."""
-    threads = [2]
+@pytest.mark.parametrize(
+    ("second_thread", "threads"),
+    [
+        pytest.param(lambda i, _: i < 0, True, id="never"),
+        pytest.param(lambda i, n: i >= n // 2, False, id="takes half of the rows"),
+        pytest.param(lambda i, n: (i >= n // 2) & (n >= 200), False, id="takes half of 200 rows"),
+    ],
+)
+def test_threads_of_a_library(install, monkeypatch, second_thread, threads):
+    """The classes are those of one thread; whether more threads change bits is said beside them."""
+    limited = []
 
     @contextlib.contextmanager
     def one_thread():
-        threads.append(1)
+        limited.append(True)
         yield
-        threads.pop()
+        limited.pop()
 
     monkeypatch.setattr(rows, "one_blas_thread", one_thread)
-    install(lambda i, _: i % threads[-1])
+    install(lambda i, n: 0 * i if limited else 0 + second_thread(i, n))
+    rule = rule_for([(8, 8)], "float32")
 
-    assert rule_for([(8, 8)], "float32").classes == (0,)
+    assert rule.classes == (0,)
+    assert rule.threads == threads
 
 
 def test_experiments_are_made_once(install):
@@ -131,7 +141,9 @@ def test_rules_together(monkeypatch, parts, together):
 
 def test_rule_covers_every_product_of_a_model(monkeypatch):
     """The shapes that are tried out for a model are those of all products in its forward pass."""
-    config = BertConfig(vocab_size=9, hidden_size=48, num_attention_heads=2, num_hidden_layers=2, intermediate_size=800)
+    config = BertConfig(
+        vocab_size=9, hidden_size=400, num_attention_heads=2, num_hidden_layers=2, intermediate_size=900
+    )
     tried, used = set(), set()
     monkeypatch.setattr(packed, "rule_for", lambda shapes, _: tried.update(shapes))
     packed.row_rule(config, np.float32)
