@@ -41,6 +41,10 @@ logger = logging.getLogger("minibert")
 #: efficient matrix products, and few enough that all that is computed from them takes some 40 MB.
 _BATCH_NUMBERS, _BATCH_TOKENS = 393_216, 1024
 
+#: Tokens of a text for which the products of its attention are too small for OpenBLAS to use threads: alone, they have
+#: threads for the products with the weights only, and of those it was tried that the bits are the same.
+_SHORT_TEXT = 40
+
 OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
 
 
@@ -492,17 +496,18 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
         with _progress_bar(len(texts), show_progress_bar) as progress:
             if len(texts) == 1:
-                with contextlib.nullcontext() if self._blas_may_use_threads() else one_blas_thread():
-                    work(Batch([0], tokenize([0])), FusedCpu(self.dtype))
+                ids = tokenize([0])
+                with contextlib.nullcontext() if self._blas_may_use_threads(len(ids[0])) else one_blas_thread():
+                    work(Batch([0], ids), FusedCpu(self.dtype))
             elif texts:
                 threads = min(num_threads, len(texts))
                 batches = cut(texts, tokenize, Limits(max_batch_tokens, request.batch_size, threads))
                 run(batches, work, threads, self.dtype)
         return vectors if wants_vectors else outputs
 
-    def _blas_may_use_threads(self) -> bool:
-        """Return whether BLAS, left to itself, gives the same bits on no more threads than allowed."""
-        return self._pipeline.row_rule.threads and blas_threads() <= self.num_threads
+    def _blas_may_use_threads(self, tokens: int) -> bool:
+        """Return whether BLAS, left to itself, gives a text the same bits on no more threads than allowed."""
+        return tokens <= _SHORT_TEXT and self._pipeline.row_rule.threads and blas_threads() <= self.num_threads
 
     def _report(self, truncation: "_TruncationCount") -> None:
         """Keep what a call cut off, and warn of it if that is wanted."""

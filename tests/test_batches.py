@@ -1,5 +1,6 @@
 """Batches: how texts are cut up, and how threads work on the pieces until all is done or something stops them."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -359,11 +360,13 @@ def test_no_batch_is_made_after_an_error():
     """After an error, threads take no other batch."""
     source, all_at_work = Source(30), threading.Barrier(3, timeout=PATIENCE)
 
-    def work(batch, _):
-        all_at_work.wait()
-        raise ValueError(batch.rows[0])
+    def work(batch, fused):
+        if all_at_work.wait() == 0:
+            raise ValueError(batch)
+        with contextlib.suppress(InterruptedError):
+            until_cancelled(fused)
 
-    with pytest.raises(ValueError, match=r"[012]"):
+    with pytest.raises(ValueError, match="Batch"):
         calls_of(source, work, 3)
 
     assert source.made == 3
@@ -381,11 +384,14 @@ def test_error_while_a_batch_is_made():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_any_exception_is_passed_on(error):
+@pytest.mark.parametrize("where", ["caller", "other"])
+def test_any_exception_is_passed_on(where, error):
     """What is no Exception, such as a signal handler's exit, stops the others and is raised all the same."""
+    both_at_work = threading.Barrier(2, timeout=PATIENCE)
 
     def work(_, fused):
-        if threading.current_thread() is threading.main_thread():
+        both_at_work.wait()
+        if (threading.current_thread() is threading.main_thread()) == (where == "caller"):
             raise error
         until_cancelled(fused)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibert.threads import one_blas_thread
+from minibert.threads import blas_threads, one_blas_thread
 from minibert.typing import Array, DType
 
 #: The periods that are tried: none, the tiles of known kernels, and multiples of them.
@@ -64,9 +64,9 @@ def _rule_of_shape(inputs: int, outputs: int, dtype: str) -> RowRule:
             periodic = all(_is_periodic(_repeated(row, count) @ weight, tile) for count in counts)
         if periodic:
             # Where a position matters, so does where BLAS cuts the rows for its threads: that is not even tried.
-            threads = period == 1 and all(
-                _is_periodic(_repeated(row, count) @ weight, tile) for count in (*counts, _ROWS_FOR_THREADS)
-            )
+            threads = period == 1 and blas_threads() > 1  # with one, held by somebody else, nothing could be seen
+            for count in (*counts, _ROWS_FOR_THREADS):
+                threads = threads and _is_periodic(_repeated(row, count) @ weight, tile)
             return RowRule(_numbered([position.tobytes() for position in tile]), threads)
     return RowRule((), threads=False)
 
