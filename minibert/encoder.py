@@ -284,7 +284,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
                 It changes memory and speed, never a result.
             show_progress_bar: Whether to show one; by default only while the logger "minibert" is at INFO or below.
             output_value: ``"sentence_embedding"``; ``"token_embeddings"`` for a list of ``(tokens, H)`` arrays, the
-                special tokens' vectors included; None for a dict of everything for each text.
+                special tokens' vectors included; None for a dict of everything for each text, nothing of it padded.
             precision: ``"float32"`` leaves the vectors as they were computed; see
                 :func:`~minibert.quantization.quantize_embeddings` for the others.
             convert_to_numpy: False returns a list of vectors instead of one array.

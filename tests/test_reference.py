@@ -222,7 +222,7 @@ def test_encode_options(options, peer):
 
 
 def test_token_embeddings_and_features(peer):
-    """output_value "token_embeddings" and None have the same shapes, names and numbers (E6)."""
+    """output_value "token_embeddings" and None have the same names and numbers, without any padding (E6)."""
     texts = golden("BertModel-128d")[1][:-1]
     encoder, reference = SentenceEncoder(twin("BertModel-128d")), peer(twin("BertModel-128d"))
     for own, other in zip(
@@ -234,7 +234,7 @@ def test_token_embeddings_and_features(peer):
     own, other = encoder.encode(texts, output_value=None)[0], reference.encode(texts, output_value=None)[0]
 
     assert own.keys() == other.keys() - {"modality"}
-    np.testing.assert_array_equal(own["input_ids"], other["input_ids"])
+    np.testing.assert_array_equal(own["input_ids"], other["input_ids"][other["attention_mask"] == 1])
 
 
 @pytest.mark.parametrize("act", ["gelu_new", "relu", "silu", "quick_gelu"])
@@ -278,19 +278,19 @@ def test_token_types_and_holes_in_the_mask():
 
 @pytest.mark.weights
 def test_error_against_float64_on_minilm(minilm):
-    """RMS error of the hidden states at most 1.2 x transformers' float32; unit vectors within 3e-7."""
+    """RMS error of the hidden states no larger than transformers' in float32; unit vectors within 3e-7."""
     from accuracy import measure
 
     texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])
     errors = measure(minilm, texts)
 
-    assert errors["minibert float32"].rms <= 1.2 * errors["transformers sdpa float32"].rms
+    assert errors["minibert float32"].rms <= errors["transformers sdpa float32"].rms
     assert errors["minibert float32"].vector <= 3e-7
-    assert errors["minibert float64"].hidden <= 2e-14
+    assert errors["minibert.model float64"].hidden <= 2e-14
 
 
 def test_error_against_float64_on_bert_base(tmp_path):
-    """RMS error of the hidden states at most 1.4 x transformers' float32 with seeded BERT-base weights."""
+    """RMS error of the hidden states no larger than transformers' in float32 with seeded BERT-base weights."""
     from accuracy import measure
     from repos import full_vocabulary, made_up_texts, write_seeded_repo
 
@@ -298,9 +298,9 @@ def test_error_against_float64_on_bert_base(tmp_path):
     errors = measure(folder, made_up_texts(full_vocabulary(30522), 48, 30))
     shutil.rmtree(folder)
 
-    assert errors["minibert float32"].rms <= 1.4 * errors["transformers sdpa float32"].rms
+    assert errors["minibert float32"].rms <= errors["transformers sdpa float32"].rms
     assert errors["minibert float32"].vector <= 3e-7
-    assert errors["minibert float64"].hidden <= 2e-14
+    assert errors["minibert.model float64"].hidden <= 2e-14
 
 
 def _metadata(name):
