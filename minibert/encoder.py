@@ -19,11 +19,11 @@ from minibert.fused.cpu import FusedCpu
 from minibert.inputs import (
     as_texts,
     checked,
+    iterate,
     refuse_torch_only,
     require_choice,
     require_cpu,
     require_int,
-    require_many,
     require_text,
 )
 from minibert.modules import Features
@@ -38,7 +38,7 @@ __all__ = ["SentenceEncoder", "Truncation"]
 logger = logging.getLogger("minibert")
 
 #: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
-#: efficient matrix products, and few enough that all that is computed from them takes some 40 MB.
+#: efficient matrix products, and few enough that a thread's memory is some 30 MB.
 _BATCH_NUMBERS, _BATCH_TOKENS = 393_216, 1024
 
 #: Tokens of a text for which the products of its attention are too small for OpenBLAS to use threads: alone, they have
@@ -194,7 +194,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         self.truncate_dim = truncate_dim
         self.on_truncate: OnTruncate = arguments["on_truncate"]
         self.num_threads = _at_least_one("num_threads", _default(arguments["num_threads"], usable_cores()))
-        tokens = min(_BATCH_TOKENS, _BATCH_NUMBERS // self._repo.config.hidden_size + 1)
+        tokens = min(_BATCH_TOKENS, max(1, _BATCH_NUMBERS // self._repo.config.hidden_size))
         self.max_batch_tokens = _at_least_one("max_batch_tokens", _default(arguments["max_batch_tokens"], tokens))
         self._arguments = dict(arguments)
 
@@ -359,17 +359,13 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             ValueError: An argument has an unknown value.
             TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
         """
-        if isinstance(inputs, str):
-            raise TypeError(
-                "encode_stream takes an iterable of texts in order; got a str. Use encode for a single one."
-            )
-        require_many(inputs)
+        items = iterate(inputs)
         batch_size = None if batch_size is None else _at_least_one("batch_size", batch_size)
         chunk_size = _at_least_one("chunk_size", chunk_size)
         truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
         prompt = self._resolve_prompt(prompt, prompt_name)
         request = _Request(prompt or "", batch_size, "sentence_embedding", truncate_dim, normalize_embeddings)
-        return self._stream(iter(inputs), request, chunk_size)
+        return self._stream(items, request, chunk_size)
 
     def _stream(self, inputs: Iterator[str], request: "_Request", chunk_size: int) -> Iterator[Float[Array, "n D"]]:
         truncation = _TruncationCount(self.max_seq_length)

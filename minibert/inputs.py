@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -41,13 +41,13 @@ def as_texts(inputs: Any) -> tuple[list[str], bool]:
         inputs = inputs.item()
     if isinstance(inputs, str):
         return checked([inputs]), True
-    require_many(inputs)
-    to_list = getattr(inputs, "to_pylist", None)  # Arrow's columns iterate over their own scalar type
-    return checked(to_list() if callable(to_list) else list(inputs)), False
+    return checked(list(iterate(inputs))), False
 
 
-def require_many(inputs: Any) -> None:
-    """Raise TypeError unless ``inputs`` is an iterable in a definite order, as :func:`as_texts` has it."""
+def iterate(inputs: Any) -> Iterator[Any]:
+    """Return an iterator over many inputs, unchecked; raise TypeError unless they are many, in a definite order."""
+    if isinstance(inputs, str):
+        raise TypeError("encode_stream takes an iterable of texts in order; got a str. Use encode for a single one.")
     if isinstance(inputs, bytes | bytearray | Mapping | AbstractSet) or not isinstance(inputs, Iterable):
         raise TypeError(f"encode takes a text (str) or an iterable of texts in order; got {_describe(inputs)}.")
     if getattr(inputs, "ndim", 1) != 1:  # a pandas DataFrame would give the names of its columns
@@ -55,6 +55,8 @@ def require_many(inputs: Any) -> None:
             f"encode takes an array or a column of texts in one dimension; got {_describe(inputs)} of shape "
             f"{getattr(inputs, 'shape', None)}."
         )
+    to_list = getattr(inputs, "to_pylist", None)  # Arrow's columns iterate over their own scalar type
+    return iter(to_list() if callable(to_list) else inputs)
 
 
 def checked(items: list[Any], start: int = 0) -> list[str]:

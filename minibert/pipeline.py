@@ -93,7 +93,8 @@ class Pipeline:
 
         Args:
             ids: Token ids of each text, special tokens included.
-            fused: The operations to compute with. The features are in memory of their own.
+            fused: The operations to compute with. ``token_embeddings`` may be in their memory, and be overwritten when
+                they compute something else; all other features are not.
             prompt_length: How many of each text's first tokens are a prompt.
         """
         lengths, offsets = [len(row) for row in ids], [sum(row) for row in ids]

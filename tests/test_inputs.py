@@ -210,6 +210,15 @@ def test_bad_item_is_named(item, received, index):
         as_texts(texts)
 
 
+def test_arrow_column_as_a_stream():
+    """encode_stream takes an Arrow column, too, and gives the vectors of its texts."""
+    encoder, texts = SentenceEncoder(twin("BertModel-128d")), ["one", "two", "three"]
+
+    stream = encoder.encode_stream(ArrowColumn(texts), chunk_size=2)
+
+    np.testing.assert_array_equal(np.concatenate(list(stream)), encoder.encode(texts))
+
+
 @pytest.mark.parametrize("make", [Column, ArrowColumn, lambda texts: np.array(texts, object), iter, tuple])
 @pytest.mark.parametrize("item", [None, float("nan")])
 def test_missing_value_in_a_column_is_named(make, item):

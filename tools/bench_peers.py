@@ -250,21 +250,16 @@ class Peer(NamedTuple):
         return self.batches.get(model, self.batches[""])[WORKLOADS.index(workload)]
 
 
+MINIBERT = Peer(
+    "minibert",
+    load_minibert,
+    "minibert",
+    packages=("minibert", "numpy"),
+    modules=("minibert", "safetensors", "tokenizers"),
+)
 PEERS = {
-    "minibert": Peer(
-        "minibert",
-        load_minibert,
-        "minibert",
-        packages=("minibert", "numpy"),
-        modules=("minibert", "safetensors", "tokenizers"),
-    ),
-    "minibert-full-last": Peer(
-        "minibert, full last layer",
-        load_minibert_full_last,
-        "minibert",
-        packages=("minibert", "numpy"),
-        modules=("minibert", "safetensors", "tokenizers"),
-    ),
+    "minibert": MINIBERT,
+    "minibert-full-last": MINIBERT._replace(label="minibert, full last layer", load=load_minibert_full_last),
     "sentence-transformers": Peer(
         "sentence-transformers",
         load_sentence_transformers,

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibert.threads import blas_threads, one_blas_thread
+from minibert.threads import blas_name, blas_threads, one_blas_thread
 from minibert.typing import Array, DType
 
 #: The periods that are tried: none, the tiles of known kernels, and multiples of them.
 _PERIODS = (1, 4, 8, 12, 16, 24, 48)
 #: The products that are tried have so many rows, or the next multiples of the period; and one has three tiles.
 _ROWS = (2, 3, 5, 8, 17, 30)
-#: Rows from which BLAS uses threads, however small the weights.
+#: Rows of one more product that is tried on threads: so many that BLAS has use for them, unless the weights are tiny.
 _ROWS_FOR_THREADS = 256
 
 
@@ -64,7 +64,9 @@ def _rule_of_shape(inputs: int, outputs: int, dtype: str) -> RowRule:
             periodic = all(_is_periodic(_repeated(row, count) @ weight, tile) for count in counts)
         if periodic:
             # Where a position matters, so does where BLAS cuts the rows for its threads: that is not even tried.
-            threads = period == 1 and blas_threads() > 1  # with one, held by somebody else, nothing could be seen
+            # Nor with one thread, held by somebody else; nor in a BLAS of which it is not known from which size on it
+            # uses threads, as it must not in the small products of attention.
+            threads = period == 1 and blas_threads() > 1 and blas_name().startswith("openblas")
             for count in (*counts, _ROWS_FOR_THREADS):
                 threads = threads and _is_periodic(_repeated(row, count) @ weight, tile)
             return RowRule(_numbered([position.tobytes() for position in tile]), threads)
