@@ -3,16 +3,17 @@
 Nothing here can change a result: a text's vector does not depend on its batch.
 """
 
+import dataclasses
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-from minibert.fused.cpu import FusedCpu
-from minibert.threads import one_blas_thread
-from minibert.typing import DType
+from minibert.fused.operations import Fused
 
-#: Matrix products of fewer rows are inefficient; batches at the end of a call get no smaller.
-_FEWEST_TOKENS = 192
+logger = logging.getLogger("minibert")
+
 #: Texts that are tokenized in one call, at most: enough to keep the tokenizer's threads busy.
 _TOKENIZE_AT_ONCE = 1024
 
@@ -29,18 +30,21 @@ class Batch(NamedTuple):
     ids: list[list[int]]
 
 
-class Limits(NamedTuple):
+@dataclasses.dataclass
+class Limits:
     """How large batches may be.
 
     Attributes:
-        max_tokens: The most tokens in a batch of more than one text.
+        max_tokens: The most tokens in a batch of more than one text. It is lowered where memory runs out.
         max_texts: The most texts in a batch, or None.
         threads: How many threads work on batches at a time.
+        efficient_tokens: What makes an efficient batch: at the end of a call, batches get no smaller.
     """
 
     max_tokens: int
     max_texts: int | None
     threads: int
+    efficient_tokens: int
 
 
 def cut(
@@ -80,7 +84,7 @@ def cut(
         if not waiting:
             return
         left = tokens_waiting + characters_left * tokens // characters
-        budget = min(limits.max_tokens, max(_FEWEST_TOKENS, -(-left // limits.threads)))
+        budget = min(limits.max_tokens, max(limits.efficient_tokens, -(-left // limits.threads)))
         batch = Batch([], [])
         batch_tokens = 0
         for i, ids in waiting:
@@ -94,49 +98,85 @@ def cut(
         yield batch
 
 
-def run(batches: Iterable[Batch], work: Callable[[Batch, FusedCpu], None], threads: int, dtype: DType) -> None:
+def run(
+    batches: Iterable[Batch],
+    work: Callable[[Batch, Fused], None],
+    limits: Limits,
+    worker: Callable[[Callable[[], bool]], AbstractContextManager[Fused]],
+) -> None:
     """Call ``work`` on every batch, on so many threads, this one among them.
 
     Batches are made by whichever thread needs one. If a thread raises, the others stop at their next matrix product,
     and the first exception is raised here.
+
+    Args:
+        batches: The batches.
+        work: Computes one of them.
+        limits: How many threads there are, and how large ``batches`` makes batches: that is lowered here, and the batch
+            computed in parts, where memory runs out.
+        worker: Returns what a thread computes with; it gets a function that tells whether to stop.
+
+    Raises:
+        MemoryError: Not even a single text fits.
     """
     iterator = iter(batches)
     lock = threading.Lock()
     stopped = threading.Event()
     errors: list[BaseException] = []
 
-    def worker() -> None:
-        fused = FusedCpu(dtype, cancelled=stopped.is_set)
+    def work_on_parts() -> None:
         try:
-            with one_blas_thread():
+            with worker(stopped.is_set) as fused:
                 while not stopped.is_set():
                     with lock:
                         batch = next(iterator, None)
                     if batch is None:
                         return
-                    work(batch, fused)
+                    work_within_memory(batch, work, limits, fused)
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread of the caller
             errors.append(error)
             stopped.set()
 
     def other(ended: threading.Event) -> None:
         try:
-            worker()
+            work_on_parts()
         finally:
             ended.set()
 
-    ends = [threading.Event() for _ in range(threads - 1)]
+    ends = [threading.Event() for _ in range(limits.threads - 1)]
     others = [threading.Thread(target=other, args=(ended,), name="minibert", daemon=True) for ended in ends]
     try:
         for thread in others:
             thread.start()
-        worker()
+        work_on_parts()
         _wait(others, ends)
     finally:  # where Ctrl-C interrupted any of this
         stopped.set()
         _wait(others, ends)
     if errors:
         raise errors[0]
+
+
+def work_within_memory(batch: Batch, work: Callable[[Batch, Fused], None], limits: Limits, fused: Fused) -> None:
+    """Call ``work`` on a batch; where memory runs out, on its halves, and lower the limit for those to come.
+
+    Raises:
+        MemoryError: Not even a single text fits.
+    """
+    try:
+        work(batch, fused)
+    except MemoryError as error:
+        fused.free()
+        tokens = sum(map(len, batch.ids))
+        if len(batch.rows) == 1:
+            raise MemoryError(f"there is not enough memory for a single text, of {tokens} tokens: {error}") from error
+        limits.max_tokens = min(limits.max_tokens, max(1, tokens // 2))
+    else:
+        return
+    logger.warning("a batch of %d tokens did not fit in memory; going on with at most %d", tokens, limits.max_tokens)
+    middle = len(batch.rows) // 2
+    for half in (slice(None, middle), slice(middle, None)):
+        work_within_memory(Batch(batch.rows[half], batch.ids[half]), work, limits, fused)
 
 
 def _wait(threads: Sequence[threading.Thread], ends: Sequence[threading.Event]) -> None:

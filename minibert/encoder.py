@@ -1,51 +1,37 @@
 """SentenceEncoder: text in, vectors out."""
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from minibert import hub, ops, quantization, similarity
+from minibert import hub, quantization, similarity
 from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
-from minibert.batches import Batch, Limits, cut, run
-from minibert.errors import TruncationError, TruncationWarning
-from minibert.fused.cpu import FusedCpu
+from minibert.batches import Limits
+from minibert.embedding import Job, OutputValue, Request, TruncationCount
+from minibert.engines import open_engine
+from minibert.errors import DeviceError, TruncationWarning
 from minibert.inputs import (
     as_texts,
     checked,
     iterate,
     refuse_torch_only,
     require_choice,
-    require_cpu,
     require_int,
     require_text,
 )
-from minibert.modules import Features
 from minibert.pipeline import Pipeline
-from minibert.pretrained import compute_dtype
 from minibert.repo import DEFAULT_PROMPTS, ModelRepo
-from minibert.threads import blas_threads, one_blas_thread, usable_cores
 from minibert.typing import Array, DType, Float, Int, OnTruncate, PathLike, Precision
 
 __all__ = ["SentenceEncoder", "Truncation"]
 
 logger = logging.getLogger("minibert")
-
-#: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
-#: efficient matrix products, and few enough that a thread's memory is some 30 MB.
-_BATCH_NUMBERS, _BATCH_TOKENS = 393_216, 1024
-
-#: Tokens of a text for which the products of its attention are too small for OpenBLAS to use threads: alone, they have
-#: threads for the products with the weights only, and of those it was tried that the bits are the same.
-_SHORT_TEXT = 40
-
-OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +98,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         token: str | bool | None = None,
         similarity_fn_name: str | None = None,
         truncate_dim: int | None = None,
-        dtype: DType = None,
+        dtype: DType | str = None,
         on_truncate: OnTruncate = "warn",
         num_threads: int | None = None,
         max_batch_tokens: int | None = None,
@@ -122,7 +108,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
         Args:
             model_name_or_path: A local folder, or a hub repo id.
-            device: ``"cpu"`` or None.
+            device: ``"cpu"``, or ``"cuda"`` or ``"cuda:1"`` for an NVIDIA GPU, which needs CuPy. None is the CPU, with
+                or without a GPU: so a program gives the same bits everywhere, and nobody has float16 without asking.
             prompts: Prompt texts by name; they take precedence over the model's own.
             default_prompt_name: The prompt that ``encode`` uses when it is given none.
             cache_folder: Where hub repos are kept; by default the Hugging Face cache.
@@ -131,11 +118,13 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             token: Access token for private repos; by default the one that is logged in.
             similarity_fn_name: Similarity function; by default the model's own, or ``"cosine"``.
             truncate_dim: To how many dimensions vectors are cut; by default the model's own choice.
-            dtype: ``float32`` (default) or ``float64``: the precision of arithmetic and vectors, whatever the
-                precision of the file.
+            dtype: On a CPU ``float32`` (default) or ``float64``: the precision of arithmetic and vectors, whatever the
+                precision of the file. On a GPU ``float16`` (default), ``"bfloat16"`` or ``float32``: the precision of
+                weights and hidden states; sums, and the vectors, are in float32.
             on_truncate: See the class.
-            num_threads: How many threads compute; by default one for each core that the process may use.
-            max_batch_tokens: See the class; by default up to 1024, and fewer for wider models.
+            num_threads: How many threads compute; by default one for each core that the process may use. On a GPU, how
+                many streams; by default 2.
+            max_batch_tokens: See the class; by default up to 1024, and fewer for wider models; on a GPU 16,384.
             **torch_only: Further arguments of sentence-transformers; each raises, and says what to use instead.
 
         Raises:
@@ -145,7 +134,6 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             ValueError: An argument has an unknown value, or only PyTorch could honour it.
         """
         refuse_torch_only("SentenceEncoder", torch_only, TypeError)
-        require_cpu(device)
         arguments = {
             "model_name_or_path": model_name_or_path,
             "device": device,
@@ -162,7 +150,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             "num_threads": num_threads,
             "max_batch_tokens": max_batch_tokens,
         }
-        self.dtype = compute_dtype(dtype)
+        self._engine = open_engine(device, dtype)
         folder = hub.resolve(
             model_name_or_path,
             revision=revision,
@@ -172,7 +160,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         )
         self._repo = ModelRepo.open(folder)
         self._apply_settings(arguments)
-        self._pipeline = Pipeline.load(self._repo, self.dtype)
+        self._pipeline = Pipeline.load(self._repo, self._engine)
         self._max_seq_length = self._pipeline.max_seq_length
         self.truncation = Truncation(0, 0, self._max_seq_length)
 
@@ -193,8 +181,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         self.default_prompt_name = default_name
         self.truncate_dim = truncate_dim
         self.on_truncate: OnTruncate = arguments["on_truncate"]
-        self.num_threads = _at_least_one("num_threads", _default(arguments["num_threads"], usable_cores()))
-        tokens = min(_BATCH_TOKENS, max(1, _BATCH_NUMBERS // self._repo.config.hidden_size))
+        self.num_threads = _at_least_one("num_threads", _default(arguments["num_threads"], self._engine.threads))
+        tokens = self._engine.batch_tokens(self._repo.config)
         self.max_batch_tokens = _at_least_one("max_batch_tokens", _default(arguments["max_batch_tokens"], tokens))
         self._arguments = dict(arguments)
 
@@ -215,8 +203,13 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     @property
     def device(self) -> str:
-        """Where vectors are computed."""
-        return "cpu"
+        """Where vectors are computed: ``"cpu"``, or a GPU's name such as ``"cuda:0"``."""
+        return self._engine.name
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The precision of vectors."""
+        return self._engine.dtype
 
     @property
     def tokenizer(self) -> Any:
@@ -225,7 +218,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the vectors that ``encode`` returns."""
-        return self._width(self.truncate_dim)
+        return self._pipeline.width(self.truncate_dim)
 
     def get_sentence_embedding_dimension(self) -> int:
         """Return :meth:`get_embedding_dimension`, whose older name this is."""
@@ -287,7 +280,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
                 special tokens' vectors included; None for a dict of everything for each text, nothing of it padded.
             precision: ``"float32"`` leaves the vectors as they were computed; see
                 :func:`~minibert.quantization.quantize_embeddings` for the others.
-            convert_to_numpy: False returns a list of vectors instead of one array.
+            convert_to_numpy: False returns a list of vectors instead of one array; from an encoder on a GPU, one CuPy
+                array ``(N, D)`` there, which other libraries can take by DLPack.
             convert_to_tensor: Must be False: vectors are numpy arrays.
             device: None, or the encoder's own.
             normalize_embeddings: Whether to scale the vectors to length 1 (after ``truncate_dim``).
@@ -310,23 +304,25 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             inputs = other.pop("sentences")
         torch_only = {**other, "convert_to_tensor": convert_to_tensor, "pool": pool, "chunk_size": chunk_size}
         refuse_torch_only("encode", torch_only, ValueError)
-        require_cpu(device)
+        if device not in (None, self.device, self.device.removesuffix(":0")):
+            raise DeviceError(f"device must be the encoder's own, {self.device!r}, or None; it is {device!r}.")
         batch_size = None if batch_size is None else _at_least_one("batch_size", batch_size)
         require_choice("output_value", output_value, ("sentence_embedding", "token_embeddings", None))
         require_choice("precision", precision, quantization.PRECISIONS)
         truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
         prompt = self._resolve_prompt(prompt, prompt_name)
         texts, single = as_texts(inputs)
-        request = _Request(prompt or "", batch_size, output_value, truncate_dim, normalize_embeddings)
-        truncation = _TruncationCount(self.max_seq_length)
-        outputs = self._encode(texts, request, truncation, show_progress_bar)
+        on_device = not convert_to_numpy and precision == "float32"
+        request = Request(prompt or "", output_value, truncate_dim, normalize_embeddings, on_device)
+        truncation = TruncationCount(self.max_seq_length)
+        outputs = self._embed(texts, request, truncation, batch_size, show_progress_bar)
         self._report(truncation)
         if output_value != "sentence_embedding":
             return outputs[0] if single else outputs
         vectors: Array = outputs
         if precision != "float32":
             vectors = quantization.quantize_embeddings(vectors, precision)
-        many = vectors if convert_to_numpy else list(vectors)
+        many = list(vectors) if isinstance(vectors, np.ndarray) and not convert_to_numpy else vectors
         return vectors[0] if single else many
 
     def encode_stream(
@@ -364,14 +360,37 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         chunk_size = _at_least_one("chunk_size", chunk_size)
         truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
         prompt = self._resolve_prompt(prompt, prompt_name)
-        request = _Request(prompt or "", batch_size, "sentence_embedding", truncate_dim, normalize_embeddings)
-        return self._stream(items, request, chunk_size)
+        request = Request(prompt or "", "sentence_embedding", truncate_dim, normalize_embeddings)
+        return self._stream(items, request, chunk_size, batch_size)
 
-    def _stream(self, inputs: Iterator[str], request: "_Request", chunk_size: int) -> Iterator[Float[Array, "n D"]]:
-        truncation = _TruncationCount(self.max_seq_length)
+    def _stream(
+        self, inputs: Iterator[str], request: Request, chunk_size: int, batch_size: int | None
+    ) -> Iterator[Float[Array, "n D"]]:
+        truncation = TruncationCount(self.max_seq_length)
         while chunk := list(itertools.islice(inputs, chunk_size)):
-            yield self._encode(checked(chunk, truncation.texts), request, truncation, show_progress_bar=False)
+            texts = checked(chunk, truncation.texts)
+            yield self._embed(texts, request, truncation, batch_size, show_progress_bar=False)
         self._report(truncation)
+
+    def _embed(
+        self,
+        texts: list[str],
+        request: Request,
+        truncation: TruncationCount,
+        batch_size: int | None,
+        show_progress_bar: bool | None,
+    ) -> Any:
+        """Return what is requested of ``texts``, computed with the settings as they are now."""
+        limits = Limits(
+            _at_least_one("max_batch_tokens", self.max_batch_tokens),
+            batch_size,
+            _at_least_one("num_threads", self.num_threads),
+            self._engine.efficient_tokens,
+        )
+        refuse_truncation = self.on_truncate == "error"
+        with _progress_bar(len(texts), show_progress_bar) as progress:
+            job = Job(self._pipeline, self._engine, request, limits, truncation, refuse_truncation, progress)
+            return job.run(texts)
 
     def encode_query(
         self,
@@ -413,10 +432,6 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         """Return the similarity, by :attr:`similarity_fn_name`, of each row of one with the same row of the other."""
         return similarity.similarity_pairwise(self.similarity_fn_name, embeddings1, embeddings2)
 
-    def _width(self, truncate_dim: int | None) -> int:
-        """Return how many dimensions are left of a vector cut to ``truncate_dim``, in the sense of a slice."""
-        return len(range(self._pipeline.dimension)[:truncate_dim])
-
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         """Return the text that goes before each input: given, named, or by default."""
         if prompt is not None:
@@ -430,82 +445,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             return self.prompts[prompt_name]
         return None if self.default_prompt_name is None else self.prompts.get(self.default_prompt_name)
 
-    def _encode(
-        self, texts: list[str], request: "_Request", truncation: "_TruncationCount", show_progress_bar: bool | None
-    ) -> Any:
-        """Return the vectors of ``texts``, ``(N, D)``, or a list of what else is requested."""
-        numbers: dict[str, int] = {}
-        which = [numbers.setdefault(text, len(numbers)) for text in texts]
-        unique = list(numbers)
-        lengths = [0] * len(unique)
-
-        def tokenize(indices: Sequence[int]) -> list[list[int]]:
-            found = self._pipeline.tokenizer([request.prompt + unique[i] for i in indices], truncation.limit)
-            for i, length in zip(indices, found.lengths, strict=True):
-                lengths[i] = length
-            return found.ids
-
-        if self.on_truncate == "error":
-            ids = tokenize(range(len(unique)))
-            truncation.refuse([lengths[i] for i in which])
-            outputs = self._compute(unique, lambda indices: [ids[i] for i in indices], request, show_progress_bar)
-        else:
-            outputs = self._compute(unique, tokenize, request, show_progress_bar)
-        truncation.add([lengths[i] for i in which])
-        if len(unique) == len(texts):
-            return outputs
-        if isinstance(outputs, np.ndarray):
-            return outputs[which]
-        first = {i: row for row, i in reversed(list(enumerate(which)))}  # it gets the arrays, its equals get copies
-        return [outputs[i] if first[i] == row else copy.deepcopy(outputs[i]) for row, i in enumerate(which)]
-
-    def _compute(
-        self,
-        texts: list[str],
-        tokenize: Callable[[Sequence[int]], list[list[int]]],
-        request: "_Request",
-        show_progress_bar: bool | None,
-    ) -> Any:
-        """Return what is requested of ``texts``, which are all different: an array of vectors, or a list."""
-        pipeline = self._pipeline
-        num_threads = _at_least_one("num_threads", self.num_threads)
-        max_batch_tokens = _at_least_one("max_batch_tokens", self.max_batch_tokens)
-        prompt_length = pipeline.tokenizer.prompt_length(request.prompt, self.max_seq_length) if request.prompt else 0
-        vectors = np.empty((len(texts), self._width(request.truncate_dim)), self.dtype)
-        outputs: list[Any] = [None] * len(texts)
-        wants_vectors = request.output_value == "sentence_embedding"
-        features_of = pipeline.sentence_features if wants_vectors else pipeline.token_features
-
-        def work(batch: Batch, fused: FusedCpu) -> None:
-            start = 0
-            for features in features_of(batch.ids, fused, prompt_length):
-                group = features["sentence_embedding"][..., : request.truncate_dim]
-                rows = batch.rows[start : start + len(group)]
-                start += len(group)
-                if wants_vectors:
-                    vectors[rows] = ops.l2_normalize(group) if request.normalize else group
-                else:
-                    features["sentence_embedding"] = group
-                    for position, i in enumerate(rows):
-                        outputs[i] = _output(features, request.output_value, position)
-            progress(len(batch.rows))
-
-        with _progress_bar(len(texts), show_progress_bar) as progress:
-            if len(texts) == 1:
-                ids = tokenize([0])
-                with contextlib.nullcontext() if self._blas_may_use_threads(len(ids[0])) else one_blas_thread():
-                    work(Batch([0], ids), FusedCpu(self.dtype))
-            elif texts:
-                threads = min(num_threads, len(texts))
-                batches = cut(texts, tokenize, Limits(max_batch_tokens, request.batch_size, threads))
-                run(batches, work, threads, self.dtype)
-        return vectors if wants_vectors else outputs
-
-    def _blas_may_use_threads(self, tokens: int) -> bool:
-        """Return whether BLAS, left to itself, gives a text the same bits on no more threads than allowed."""
-        return tokens <= _SHORT_TEXT and self._pipeline.row_rule.threads and blas_threads() <= self.num_threads
-
-    def _report(self, truncation: "_TruncationCount") -> None:
+    def _report(self, truncation: TruncationCount) -> None:
         """Keep what a call cut off, and warn of it if that is wanted."""
         self.truncation = Truncation(truncation.cut, truncation.longest, truncation.limit)
         if truncation.cut and self.on_truncate == "warn":
@@ -515,53 +455,6 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
                 TruncationWarning,
                 stacklevel=3,
             )
-
-
-class _Request(NamedTuple):
-    """What a call asks of each text; see :meth:`SentenceEncoder.encode`."""
-
-    prompt: str
-    batch_size: int | None
-    output_value: OutputValue
-    truncate_dim: int | None
-    normalize: bool
-
-
-@dataclasses.dataclass
-class _TruncationCount:
-    """How many texts there were in a call so far, how many were too long, and how long the longest was."""
-
-    limit: int
-    texts: int = 0
-    cut: int = 0
-    longest: int = 0
-
-    def add(self, lengths: Sequence[int]) -> None:
-        """Count texts of so many tokens."""
-        self.texts += len(lengths)
-        self.cut += sum(length > self.limit for length in lengths)
-        self.longest = max(self.longest, *lengths, 0)
-
-    def refuse(self, lengths: Sequence[int]) -> None:
-        """Raise TruncationError if one of these texts, the next ones, is too long."""
-        cut = [i for i, length in enumerate(lengths) if length > self.limit]
-        if cut:
-            raise TruncationError(
-                f"every text must have at most max_seq_length = {self.limit} tokens; item {self.texts + cut[0]} has "
-                f"{lengths[cut[0]]}{f', and {len(cut) - 1} more are too long' if len(cut) > 1 else ''}. Split it, or "
-                'allow the cut with on_truncate="warn" or "ignore".'
-            )
-
-
-def _output(features: Features, output_value: OutputValue, position: int) -> Any:
-    """Return what ``output_value`` asks for, of the text at ``position`` in its group."""
-    if output_value is not None:
-        return features[output_value][position]
-    rows = len(features["input_ids"])
-    return {
-        name: value[position] if isinstance(value, np.ndarray) and len(value) == rows else value
-        for name, value in features.items()
-    }
 
 
 def _default(value: Any, default: Any) -> Any:

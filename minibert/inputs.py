@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from minibert.errors import DeviceError
-
 #: Arguments of sentence-transformers that need PyTorch: what to use instead.
 _INSTEAD = {
     "backend": "minibert computes in numpy; leave it out",
@@ -95,12 +93,6 @@ def refuse_torch_only(where: str, arguments: Mapping[str, Any], unknown: type[Ex
             raise unknown(f"{where}() has no argument {name!r}.")
         if value is not None and value is not False and value != {}:
             raise ValueError(f"{where}({name}={value!r}) needs PyTorch: {_INSTEAD[name]}.")
-
-
-def require_cpu(device: str | None) -> None:
-    """Raise DeviceError unless ``device`` is the CPU, or none is asked for."""
-    if device not in (None, "cpu"):  # a tuple: sentence-transformers' lists of devices cannot be hashed
-        raise DeviceError(f'device must be "cpu" or None; it is {device!r}. This version has no GPU support.')
 
 
 def require_choice(name: str, value: object, choices: Sequence[str | None]) -> None:

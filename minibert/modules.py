@@ -5,6 +5,7 @@ reads some features of a batch and writes others; ``token_embeddings`` comes fro
 ``sentence_embedding`` is what ``encode`` returns.
 """
 
+import copy
 import dataclasses
 import logging
 import warnings
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 
 from minibert import ops, pooling
+from minibert.arrays import array_namespace
 from minibert.checkpoint import load_module
 from minibert.errors import ConfigError, UnsupportedModuleError, WeightsError
 from minibert.jsonfile import read_object, read_optional
@@ -60,6 +62,10 @@ class Module(Protocol):
             ConfigError: A feature that it reads is missing or has another width.
         """
         ...
+
+    def placed(self, place: Callable[[Array], Any]) -> Self:  # noqa: ARG002
+        """Return the module with ``place`` applied to its weights; only of modules that work on sentence vectors."""
+        return self
 
     def __call__(self, features: Features) -> None:
         """Add to ``features``, or replace in it, what the module computes."""
@@ -227,6 +233,11 @@ class Dense(_InPlace, Module):
         _require_equal(self.path, "in_features", self.in_features, "the width of the vectors that enter", width)
         flow.widths[self.target] = self.out_features
 
+    def placed(self, place: Callable[[Array], Any]) -> Self:
+        module = copy.copy(self)
+        module.weights = {name: place(weight) for name, weight in self.weights.items()}
+        return module
+
     def __call__(self, features: Features) -> None:
         x = features[self.source]
         y = self.activation(_linear(x, self.weights["linear.weight"], self.weights.get("linear.bias")))
@@ -253,6 +264,9 @@ class LayerNorm(Module):
     def connect(self, flow: Flow) -> None:
         width = _width(self.path, flow, "sentence_embedding")
         _require_equal(self.path, "dimension", len(self.weight), "the width of the vectors that enter", width)
+
+    def placed(self, place: Callable[[Array], Any]) -> Self:
+        return type(self)(self.path, {"norm.weight": place(self.weight), "norm.bias": place(self.bias)})
 
     def __call__(self, features: Features) -> None:
         features["sentence_embedding"] = ops.layer_norm(
@@ -361,15 +375,26 @@ def connect(chain: Sequence[Module], flow: Flow) -> int:
     return flow.widths["sentence_embedding"]
 
 
-def takes_first_token(chain: Sequence[Module], prompt_length: int) -> bool:
-    """Return whether the sentence vector depends on the vector of each text's first token alone."""
+def split_at_pooling(chain: Sequence[Module]) -> tuple[Pooling, tuple[Module, ...]] | None:
+    """Return a Pooling and the modules after it; None unless the chain is one, and they work on its vectors alone."""
     first, *rest = chain
-    if not isinstance(first, Pooling) or set(first.modes) != {"cls"} or (prompt_length and not first.include_prompt):
-        return False
-    return all(
-        isinstance(module, Dropout | LayerNorm) or (isinstance(module, _InPlace) and module.source == module.SENTENCE)
+    if not isinstance(first, Pooling):
+        return None
+    on_vectors = (
+        isinstance(module, Dropout | LayerNorm)
+        or (isinstance(module, _InPlace) and module.source == module.target == module.SENTENCE)
         for module in rest
     )
+    return (first, tuple(rest)) if all(on_vectors) else None
+
+
+def takes_first_token(chain: Sequence[Module], prompt_length: int) -> bool:
+    """Return whether the sentence vector depends on the vector of each text's first token alone."""
+    at_once = split_at_pooling(chain)
+    if at_once is None:
+        return False
+    pooling, _ = at_once
+    return set(pooling.modes) == {"cls"} and (pooling.include_prompt or not prompt_length)
 
 
 def load(kind: str, folder: Path | None, dtype: DType) -> Module:
@@ -387,7 +412,9 @@ def load(kind: str, folder: Path | None, dtype: DType) -> Module:
 
 
 def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Return ``x @ weight.T + bias``, with a product for each row, whose bits then do not depend on other rows."""
+    """Return ``x @ weight.T + bias``; on a CPU, with a product for each row, whose bits then depend on no other row."""
+    if array_namespace(x) is not np:
+        return ops.linear(x, weight, bias)
     with one_blas_thread():
         y = (weight @ x[..., None])[..., 0]
     return y if bias is None else y + bias

@@ -15,7 +15,7 @@ import numpy as np
 
 from minibert import checkpoint, params
 from minibert.config import BertConfig
-from minibert.fused.cpu import FusedCpu, partial_sums
+from minibert.fused.operations import Fused, partial_sums
 from minibert.fused.packing import Packing
 from minibert.fused.rows import RowRule, rule_for
 from minibert.threads import one_blas_thread
@@ -66,14 +66,17 @@ class PackedParams(NamedTuple):
     embeddings: params.Embeddings
     layers: tuple[Layer, ...]
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The precision of all of them."""
-        return self.embeddings.word.dtype
 
-
-def load(folder: Path, config: BertConfig, dtype: DType) -> PackedParams:
+def load(
+    folder: Path, config: BertConfig, dtype: DType, place: Callable[[Array], Any] = lambda array: array
+) -> PackedParams:
     """Return the parameters of the BertModel in ``folder``, laid out one layer after the other.
+
+    Args:
+        folder: Where its files are.
+        config: Its sizes and choices.
+        dtype: The precision to read them in.
+        place: Returns an array as the fused operations take it, such as a copy on their device.
 
     Raises:
         WeightsError: As :func:`minibert.checkpoint.load_bert`.
@@ -81,8 +84,15 @@ def load(folder: Path, config: BertConfig, dtype: DType) -> PackedParams:
     reader = checkpoint.BertReader(folder, config, dtype)
     with one_blas_thread():  # the folded biases are products, too, and shall always have the same bits
         layers = (reader.layer(number) for number in range(config.num_hidden_layers))
-        packed = tuple(pack_layer(layer, config.num_attention_heads) for layer in layers)
-    return PackedParams(reader.embeddings(), packed)
+        packed = tuple(_map(place, pack_layer(layer, config.num_attention_heads)) for layer in layers)
+    return PackedParams(_map(place, reader.embeddings()), packed)
+
+
+def _map(place: Callable[[Array], Any], parameters: Any) -> Any:
+    """Return parameters with ``place`` applied to each array."""
+    if isinstance(parameters, np.ndarray):
+        return place(parameters)
+    return type(parameters)(*(_map(place, each) for each in parameters))
 
 
 def row_rule(config: BertConfig, dtype: DType) -> RowRule:
@@ -129,7 +139,7 @@ def bert(
     config: BertConfig,
     ids: Int[Array, "tokens"],
     packing: Packing,
-    fused: FusedCpu,
+    fused: Fused,
     first_tokens: Packing | None = None,
     output_hidden_states: Callable[[Float[Array, "T H"]], None] = lambda _: None,
 ) -> Float[Array, "T H"]:
@@ -162,13 +172,12 @@ def bert(
 
 
 def attend(
-    layer: SelfAttention, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: FusedCpu
+    layer: SelfAttention, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Fused
 ) -> Float[Array, "T H"]:
     """Return LayerNorm(x + MultiHead(x))."""
     qkv = fused.linear("qkv", x, layer.qkv, packing, _NO_LIMIT)
     Q, K, V = np.split(qkv, 3, axis=1)  # (T, H) each
-    fused.add_bias(Q, layer.query_bias)
-    heads = fused.attention(Q, K, V, config.num_attention_heads, packing, packing)
+    heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, packing, packing)
     y = fused.linear("output", heads, layer.output, packing, _LONGEST_SUM)
     return fused.add_layer_norm(x, y, layer.output_bias, layer.norm, config.layer_norm_eps)
 
@@ -179,21 +188,20 @@ def attend_first(
     x: Float[Array, "T H"],
     packing: Packing,
     first_tokens: Packing,
-    fused: FusedCpu,
+    fused: Fused,
 ) -> Float[Array, "R H"]:
     """Return :func:`attend` of each text's first token alone: keys and values of all tokens, one query a text."""
     hidden = x.shape[1]
     K, V = np.split(fused.linear("qkv", x, layer.qkv[:, hidden:], packing, _NO_LIMIT), 2, axis=1)
     x = fused.take_rows(x, packing.rows_of_first(first_tokens))
     Q = fused.linear("query", x, layer.qkv[:, :hidden], first_tokens, _NO_LIMIT)
-    fused.add_bias(Q, layer.query_bias)
-    heads = fused.attention(Q, K, V, config.num_attention_heads, first_tokens, packing)
+    heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, first_tokens, packing)
     y = fused.linear("output", heads, layer.output, first_tokens, _LONGEST_SUM)
     return fused.add_layer_norm(x, y, layer.output_bias, layer.norm, config.layer_norm_eps)
 
 
 def feed_forward(
-    layer: FeedForward, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: FusedCpu
+    layer: FeedForward, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Fused
 ) -> Float[Array, "T H"]:
     """Return LayerNorm(x + W_2 act(W_1 x + b_1) + b_2), the same for every token."""
     inner = fused.linear_activation(x, layer.up, layer.up_bias, config.hidden_act, packing, _LONGEST_SUM)

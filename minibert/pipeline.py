@@ -8,15 +8,16 @@ import numpy as np
 
 from minibert import modules, packed
 from minibert.config import BertConfig
+from minibert.engines import Engine
 from minibert.errors import ConfigError, TokenizerError
-from minibert.fused.cpu import FusedCpu
+from minibert.fused.operations import Fused
 from minibert.fused.packing import Group, Packing
 from minibert.fused.rows import RowRule
 from minibert.modules import Features, Flow, Module, Pooling
 from minibert.packed import PackedParams
 from minibert.repo import ModelRepo
 from minibert.tokenization import TextTokenizer
-from minibert.typing import Array, DType, Int
+from minibert.typing import Array, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Pipeline:
         params: The transformer's parameters.
         row_rule: How texts are packed for the bits of their vectors to depend on nothing but the text.
         modules: The modules after the transformer.
+        at_once: Where these pool first, and then work on the vectors alone: the pooling, and the others with their
+            weights where the vectors are computed.
         dimension: Width of a sentence vector.
         max_seq_length: The most tokens of a text that the repo asks for.
     """
@@ -38,12 +41,13 @@ class Pipeline:
     params: PackedParams
     row_rule: RowRule
     modules: tuple[Module, ...]
+    at_once: tuple[Pooling, tuple[Module, ...]] | None
     dimension: int
     max_seq_length: int
 
     @classmethod
-    def load(cls, repo: ModelRepo, dtype: DType) -> Self:
-        """Return the model of ``repo``, its parameters in ``dtype``.
+    def load(cls, repo: ModelRepo, engine: Engine) -> Self:
+        """Return the model of ``repo``, its parameters where ``engine`` computes.
 
         Raises:
             ModelFileError: A file of the repo cannot be used, or two of them contradict each other.
@@ -55,12 +59,18 @@ class Pipeline:
                 f"{repo.transformer_folder}: max_seq_length must leave room for the {tokenizer.special_tokens} special "
                 f"tokens around a text; it is {max_seq_length}."
             )
-        chain = tuple(modules.load(kind, folder, dtype) for kind, folder in repo.modules)
+        chain = tuple(modules.load(kind, folder, engine.dtype) for kind, folder in repo.modules)
         dimension = modules.connect(chain, open_flow(repo, tokenizer))
-        params = packed.load(repo.transformer_folder, repo.config, dtype)  # last: it takes the longest
-        return cls(
-            repo.config, tokenizer, params, packed.row_rule(repo.config, dtype), chain, dimension, max_seq_length
-        )
+        at_once = modules.split_at_pooling(chain)
+        if at_once is not None:
+            pooling, rest = at_once
+            at_once = pooling, tuple(module.placed(engine.place) for module in rest)
+        params, row_rule = engine.load(repo.transformer_folder, repo.config)  # last: it takes the longest
+        return cls(repo.config, tokenizer, params, row_rule, chain, at_once, dimension, max_seq_length)
+
+    def width(self, truncate_dim: int | None) -> int:
+        """Return how many dimensions are left of a vector cut to ``truncate_dim``, in the sense of a slice."""
+        return len(range(self.dimension)[:truncate_dim])
 
     def with_prompt_pooled(self, include_prompt: bool) -> Self:
         """Return the same model, with the tokens of a prompt pooled together with the text's own, or left out."""
@@ -68,7 +78,11 @@ class Pipeline:
             Pooling(module.modes, include_prompt=include_prompt) if isinstance(module, Pooling) else module
             for module in self.modules
         )
-        return dataclasses.replace(self, modules=chain)
+        at_once = self.at_once
+        if at_once is not None:
+            pooling, rest = at_once
+            at_once = Pooling(pooling.modes, include_prompt=include_prompt), rest
+        return dataclasses.replace(self, modules=chain, at_once=at_once)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Int[Array, "B S"]]:
         """Return ``input_ids``, ``token_type_ids`` and ``attention_mask`` of texts, padded at the end."""
@@ -85,34 +99,45 @@ class Pipeline:
         }
 
     def sentence_features(
-        self, ids: Sequence[Sequence[int]], fused: FusedCpu, prompt_length: int = 0
+        self, ids: Sequence[Sequence[int]], fused: Fused, prompt_length: int = 0
     ) -> Iterator[Features]:
-        """Yield the features of some texts, among them ``sentence_embedding``, by groups of equal length, in order.
+        """Yield the features of some texts, among them ``sentence_embedding``, by groups of texts, in order.
 
-        Where it takes nothing else, ``token_embeddings`` and its like have each text's first token only.
+        Those vectors are where they were computed, and in memory of their own. Where nothing else is needed for them,
+        the texts are one group, and there are no other features.
 
         Args:
             ids: Token ids of each text, special tokens included.
-            fused: The operations to compute with. ``token_embeddings`` may be in their memory, and be overwritten when
-                they compute something else; all other features are not.
+            fused: The operations to compute with.
             prompt_length: How many of each text's first tokens are a prompt.
         """
         lengths, offsets = [len(row) for row in ids], [sum(row) for row in ids]
         packing = Packing.of(lengths, offsets, self.row_rule)
+        if self.at_once is None:
+            yield from self._features(ids, packing, fused, prompt_length)
+            return
+        pooling, rest = self.at_once
         first = None
         if modules.takes_first_token(self.modules, prompt_length):
             first = packing.first_tokens(offsets, self.row_rule)
-        yield from self._features(ids, packing, first, fused, prompt_length)
+        hidden = packed.bert(self.params, self.config, _flat(ids, packing), packing, fused, first)
+        exclude = 0 if pooling.include_prompt else prompt_length
+        vectors = fused.pool(pooling.modes, hidden, packing if first is None else first, exclude)
+        features: Features = {"sentence_embedding": vectors}
+        for module in rest:
+            module(features)
+        yield features
 
-    def token_features(
-        self, ids: Sequence[Sequence[int]], fused: FusedCpu, prompt_length: int = 0
-    ) -> Iterator[Features]:
-        """Yield the same features with all tokens in them; ``sentence_embedding`` has the same bits."""
+    def token_features(self, ids: Sequence[Sequence[int]], fused: Fused, prompt_length: int = 0) -> Iterator[Features]:
+        """Yield all features of some texts, in the host's memory, by groups of equal length, in order.
+
+        ``sentence_embedding`` has the bits that it has in :meth:`sentence_features`.
+        """
         packing = Packing.of([len(row) for row in ids], [sum(row) for row in ids], self.row_rule)
         vectors = [features["sentence_embedding"] for features in self.sentence_features(ids, fused, prompt_length)]
-        sentence = np.concatenate(vectors)
+        sentence = np.concatenate([fused.to_host(group) for group in vectors])
         start = 0
-        for features in self._features(ids, packing, None, fused, prompt_length):
+        for features in self._features(ids, packing, fused, prompt_length):
             texts = len(features["input_ids"])
             features["sentence_embedding"] = sentence[start : start + texts]
             tokens = features["attention_mask"][0].sum()
@@ -121,23 +146,15 @@ class Pipeline:
             yield features
 
     def _features(
-        self,
-        ids: Sequence[Sequence[int]],
-        packing: Packing,
-        first: Packing | None,
-        fused: FusedCpu,
-        prompt_length: int,
+        self, ids: Sequence[Sequence[int]], packing: Packing, fused: Fused, prompt_length: int
     ) -> Iterator[Features]:
-        flat = np.fromiter((token for row in ids for token in row), np.intp, packing.tokens)
-        result = packing if first is None else first
         layers: list[Array] = []
         all_layers = any(module.needs_all_layers for module in self.modules)
-        keep = (lambda x: layers.append(fused.in_order(x, packing).copy())) if all_layers else (lambda _: None)
-        hidden = packed.bert(self.params, self.config, flat, packing, fused, first, keep)
-        hidden = fused.in_order(hidden, result)
-        if first is not None:
-            flat = np.fromiter((row[0] for row in ids if row), np.intp, first.tokens)
-        for group in result.groups:
+        keep = (lambda x: layers.append(fused.unpack(x, packing).copy())) if all_layers else (lambda _: None)
+        flat = _flat(ids, packing)
+        hidden = packed.bert(self.params, self.config, flat, packing, fused, output_hidden_states=keep)
+        hidden = fused.unpack(hidden, packing)
+        for group in packing.groups:
             yield self._apply_modules(group, flat, hidden, layers, prompt_length)
 
     def _apply_modules(
@@ -163,6 +180,11 @@ class Pipeline:
         for module in self.modules:
             module(features)
         return features
+
+
+def _flat(ids: Sequence[Sequence[int]], packing: Packing) -> Int[Array, "tokens"]:
+    """Return the ids of all tokens, text after text."""
+    return np.fromiter((token for row in ids for token in row), np.intp, packing.tokens)
 
 
 def open_flow(repo: ModelRepo, tokenizer: TextTokenizer) -> Flow:

@@ -6,11 +6,12 @@ import numpy as np
 
 from minibert import checkpoint, hub, params
 from minibert.config import BertConfig
+from minibert.engines import compute_dtype
 from minibert.model import BertOutput, bert
 from minibert.repo import ModelRepo
 from minibert.typing import Array, Bool, DType, Int, Num, PathLike
 
-__all__ = ["BertModel", "compute_dtype"]
+__all__ = ["BertModel"]
 
 
 class BertModel:
@@ -122,15 +123,3 @@ class BertModel:
         if ids.size and not (ids.min() >= 0 and ids.max() < rows):
             raise IndexError(f"{name} must be from 0 to {rows - 1}; it has {ids.min()} to {ids.max()}.")
         return ids
-
-
-def compute_dtype(dtype: DType) -> np.dtype[Any]:
-    """Return the precision to compute in: float32 unless float64 is asked for.
-
-    Raises:
-        ValueError: Another one is asked for.
-    """
-    chosen = np.dtype(np.float32 if dtype is None else dtype)
-    if chosen not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64 on a CPU; it is {chosen.name}.")
-    return chosen

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibert import threads
-from minibert.batches import _FEWEST_TOKENS, _TOKENIZE_AT_ONCE, Batch, Limits, cut, run
+from minibert.batches import _TOKENIZE_AT_ONCE, Batch, Limits, cut, run
+from minibert.engines import CpuEngine
 from minibert.fused.packing import Packing
 
+FEWEST_TOKENS = CpuEngine.efficient_tokens
 PATIENCE = 10  # seconds until a test gives up waiting for another thread
 
 # ---------------------------------------------------------------- cut
@@ -40,7 +42,7 @@ class Tokenizer:
 
 def batches(texts, tokenize=None, *, max_tokens=1024, max_texts=None, number=2):
     """Return the batches of texts."""
-    return list(cut(texts, tokenize or Tokenizer(texts), Limits(max_tokens, max_texts, number)))
+    return list(cut(texts, tokenize or Tokenizer(texts), Limits(max_tokens, max_texts, number, FEWEST_TOKENS)))
 
 
 def sizes(texts, **limits):
@@ -50,7 +52,7 @@ def sizes(texts, **limits):
 
 def share_of(left, number):
     """Return how many tokens a thread is to take of those that are left."""
-    return max(_FEWEST_TOKENS, -(-left // number))
+    return max(FEWEST_TOKENS, -(-left // number))
 
 
 CALLS = {
@@ -148,7 +150,7 @@ def test_batches_shrink_at_the_end(number):
 
 def test_batches_do_not_shrink_too_much():
     """No batch but the last has fewer tokens than are worth a product, less one text."""
-    assert min(sizes(["x" * 36] * 3000, number=16)[:-1]) > _FEWEST_TOKENS - 10
+    assert min(sizes(["x" * 36] * 3000, number=16)[:-1]) > FEWEST_TOKENS - 10
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_tokenizer_is_asked_just_ahead(number):
     texts = ["x" * 40] * 20_000
     tokenize = Tokenizer(texts, special=0)
     given_out = 0
-    for batch in cut(texts, tokenize, Limits(256, None, number)):
+    for batch in cut(texts, tokenize, Limits(256, None, number, FEWEST_TOKENS)):
         assert tokenize.tokens - given_out <= (4 * number + 1) * 256
         given_out += sum(map(len, batch.ids))
 
@@ -222,9 +224,43 @@ def calls_of(batches, work, number):
     """Run, and fail if a thread is left behind."""
     before = set(threading.enumerate())
     try:
-        run(batches, work, number, np.float32)
+        run(batches, work, Limits(64, None, number, 1), CpuEngine(np.float32).worker)
     finally:
         assert set(threading.enumerate()) <= before
+
+
+class OutOfMemory:
+    """Work that fails on batches of more than so many tokens; it keeps those that it did."""
+
+    def __init__(self, most):
+        self.most, self.done = most, []
+
+    def __call__(self, batch, _fused):
+        """Work on a batch."""
+        if sum(map(len, batch.ids)) > self.most:
+            raise MemoryError("no room")
+        self.done += batch.rows
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("most", [5, 6, 11, 1000])
+def test_out_of_memory(number, most, caplog):
+    """A batch that does not fit is done in parts, each text once, and later batches are made smaller."""
+    texts, work = ["x" * 16] * 50, OutOfMemory(most)  # of 5 tokens each
+    limits = Limits(100, None, number, 1)
+    run(cut(texts, Tokenizer(texts), limits), work, limits, CpuEngine(np.float32).worker)
+
+    assert sorted(work.done) == list(range(50))
+    assert (limits.max_tokens == 100) == (most == 1000)
+    assert ("did not fit in memory" in caplog.text) == (most != 1000)
+
+
+def test_out_of_memory_for_one_text():
+    """A single text that does not fit is an error that says how long it is; nothing is tried for ever."""
+    texts, limits = ["x" * 16, "x" * 4000, "x" * 16], Limits(64, None, 1, 1)
+
+    with pytest.raises(MemoryError, match="not enough memory for a single text, of 1001 tokens: no room"):
+        run(cut(texts, Tokenizer(texts), limits), OutOfMemory(100), limits, CpuEngine(np.float32).worker)
 
 
 def until_cancelled(fused):
@@ -429,7 +465,7 @@ class TestCtrlC:
         start = time.monotonic()
         try:
             with pytest.raises(KeyboardInterrupt):
-                run(numbered(3), work, 3, np.float32)
+                run(numbered(3), work, Limits(64, None, 3, 1), CpuEngine(np.float32).worker)
             took = time.monotonic() - start
         finally:
             sender.join()

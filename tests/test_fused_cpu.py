@@ -51,6 +51,11 @@ def random_norm(width):
     return LayerNorm(1 + normal(width, seed=8, size=0.1), normal(width, seed=9))
 
 
+def no_bias(width, dtype="float32"):
+    """Return a bias of zeros."""
+    return np.zeros(width, dtype)
+
+
 def packing_of(lengths, rule=ANY_ROW):
     """Return the packing of texts, with offsets such that all classes begin one."""
     return Packing.of(lengths, [7 * i for i in range(len(lengths))], rule)
@@ -155,10 +160,13 @@ def test_attention(dtype, rule, lengths, width, heads):
         normal(packing.tokens, width, seed=i, size=size) for i, size in enumerate([(width / heads) ** -0.5, 1, 1])
     ]
     q, k, v = (packed(cast(x, dtype), packing) for x in inputs)
-    y = FusedCpu(dtype).attention(q, k, v, heads, packing, packing)
+    bias = normal(width, seed=3, size=0.1)
+    y = FusedCpu(dtype).attention(q, k, v, cast(bias, dtype), heads, packing, packing)
 
     assert len(y) == packing.rows
-    assert_is(unpacked(y, packing), lambda q, k, v: attention(q, k, v, heads, lengths), dtype, *inputs)
+    assert_is(
+        unpacked(y, packing), lambda q, k, v, bias: attention(q + bias, k, v, heads, lengths), dtype, *inputs, bias
+    )
 
 
 @pytest.mark.parametrize("lengths", [[40] * 100, [700]], ids=["many texts", "a long one"])
@@ -166,7 +174,7 @@ def test_attention_in_blocks(lengths):
     """Where there are more scores than are held at a time, by many texts or many heads, none is left out."""
     packing = packing_of(lengths)
     inputs = [normal(packing.tokens, 48, seed=seed, size=size) for seed, size in enumerate([0.5, 1, 1])]
-    y = FusedCpu("float32").attention(*inputs, 12, packing, packing)
+    y = FusedCpu("float32").attention(*inputs, no_bias(48), 12, packing, packing)
 
     assert_is(y, lambda q, k, v: attention(q, k, v, 12, lengths), "float32", *inputs)
 
@@ -182,7 +190,7 @@ def test_attention_of_first_tokens(dtype, rule, lengths, width, heads):
         normal(packing.tokens, width, seed=i, size=size) for i, size in enumerate([(width / heads) ** -0.5, 1, 1])
     ]
     q, k, v = (packed(cast(x, dtype), packing) for x in inputs)
-    y = FusedCpu(dtype).attention(q[packing.rows_of_first(first)], k, v, heads, first, packing)
+    y = FusedCpu(dtype).attention(q[packing.rows_of_first(first)], k, v, no_bias(width, dtype), heads, first, packing)
 
     assert len(y) == first.rows
     assert_is(unpacked(y, first), lambda q, k, v: attention(q, k, v, heads, lengths, queries=1), dtype, *inputs)
@@ -229,18 +237,6 @@ def test_add_layer_norm(dtype, lengths, width, heads):
 
 
 @DTYPES
-@BATCHES
-def test_add_bias(dtype, lengths, width, heads):
-    """A bias is added in place, to some columns of an array only where that is what is given."""
-    x, bias = cast((normal(sum(lengths), 3 * width), normal(width, seed=1)), dtype)
-    expected = x.copy()
-    expected[:, width : 2 * width] += bias
-    FusedCpu(dtype).add_bias(x[:, width : 2 * width], bias)
-
-    np.testing.assert_array_equal(x, expected)
-
-
-@DTYPES
 @EACH_RULE
 @BATCHES
 def test_in_order(dtype, rule, lengths, width, heads):
@@ -278,7 +274,7 @@ def test_results_of_other_names_are_kept():
     before = first.copy()
     fused.linear("second", 2 * x, weight, packing, 3)
     fused.linear_activation(x, weight, weight[0], "gelu", packing, 3)
-    fused.attention(x, x, x, 2, packing, packing)
+    fused.attention(x.copy(), x, x, no_bias(8), 2, packing, packing)
     fused.take_rows(x, np.arange(30))
     fused.add_layer_norm(x.copy(), x.copy(), weight[0], random_norm(8), EPS)
 
@@ -294,7 +290,7 @@ def test_what_was_computed_before_does_not_matter(rule):
     def compute(fused, lengths):
         packing = packing_of(lengths, rule)
         x = packed(normal(packing.tokens, 16), packing)
-        heads = fused.attention(x, x, fused.linear("v", x, weight, packing, 5), 2, packing, packing)
+        heads = fused.attention(x.copy(), x, fused.linear("v", x, weight, packing, 5), no_bias(16), 2, packing, packing)
         y = fused.linear_activation(heads, weight, weight[0], "gelu", packing, 16)
         return fused.in_order(fused.add_layer_norm(x, y, weight[0], norm, EPS), packing).copy()
 
@@ -358,7 +354,7 @@ def test_extreme_scores(dtype, low, high):
     """Scores of any size give the softmax's result: no overflow, no division by zero, no warning."""
     inputs = scored(low, high)
     packing = packing_of([20])
-    y = FusedCpu(dtype).attention(*cast(inputs, dtype), 2, packing, packing)
+    y = FusedCpu(dtype).attention(*cast(inputs, dtype), no_bias(8, dtype), 2, packing, packing)
 
     assert_is(y, lambda q, k, v: attention(q, k, v, 2, [20]), dtype, *inputs)
 
@@ -375,7 +371,7 @@ def test_extreme_scores_of_another_text(dtype, low, high, place):
     def attend(texts):
         packing = packing_of([20] * len(texts))
         q, k, v = (np.concatenate(parts) for parts in zip(*texts, strict=True))
-        return np.split(FusedCpu(dtype).attention(q, k, v, 2, packing, packing), len(texts))
+        return np.split(FusedCpu(dtype).attention(q, k, v, no_bias(8, dtype), 2, packing, packing), len(texts))
 
     np.testing.assert_array_equal(np.delete(attend(texts), place, axis=0), attend(without))
 
@@ -386,9 +382,11 @@ def test_extreme_scores_in_one_head(dtype):
     plain, extreme = cast(scored(-2, 2), dtype), cast(scored(-2, 900), dtype)
     mixed = [np.hstack([x[:, :4], y[:, 4:]]) for x, y in zip(plain, extreme, strict=True)]
     packing = packing_of([20])
-    expected = FusedCpu(dtype).attention(*plain, 2, packing, packing)
+    expected = FusedCpu(dtype).attention(*plain, no_bias(8, dtype), 2, packing, packing)
 
-    np.testing.assert_array_equal(FusedCpu(dtype).attention(*mixed, 2, packing, packing)[:, :4], expected[:, :4])
+    actual = FusedCpu(dtype).attention(*mixed, no_bias(8, dtype), 2, packing, packing)
+
+    np.testing.assert_array_equal(actual[:, :4], expected[:, :4])
 
 
 # ---------------------------------------------------------------- extreme rows

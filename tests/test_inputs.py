@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from support import twin
 
 from minibert import SentenceEncoder
-from minibert.errors import DeviceError
-from minibert.inputs import _INSTEAD, as_texts, refuse_torch_only, require_choice, require_cpu, require_int
+from minibert.inputs import _INSTEAD, as_texts, refuse_torch_only, require_choice, require_int
 
 TEXTS = ["one", "", "zwölf ☃ 𝄞"]
 
@@ -268,7 +267,7 @@ def test_lone_surrogate_is_named(inputs, index, surrogate, position):
 def test_bad_item_among_many(item, error, index, monkeypatch):
     """One bad item among 10,000 is named by its index before anything is tokenized or computed (E5)."""
     encoder = SentenceEncoder(twin("BertModel-128d"))
-    monkeypatch.setattr(SentenceEncoder, "_encode", lambda *_: pytest.fail("texts were tokenized"))
+    monkeypatch.setattr(SentenceEncoder, "_embed", lambda *_: pytest.fail("texts were tokenized"))
     texts = ["one"] * 10_000
     texts[index] = item
 
@@ -298,19 +297,6 @@ def test_unknown_argument_is_refused(value):
     """An unknown argument is a TypeError that names it, whatever its value (E7)."""
     with pytest.raises(TypeError, match=re.escape("encode() has no argument 'batchsize'.")):
         refuse_torch_only("encode", {"batchsize": value}, TypeError)
-
-
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_cpu_is_accepted(device):
-    """The CPU, or no choice, is accepted."""
-    require_cpu(device)
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "CPU", "", 0, ["cpu", "cpu"]])
-def test_other_devices_are_refused(device):
-    """Any other device is a DeviceError with its name, a list of devices too."""
-    with pytest.raises(DeviceError, match=re.escape(f'device must be "cpu" or None; it is {device!r}.')):
-        require_cpu(device)
 
 
 @pytest.mark.parametrize("value", ["c", "A", None, ["a"], 1])

@@ -12,6 +12,7 @@ from support import CARDS, assert_as_accurate, copy_twin, edit_weights, twin, wr
 
 from minibert import checkpoint, model, modules, packed
 from minibert.config import BertConfig
+from minibert.engines import CpuEngine
 from minibert.errors import WeightsError
 from minibert.fused.cpu import FusedCpu
 from minibert.fused.packing import Packing
@@ -278,13 +279,25 @@ MEAN_CARD, CLS_CARD = "BertModel-128d", "bert-base-nli-cls-token"
 
 def open_pipeline(folder, dtype="float64"):
     """Return the pipeline of a repo."""
-    return Pipeline.load(ModelRepo.open(folder), dtype)
+    return Pipeline.load(ModelRepo.open(folder), CpuEngine(dtype))
+
+
+class RecordingFused(FusedCpu):
+    """Operations that keep how many tokens of each text were pooled."""
+
+    def pool(self, modes, hidden, packing, exclude):
+        """Pool."""
+        self.pooled = [group.tokens for group in packing.groups for _ in range(group.texts)]
+        return super().pool(modes, hidden, packing, exclude)
 
 
 def features_of(pipeline, texts, prompt_length=0, *, method="sentence_features", fused=None):
-    """Return the features of each group of texts."""
-    fused = fused or FusedCpu(pipeline.params.embeddings.word.dtype)
-    return list(getattr(pipeline, method)([row.tolist() for row in texts], fused, prompt_length))
+    """Return the features of each group of texts; and how many tokens were ``pooled``, where they were at once."""
+    fused = fused or RecordingFused(pipeline.params.embeddings.word.dtype)
+    features = list(getattr(pipeline, method)([row.tolist() for row in texts], fused, prompt_length))
+    if method == "sentence_features" and pipeline.at_once:
+        features[0]["pooled"] = fused.pooled
+    return features
 
 
 def vectors_of(features):
@@ -294,6 +307,8 @@ def vectors_of(features):
 
 def computed_tokens(features):
     """Return how many tokens of each text have a vector."""
+    if "pooled" in features[0]:
+        return features[0]["pooled"]
     return [len(tokens) for each in features for tokens in each["token_embeddings"]]
 
 
@@ -406,7 +421,7 @@ def test_token_features(card, dtype):
 def test_features_are_kept(card, method):
     """Vectors stay what they are when the same operations compute other texts."""
     pipeline, texts = open_pipeline(twin(card)), card_states(card)[2]
-    fused = FusedCpu("float64")
+    fused = RecordingFused("float64")
     name = "sentence_embedding" if method == "sentence_features" else "token_embeddings"
     kept = [each[name] for each in features_of(pipeline, texts, method=method, fused=fused)]
     before = [each.copy() for each in kept]

@@ -1,12 +1,13 @@
 """The fused operations on a CPU: numpy, in place, over blocks of rows that stay in the cache."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from minibert import ops
+from minibert import ops, pooling
+from minibert.fused.operations import partial_sums
 from minibert.fused.packing import Packing
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, DType, Float, Int
@@ -22,10 +23,7 @@ _SAFE_SUMS = (1e-15, 1e15)
 
 
 class FusedCpu:
-    """The operations, and the memory that their results are in: for one thread.
-
-    A result is overwritten by the next call of its operation; where an operation has a ``name``, of the same name.
-    """
+    """The operations of :class:`minibert.fused.operations.Fused`, and the memory of one thread."""
 
     def __init__(self, dtype: DType, *, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Make the operations for arrays of ``dtype``; InterruptedError is raised once ``cancelled()`` is true."""
@@ -53,11 +51,7 @@ class FusedCpu:
     def linear(
         self, name: str, x: Float[Array, "T K"], weight: Float[Array, "K N"], packing: Packing, longest_sum: int
     ) -> Float[Array, "T N"]:
-        """Return ``x @ weight``, where each sum over K is made of partial sums of at most ``longest_sum`` products.
-
-        Partial sums of equal length are what keeps the rounding error of a long sum small. The bias is left to the
-        operation that follows, which reads the result anyway.
-        """
+        """Return ``x @ weight``, where each sum over K is made of partial sums of at most ``longest_sum`` products."""
         y = self._array(name, len(x), weight.shape[1])
         for rows in packing.products:
             for k in partial_sums(len(weight), longest_sum):
@@ -76,14 +70,14 @@ class FusedCpu:
         q: Float[Array, "Tq H"],
         k: Float[Array, "T H"],
         v: Float[Array, "T H"],
+        query_bias: Float[Array, "H"],
         heads: int,
         queries: Packing,
         keys: Packing,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax(Q K^T) V of each text and head, the heads side by side; Q is scaled already.
-
-        ``queries`` and ``keys`` have the same texts; of a text there may be fewer queries than keys.
-        """
+        """Return softmax((Q + query_bias) K^T) V of each text and head, the heads side by side; ``q`` is used up."""
+        for block in self._blocks(q):
+            q[block] += query_bias
         q, k, v = self.in_order(q, queries, "q"), self.in_order(k, keys, "k"), self.in_order(v, keys, "v")
         context = self._array("context", queries.rows, q.shape[1])
         for group, of_keys in zip(queries.groups, keys.groups, strict=True):
@@ -133,11 +127,6 @@ class FusedCpu:
             self._layer_norm(y[block], norm, eps, out=x[block])
         return x
 
-    def add_bias(self, x: Float[Array, "T N"], bias: Float[Array, "N"]) -> None:
-        """Add ``bias`` to ``x`` in place."""
-        for block in self._blocks(x):
-            x[block] += bias
-
     def in_order(self, x: Float[Array, "T N"], packing: Packing, name: str = "in order") -> Float[Array, "tokens N"]:
         """Return the tokens' rows of ``x`` in the tokens' order; where they are in it already, as a view."""
         if packing.row_of is None:
@@ -147,6 +136,33 @@ class FusedCpu:
     def take_rows(self, x: Float[Array, "T H"], rows: Int[Array, "R"]) -> Float[Array, "R H"]:
         """Return some rows of ``x``."""
         return np.take(x, rows, axis=0, out=self._array("rows", len(rows), x.shape[1]), mode="clip")
+
+    def pool(
+        self, modes: Sequence[str], hidden: Float[Array, "T H"], packing: Packing, exclude: int
+    ) -> Float[Array, "n D"]:
+        """Return one vector a text, by :func:`minibert.pooling.pool`, in memory of its own."""
+        hidden = self.in_order(hidden, packing)
+        vectors = [np.zeros((0, len(modes) * hidden.shape[1]), self.dtype)]
+        for group in packing.groups:
+            if group.tokens:
+                of_tokens, mask = group.of(hidden), np.ones((group.texts, group.tokens), bool)
+            else:  # there must be a token to look at, even if it is masked
+                of_tokens = np.zeros((group.texts, 1, hidden.shape[1]), self.dtype)
+                mask = np.zeros((group.texts, 1), bool)
+            vectors.append(pooling.pool(modes, of_tokens, mask, exclude=exclude))
+        return np.concatenate(vectors)
+
+    def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
+        """Return the tokens' rows of ``x``, in the tokens' order."""
+        return self.in_order(x, packing)
+
+    def to_host(self, vectors: Float[Array, "n D"]) -> Float[Array, "n D"]:
+        """Return ``vectors``."""
+        return vectors
+
+    def free(self) -> None:
+        """Give all memory back."""
+        self._memory.clear()
 
     def _attend(
         self,
@@ -223,12 +239,6 @@ class FusedCpu:
         if name not in self._memory:
             self._memory[name] = np.ones(count, self.dtype)
         return self._memory[name]
-
-
-def partial_sums(products: int, longest: int) -> list[slice]:
-    """Return the parts, about equal, in which a sum of so many products is taken, each of at most ``longest``."""
-    parts = -(-products // longest)
-    return [slice(products * part // parts, products * (part + 1) // parts) for part in range(parts)]
 
 
 class _TailFit(NamedTuple):

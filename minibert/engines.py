@@ -1,0 +1,203 @@
+"""What computes: a CPU's threads, or the streams of a GPU."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from minibert import packed
+from minibert.config import BertConfig
+from minibert.errors import DeviceError
+from minibert.fused.cpu import FusedCpu
+from minibert.fused.operations import Fused
+from minibert.fused.rows import RowRule
+from minibert.packed import PackedParams
+from minibert.threads import one_blas_thread, usable_cores
+from minibert.typing import Array, DType
+
+#: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
+#: efficient matrix products, and few enough that a thread's memory is some 30 MB.
+_BATCH_NUMBERS, _BATCH_TOKENS = 393_216, 1024
+#: Matrix products of fewer rows are inefficient.
+_EFFICIENT_TOKENS = 192
+#: The same for a GPU. Not measured on one yet: design estimates.
+_GPU_BATCH_TOKENS, _GPU_EFFICIENT_TOKENS = 16_384, 4096
+#: While one stream computes, the texts of the other are packed and copied.
+_STREAMS = 2
+
+
+class Engine(Protocol):
+    """What computes the vectors of an encoder.
+
+    Attributes:
+        name: The device, as a user calls it.
+        dtype: The precision of results.
+        threads: How many threads compute, by default.
+        efficient_tokens: Tokens of an efficient batch.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    threads: int
+    efficient_tokens: int
+
+    def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
+        """Return the parameters of the BertModel in ``folder``, where and as they are computed with, and how to pack.
+
+        Raises:
+            ModelFileError: They cannot be used.
+        """
+        ...
+
+    def place(self, weights: Array) -> Any:
+        """Return weights of a module where, and in the precision in which, vectors are computed."""
+        ...
+
+    def empty(self, texts: int, width: int) -> Any:
+        """Return an array for vectors, where they are computed."""
+        ...
+
+    def batch_tokens(self, config: BertConfig) -> int:
+        """Return how many tokens a thread computes at a time, by default."""
+        ...
+
+    def worker(
+        self, cancelled: Callable[[], bool] = lambda: False, *, blas_threads: bool = False
+    ) -> contextlib.AbstractContextManager[Fused]:
+        """Give a thread what it computes with.
+
+        Args:
+            cancelled: Computing raises InterruptedError once it returns true.
+            blas_threads: Whether BLAS may use threads of its own.
+        """
+        ...
+
+
+class CpuEngine:
+    """The CPU: numpy, on Python threads, each with one thread of BLAS."""
+
+    name = "cpu"
+    efficient_tokens = _EFFICIENT_TOKENS
+
+    def __init__(self, dtype: DType) -> None:
+        """Make it; raises as :func:`compute_dtype`."""
+        self.dtype = compute_dtype(dtype)
+        self.threads = usable_cores()
+
+    def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
+        """Return the parameters of the BertModel in ``folder``, and how to pack texts for equal bits."""
+        return packed.load(folder, config, self.dtype), packed.row_rule(config, self.dtype)
+
+    def place(self, weights: Array) -> Array:
+        """Return ``weights``."""
+        return weights
+
+    def empty(self, texts: int, width: int) -> Array:
+        """Return an array for vectors."""
+        return np.empty((texts, width), self.dtype)
+
+    def batch_tokens(self, config: BertConfig) -> int:
+        """Return how many tokens a thread computes at a time."""
+        return min(_BATCH_TOKENS, max(1, _BATCH_NUMBERS // config.hidden_size))
+
+    @contextlib.contextmanager
+    def worker(
+        self, cancelled: Callable[[], bool] = lambda: False, *, blas_threads: bool = False
+    ) -> Iterator[FusedCpu]:
+        """Give a thread what it computes with."""
+        with contextlib.nullcontext() if blas_threads else one_blas_thread():
+            yield FusedCpu(self.dtype, cancelled=cancelled)
+
+
+class CudaEngine:
+    """An NVIDIA GPU, through CuPy: on two streams, so that the host's work goes on beside the GPU's."""
+
+    dtype = np.dtype(np.float32)
+    threads = _STREAMS
+    efficient_tokens = _GPU_EFFICIENT_TOKENS
+
+    def __init__(self, number: int, dtype: DType | str) -> None:
+        """Open the GPU.
+
+        Raises:
+            DeviceError: It cannot be used.
+            ValueError: It cannot compute in ``dtype``.
+        """
+        from minibert.fused.cuda import STORAGES
+        from minibert.fused.device import CudaDevice
+
+        name = "float16" if dtype is None else str(dtype if dtype == "bfloat16" else np.dtype(dtype).name)
+        if name not in STORAGES:
+            raise ValueError(f"dtype must be one of {', '.join(STORAGES)} on a GPU; it is {name}.")
+        self.name = f"cuda:{number}"
+        self.storage = STORAGES[name]
+        self.device = CudaDevice(number, self.storage)
+
+    def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
+        """Return the parameters of the BertModel in ``folder``: matrices as they are stored, vectors in float32."""
+        from minibert.fused.cuda import require_supported
+
+        require_supported(config.hidden_size, config.num_attention_heads)
+
+        def place(array: Array) -> Any:
+            return self.device.place(self.storage.narrow(array) if array.ndim == 2 else array)
+
+        return packed.load(folder, config, np.float32, place), RowRule((0,), threads=False)
+
+    def place(self, weights: Array) -> Any:
+        """Return weights of a module on the GPU, in float32."""
+        return self.device.place(weights)
+
+    def empty(self, texts: int, width: int) -> Any:
+        """Return an array for vectors, on the GPU."""
+        return self.device.empty((texts, width), self.dtype)
+
+    def batch_tokens(self, config: BertConfig) -> int:  # noqa: ARG002
+        """Return how many tokens a stream computes at a time."""
+        return _GPU_BATCH_TOKENS
+
+    @contextlib.contextmanager
+    def worker(
+        self,
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        blas_threads: bool = False,  # noqa: ARG002
+    ) -> Iterator[Fused]:
+        """Give a thread a stream, and what it computes with."""
+        from minibert.fused.cuda import FusedCuda
+
+        with self.device.stream():
+            yield FusedCuda(self.device, self.storage, cancelled=cancelled)
+
+
+def open_engine(device: object, dtype: DType | str) -> Engine:
+    """Return what computes on ``device``: ``"cpu"`` or None, ``"cuda"``, or ``"cuda:1"``.
+
+    None is the CPU, GPU or not: so that the same program gives the same bits everywhere, and reduced precision, which a
+    GPU has by default, is had only by who asks for it.
+
+    Raises:
+        DeviceError: The device is unknown, or cannot be used.
+        ValueError: It cannot compute in ``dtype``.
+    """
+    if device is None or device == "cpu":
+        return CpuEngine(dtype)
+    number = re.fullmatch(r"cuda(?::(\d{1,4}))?", device) if isinstance(device, str) else None
+    if number is None:
+        raise DeviceError(f'device must be "cpu", "cuda", "cuda:" and a number, or None; it is {device!r}.')
+    return CudaEngine(int(number[1] or 0), dtype)
+
+
+def compute_dtype(dtype: DType) -> np.dtype[Any]:
+    """Return the precision to compute in on a CPU: float32 unless float64 is asked for.
+
+    Raises:
+        ValueError: Another one is asked for.
+    """
+    chosen = np.dtype(np.float32 if dtype is None else dtype)
+    if chosen not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64 on a CPU; it is {chosen.name}.")
+    return chosen
