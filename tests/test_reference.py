@@ -289,6 +289,39 @@ def test_error_against_float64_on_minilm(minilm):
     assert errors["minibert.model float64"].hidden <= 2e-14
 
 
+@pytest.mark.weights
+def test_float16_error_of_the_kernels(minilm, executor):
+    """On the executor, float16 hidden states are within 1.5 times transformers' own float16 error against float64."""
+    import torch
+    from transformers import AutoModel
+
+    from minibert import packed
+    from minibert.config import BertConfig
+    from minibert.fused.cuda import STORAGES, FusedCuda
+    from minibert.fused.packing import Packing
+    from minibert.fused.rows import RowRule
+
+    texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])[:12]
+    rows = SentenceEncoder(minilm)._pipeline.tokenizer(texts, 64).ids
+    storage, config = STORAGES["float16"], BertConfig.from_file(minilm / "config.json")
+    packing = Packing.of([len(row) for row in rows], [0] * len(rows), RowRule((0,), threads=False))
+    fused = FusedCuda(executor, storage)
+    model = packed.load(minilm, config, np.float32, lambda x: storage.narrow(x) if x.ndim == 2 else x)
+    ours = fused.unpack(packed.bert(model, config, np.concatenate(rows), packing, fused), packing)
+
+    def peer(dtype):
+        module = AutoModel.from_pretrained(minilm, dtype=dtype, attn_implementation="eager").eval()
+        with torch.inference_mode():
+            each = [module(torch.tensor([row])).last_hidden_state[0].to(torch.float64).numpy() for row in rows]
+        return np.concatenate(each)
+
+    truth = peer(torch.float64)
+    error, allowed = (float(np.sqrt(np.square(x - truth).mean())) for x in (ours, peer(torch.float16)))
+
+    assert np.isfinite(ours).all()
+    assert error <= 1.5 * allowed, f"{error:.2e} is {error / allowed:.2f} times {allowed:.2e}"
+
+
 def test_error_against_float64_on_bert_base(tmp_path):
     """RMS error of the hidden states no larger than transformers' in float32 with seeded BERT-base weights."""
     from accuracy import measure

@@ -1,0 +1,123 @@
+// The activation functions that `hidden_act` may name: minibert.ops has their definitions, under the same names.
+#pragma once
+#include "common.cuh"
+
+DEVICE float clip(float x, float least, float most) { return fminf(fmaxf(x, least), most); }
+
+DEVICE float sigmoid(float x) {
+  const float z = expf(-fabsf(x));  // no overflow at large negative x
+  return (x < 0 ? z : 1.f) / (1.f + z);
+}
+
+DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
+
+DEVICE float gelu(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678f)); }
+
+DEVICE float gelu_tanh(float x, float root) {
+  return 0.5f * x * (1.f + tanhf(root * (x + 0.044715f * x * x * x)));
+}
+
+// Every activation is a struct, so that a kernel can have it as a template argument. EXACT is false where the result is
+// rounded to 16 bits: then an approximation will do whose error that rounding hides.
+struct Gelu {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    if constexpr (EXACT) return gelu(x);
+    // x Phi(x), with the logarithm of Phi(x) / Phi(-x) as an odd polynomial. Made by tools/fit_gelu.py, which prints
+    // the error: at most 2.6e-5. The polynomial bends back beyond |x| = 6, where the clip holds it.
+    const float square = fminf(x * x, 36.f);
+    const float logit = x * ((GELU_LOGIT_5 * square + GELU_LOGIT_3) * square + GELU_LOGIT_1);
+    return x * reciprocal_fast(1.f + exp2_fast(-1.44269504f * logit));
+  }
+  static constexpr float GELU_LOGIT_1 = 1.5950158f, GELU_LOGIT_3 = 0.074011293f, GELU_LOGIT_5 = -0.00070303375f;
+};
+struct Gelu10 {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return clip(gelu(x), -10.f, 10.f);
+  }
+};
+struct GeluTanh {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return gelu_tanh(x, 0.79788456f);
+  }
+};
+struct HardSwish {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return x * clip(x + 3.f, 0.f, 6.f) / 6.f;
+  }
+};
+struct Identity {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return x;
+  }
+};
+struct Laplace {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return 0.5f * (1.f + erff((x - 0.707107f) / (0.282095f * 1.41421356f)));
+  }
+};
+struct LeakyRelu {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return x > 0 ? x : 0.01f * x;
+  }
+};
+struct Mish {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return x * tanhf(softplus(x));
+  }
+};
+struct QuickGelu {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return x * sigmoid(1.702f * x);
+  }
+};
+struct Relu {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return fmaxf(x, 0.f);
+  }
+};
+struct Relu6 {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return clip(x, 0.f, 6.f);
+  }
+};
+struct ReluSquared {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return fmaxf(x, 0.f) * fmaxf(x, 0.f);
+  }
+};
+struct Sigmoid {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return sigmoid(x);
+  }
+};
+struct Silu {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return x * sigmoid(x);
+  }
+};
+struct SqrtSoftplus {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return sqrtf(softplus(x));
+  }
+};
+struct Tanh {
+  template <bool EXACT>
+  static DEVICE float apply(float x) {
+    return tanhf(x);
+  }
+};

@@ -1,0 +1,63 @@
+// Layer normalization of a row that a warp has in its registers.
+#pragma once
+#include "common.cuh"
+
+// A row of `width` numbers: lane l has the vectors l, l + 32, l + 64, ..., of N numbers each; of what would be beyond
+// the end, zeros.
+template <int N, int CHUNKS>
+struct Row {
+  float at[CHUNKS][N];
+
+  // The index of this lane's vector in a chunk.
+  static DEVICE int vector(int chunk) { return chunk * WARP + (threadIdx.x & (WARP - 1)); }
+
+  DEVICE float sum() const {
+    float total = 0;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+      for (int j = 0; j < N; ++j) total += at[c][j];
+    return warp_sum(total);
+  }
+
+  DEVICE float sum_of_squares() const {
+    float total = 0;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+      for (int j = 0; j < N; ++j) total += at[c][j] * at[c][j];
+    return warp_sum(total);
+  }
+
+  DEVICE void subtract(float number, int width) {
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+      if (vector(c) < width / N)
+#pragma unroll
+        for (int j = 0; j < N; ++j) at[c][j] -= number;
+  }
+};
+
+// Writes LayerNorm(row) to `out`.
+//
+// The variance is taken about the mean that was found first: E[x^2] - E[x]^2 cancels where the mean is large. The mean
+// is subtracted twice: what rounding left of a large one goes the second time, and equal values become 0.
+template <class T, int N, int CHUNKS>
+DEVICE void layer_norm(T* out, Row<N, CHUNKS>& row, const float* gamma, const float* beta, float eps, int width) {
+  const float share = 1.f / (float)width;
+  row.subtract(row.sum() * share, width);
+  row.subtract(row.sum() * share, width);
+  const float scale = 1.f / sqrtf(row.sum_of_squares() * share + eps);
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+    const int i = row.vector(c);
+    if (i < width / N) {
+      const auto g = reinterpret_cast<const Vector<float, N>*>(gamma)[i];
+      const auto b = reinterpret_cast<const Vector<float, N>*>(beta)[i];
+      Vector<T, N> y;
+#pragma unroll
+      for (int j = 0; j < N; ++j) y.at[j] = from_float<T>(row.at[c][j] * scale * g.at[j] + b.at[j]);
+      reinterpret_cast<Vector<T, N>*>(out)[i] = y;
+    }
+  }
+}

@@ -1,0 +1,424 @@
+"""The fused operations on an NVIDIA GPU: matrix products by cuBLAS, and between them the kernels in kernels/*.cu."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from minibert.errors import ConfigError
+from minibert.fused.operations import partial_sums
+from minibert.fused.packing import Packing
+from minibert.params import Embeddings, LayerNorm
+from minibert.typing import Array, Float, Int
+
+#: Queries of a text that a block of attention.cu, and of attention_general.cu, works on.
+_TILE, _GENERAL_TILE = 64, 16
+_WARP = 32
+#: Rows of a block of the two kernels that normalize: a warp a row.
+_ROWS = 4
+#: How many vectors of a row a lane may have there; each is a kernel of its own.
+_CHUNKS = (1, 3, 6, 8, 16)
+#: Head sizes that attention.cu has tensor-core code for.
+_TENSOR_CORE_SIZES = (16, 32, 64, 128)
+_LARGEST_HEAD = 128
+#: Modes that pool.cu can put side by side: four bits each in an int.
+_MOST_MODES = 7
+
+#: The structs of activations.cuh, by what `hidden_act` calls them.
+ACTIVATIONS = {
+    "gelu": "Gelu",
+    "gelu_10": "Gelu10",
+    "gelu_accurate": "GeluTanh",
+    "gelu_fast": "GeluTanh",
+    "gelu_new": "GeluTanh",
+    "gelu_python": "Gelu",
+    "gelu_python_tanh": "GeluTanh",
+    "gelu_pytorch_tanh": "GeluTanh",
+    "hardswish": "HardSwish",
+    "laplace": "Laplace",
+    "leaky_relu": "LeakyRelu",
+    "linear": "Identity",
+    "mish": "Mish",
+    "quick_gelu": "QuickGelu",
+    "relu": "Relu",
+    "relu2": "ReluSquared",
+    "relu6": "Relu6",
+    "sigmoid": "Sigmoid",
+    "silu": "Silu",
+    "sqrtsoftplus": "SqrtSoftplus",
+    "swish": "Silu",
+    "tanh": "Tanh",
+}
+#: The numbers of `Mode` in pool.cu.
+POOLING_MODES = {"cls": 1, "lasttoken": 2, "max": 3, "mean": 4, "mean_sqrt_len_tokens": 5, "weightedmean": 6}
+
+
+class Storage(NamedTuple):
+    """What hidden states and matrices are stored as.
+
+    Attributes:
+        name: What a user calls it.
+        cuda: Its type in the kernels.
+        dtype: Its dtype as an array; numpy has no bfloat16, so such numbers go by their bits.
+    """
+
+    name: str
+    cuda: str
+    dtype: np.dtype[Any]
+
+    def narrow(self, numbers: Float[Array, "..."]) -> Array:
+        """Return numbers as they are stored: rounded to the nearest, ties to even.
+
+        Raises:
+            ConfigError: One is too large for it.
+        """
+        if self.name == "bfloat16":
+            bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+            return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(numbers, self.dtype)
+        if self.name == "float16" and not np.isfinite(stored).all():
+            raise ConfigError(
+                f"with float16, every weight must be within +-65504; one is {np.abs(numbers).max():.3g}. "
+                'Choose dtype="bfloat16" or dtype="float32".'
+            )
+        return stored
+
+    def widen(self, stored: Any) -> Any:
+        """Return stored numbers, on whatever device, as float32."""
+        if self.name == "bfloat16":
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32)
+
+
+#: By what a user calls them.
+STORAGES = {
+    "float16": Storage("float16", "float16", np.dtype(np.float16)),
+    "bfloat16": Storage("bfloat16", "bfloat16", np.dtype(np.uint16)),
+    "float32": Storage("float32", "float", np.dtype(np.float32)),
+}
+
+
+class Kernel(NamedTuple):
+    """A kernel in kernels/.
+
+    Attributes:
+        file: Its file, without the suffix.
+        name: Its name, with the template arguments.
+    """
+
+    file: str
+    name: str
+
+
+class Device(Protocol):
+    """What the operations need of a device. The tests have one that is a CPU.
+
+    Attributes:
+        shared_memory: Bytes of shared memory that a block may have.
+    """
+
+    shared_memory: int
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Return a new array there; MemoryError if it does not fit."""
+        ...
+
+    def upload(self, host: Array) -> Any:
+        """Return a copy, there, of an array of the host, which may change as soon as this returns."""
+        ...
+
+    def download(self, array: Any) -> Array:
+        """Return a copy on the host."""
+        ...
+
+    def launch(
+        self, kernel: Kernel, grid: tuple[int, int], threads: int, arguments: tuple[Any, ...], shared: int
+    ) -> None:
+        """Run a kernel on ``grid`` blocks of so many threads, with so many bytes of shared memory."""
+        ...
+
+    def matmul(self, x: Any, weight: Any, out: Any, storage: Storage, *, add: bool) -> None:
+        """Write ``x @ weight`` to ``out``, or add it to what is there; sums are in float32."""
+        ...
+
+    def take(self, x: Any, rows: Any, out: Any) -> None:
+        """Write some rows of ``x`` to ``out``."""
+        ...
+
+
+class FusedCuda:
+    """The operations of :class:`minibert.fused.operations.Fused`, and the memory of one stream.
+
+    What is passed is checked on the host, by shape, type and layout. The device is waited for where vectors are asked
+    for on the host, nowhere else.
+    """
+
+    def __init__(self, device: Device, storage: Storage, *, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Make the operations for arrays of ``storage``; InterruptedError is raised once ``cancelled()`` is true."""
+        self.device = device
+        self.storage = storage
+        self._cancelled = cancelled
+        self._memory: dict[str, Any] = {}
+        self._tiles: list[tuple[Packing, Packing, int, Any, int]] = []
+
+    def embed_layer_norm(
+        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
+    ) -> Float[Array, "T H"]:
+        """Return the sum of each token's word, position and type embedding, layer-normalized; all are of type 0."""
+        self._tiles.clear()  # a new batch
+        width = tables.word.shape[1]
+        for name, table in (("word", tables.word), ("position", tables.position), ("token_type", tables.token_type)):
+            self._require(f"the {name} table", table, (len(table), width))
+        x = self._array("hidden", packing.rows, width)
+        if packing.rows == 0:
+            return x
+        positions = np.concatenate([np.tile(np.arange(group.tokens), group.texts) for group in packing.groups])
+        both = np.stack([np.resize(ids, packing.rows), np.resize(positions, packing.rows)]).astype(np.int32)
+        of_tokens = self.device.upload(both)
+        self._launch_rows(
+            "embed_layer_norm",
+            x,
+            (x, of_tokens[0], of_tokens[1], tables.word, tables.position, tables.token_type[0]),
+            tables.norm,
+            eps,
+        )
+        return x
+
+    def linear(
+        self, name: str, x: Float[Array, "T K"], weight: Float[Array, "K N"], packing: Packing, longest_sum: int
+    ) -> Float[Array, "T N"]:
+        """Return ``x @ weight``; in float32, sums over K are made of partial sums of at most ``longest_sum`` products.
+
+        Of 16-bit numbers all products are summed at once, and rounded once. The bias is left to the operation that
+        follows.
+        """
+        self._require("x", x, (packing.rows, weight.shape[0]))
+        self._require("weight", weight, weight.shape, contiguous=False)
+        y = self._array(name, len(x), weight.shape[1])
+        if self._cancelled():
+            raise InterruptedError
+        parts = partial_sums(len(weight), longest_sum) if self.storage.name == "float32" else [slice(None)]
+        for number, k in enumerate(parts):
+            if len(x):
+                self.device.matmul(x[:, k], weight[k], y, self.storage, add=number > 0)
+        return y
+
+    def attention(
+        self,
+        q: Float[Array, "Tq H"],
+        k: Float[Array, "T H"],
+        v: Float[Array, "T H"],
+        query_bias: Float[Array, "H"],
+        heads: int,
+        queries: Packing,
+        keys: Packing,
+    ) -> Float[Array, "Tq H"]:
+        """Return softmax((Q + query_bias) K^T) V of each text and head, the heads side by side."""
+        width = q.shape[1]
+        require_supported(width, heads)
+        size = width // heads
+        for name, array, packing in (("q", q, queries), ("k", k, keys), ("v", v, keys)):
+            self._require(name, array, (packing.rows, width), contiguous=False)
+        if k.strides[0] != v.strides[0]:
+            raise ValueError(f"k and v must have the same strides; they have {k.strides[0]} and {v.strides[0]}.")
+        self._require_float("query_bias", query_bias, width)
+        of_tensor_cores = 5 * _TILE * size * self.storage.dtype.itemsize  # bytes of shared memory
+        on_tensor_cores = (
+            self.storage.name != "float32"
+            and size in _TENSOR_CORE_SIZES
+            and of_tensor_cores <= self.device.shared_memory
+        )
+        tiles, count = self._tiles_of(queries, keys, _TILE if on_tensor_cores else _GENERAL_TILE)
+        context = self._array("context", queries.rows, width)
+        itemsize = self.storage.dtype.itemsize
+        strides = np.int32(q.strides[0] // itemsize), np.int32(k.strides[0] // itemsize)
+        arguments = (context, q, k, v, query_bias, tiles, *strides, np.int32(heads))
+        if on_tensor_cores:
+            kernel = Kernel("attention", f"attention<{self.storage.cuda}, {size}>")
+            self._launch(kernel, (count, heads), 128, arguments, of_tensor_cores)
+        else:
+            kernel = Kernel("attention_general", f"attention_general<{self.storage.cuda}, {-(-size // _WARP)}>")
+            shared = 4 * (_GENERAL_TILE * size + _WARP * (2 * size + 1))
+            self._launch(kernel, (count, heads), 128, (*arguments, np.int32(size)), shared)
+        return context
+
+    def linear_activation(
+        self,
+        x: Float[Array, "T K"],
+        weight: Float[Array, "K N"],
+        bias: Float[Array, "N"],
+        activation: str,
+        packing: Packing,
+        longest_sum: int,
+    ) -> Float[Array, "T N"]:
+        """Return ``act(x @ weight + bias)``; see :meth:`linear`."""
+        width = weight.shape[1]
+        self._require_float("bias", bias, width)
+        y = self.linear("inner", x, weight, packing, longest_sum)
+        at_once = 16 // self.storage.dtype.itemsize
+        if width % at_once:
+            at_once = 1
+        kernel = Kernel(
+            "bias_activation", f"bias_activation<{self.storage.cuda}, {ACTIVATIONS[activation]}, {at_once}>"
+        )
+        blocks = -(-len(y) * (width // at_once) // 256)
+        self._launch(kernel, (blocks, 1), 256, (y, bias, np.int32(len(y)), np.int32(width)))
+        return y
+
+    def add_layer_norm(
+        self, x: Float[Array, "T H"], y: Float[Array, "T H"], bias: Float[Array, "H"], norm: LayerNorm, eps: float
+    ) -> Float[Array, "T H"]:
+        """Return LayerNorm(x + y + bias) in the memory of ``x``."""
+        self._require("y", y, x.shape)
+        self._require_float("bias", bias, x.shape[1])
+        self._launch_rows("add_layer_norm", x, (x, y, bias), norm, eps)
+        return x
+
+    def take_rows(self, x: Float[Array, "T H"], rows: Int[Array, "R"]) -> Float[Array, "R H"]:
+        """Return some rows of ``x``."""
+        self._require("x", x, x.shape)
+        out = self._array("rows", len(rows), x.shape[1])
+        if len(rows):
+            self.device.take(x, self.device.upload(rows.astype(np.int32)), out)
+        return out
+
+    def pool(
+        self,
+        modes: Sequence[str],
+        hidden: Float[Array, "T H"],
+        packing: Packing,
+        exclude: int,
+        *,
+        normalize: bool = False,
+    ) -> Float[Array, "n D"]:
+        """Return one float32 vector a text, by :func:`minibert.pooling.pool`; of length 1 if ``normalize``."""
+        if len(modes) > _MOST_MODES:
+            raise ConfigError(f"on a GPU, pooling_mode must name at most {_MOST_MODES} modes; it names {len(modes)}.")
+        self._require("hidden", hidden, (packing.rows, hidden.shape[1]))
+        lengths = [group.tokens for group in packing.groups for _ in range(group.texts)]
+        width = hidden.shape[1]
+        out = self.device.empty((len(lengths), len(modes) * width), np.dtype(np.float32))
+        cu_seqlens = self.device.upload(np.cumsum([0, *lengths]).astype(np.int32))
+        codes = sum(POOLING_MODES[mode] << 4 * position for position, mode in enumerate(modes))
+        numbers = (codes, exclude, normalize, width)
+        arguments = (out, hidden, cu_seqlens, *(np.int32(number) for number in numbers))
+        self._launch(Kernel("pool", f"pool<{self.storage.cuda}>"), (len(lengths), 1), 256, arguments, 32)
+        return out
+
+    def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
+        """Return the tokens' rows of ``x`` on the host, in float32."""
+        return self.storage.widen(self.device.download(x[: packing.tokens]))
+
+    def to_host(self, vectors: Any) -> Float[Array, "n D"]:
+        """Return vectors on the host."""
+        return self.device.download(vectors)
+
+    def free(self) -> None:
+        """Give all memory back."""
+        self._memory.clear()
+        self._tiles.clear()
+
+    def _tiles_of(self, queries: Packing, keys: Packing, size: int) -> tuple[Any, int]:
+        """Return the tiles of :func:`attention_tiles` on the device, and how many; made once a batch."""
+        for known_queries, known_keys, known_size, tiles, count in self._tiles:
+            if known_queries is queries and known_keys is keys and known_size == size:
+                return tiles, count
+        host = attention_tiles(queries, keys, size)
+        tiles = self.device.upload(host)
+        self._tiles.append((queries, keys, size, tiles, len(host)))
+        return tiles, len(host)
+
+    def _launch_rows(self, name: str, x: Any, arguments: tuple[Any, ...], norm: LayerNorm, eps: float) -> None:
+        """Launch a kernel that normalizes rows of the shape of ``x``."""
+        rows, width = x.shape
+        self._require("x", x, (rows, width))
+        self._require_float("the layer norm's weight", norm.weight, width)
+        self._require_float("the layer norm's bias", norm.bias, width)
+        template = f"{name}<{self.storage.cuda}, {', '.join(map(str, row_layout(width)))}>"
+        numbers = (np.float32(eps), np.int32(rows), np.int32(width))
+        grid = (-(-rows // _ROWS), 1)
+        self._launch(Kernel(name, template), grid, _ROWS * _WARP, (*arguments, norm.weight, norm.bias, *numbers))
+
+    def _launch(
+        self, kernel: Kernel, grid: tuple[int, int], threads: int, arguments: tuple[Any, ...], shared: int = 0
+    ) -> None:
+        if all(grid):  # CuPy would run one block
+            self.device.launch(kernel, grid, threads, arguments, shared)
+
+    def _require(self, name: str, array: Any, shape: tuple[int, ...], *, contiguous: bool = True) -> None:
+        """Raise ValueError unless an array has this shape, the operations' type, and rows of adjacent numbers."""
+        if array.shape != shape or array.dtype != self.storage.dtype:
+            raise ValueError(
+                f"{name} must be {self.storage.dtype} of shape {shape}; it is {array.dtype} of shape {array.shape}."
+            )
+        if not (array.flags.c_contiguous if contiguous else array.strides[-1] == array.dtype.itemsize):
+            raise ValueError(f"{name} must be contiguous; its strides are {array.strides} bytes.")
+
+    @staticmethod
+    def _require_float(name: str, array: Any, width: int) -> None:
+        """Raise ValueError unless an array is a contiguous float32 vector of this width."""
+        if array.shape != (width,) or array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise ValueError(
+                f"{name} must be contiguous float32 of shape {(width,)}; it is {array.dtype} of shape {array.shape}."
+            )
+
+    def _array(self, name: str, *shape: int) -> Any:
+        """Return memory that is kept under ``name``: what was there is overwritten."""
+        size = shape[0] * shape[1]
+        memory = self._memory.get(name)
+        if memory is None or memory.size < size:
+            self._memory.pop(name, None)
+            del memory  # before the new one is made
+            memory = self._memory[name] = self.device.empty((size,), self.storage.dtype)
+        return memory[:size].reshape(shape)
+
+
+def require_supported(hidden_size: int, heads: int) -> None:
+    """Raise ConfigError unless there are kernels for such a model."""
+    row_layout(hidden_size)
+    if hidden_size > heads * _LARGEST_HEAD:
+        raise ConfigError(
+            f"on a GPU, the head size must be at most {_LARGEST_HEAD}: hidden_size / num_attention_heads is "
+            f"{hidden_size} / {heads}."
+        )
+
+
+def row_layout(width: int) -> tuple[int, int]:
+    """Return how a warp holds a row in layer_norm.cuh: numbers in a vector, and vectors a lane.
+
+    Raises:
+        ConfigError: There is no kernel for rows of this width.
+    """
+    at_once = 1 if width % 4 else 4
+    for chunks in _CHUNKS:
+        if width <= at_once * _WARP * chunks:
+            return at_once, chunks
+    most = at_once * _WARP * _CHUNKS[-1]
+    raise ConfigError(
+        f"on a GPU, hidden_size must be at most {most}{' unless it is a multiple of 4' if most < 2048 else ''}; "
+        f"it is {width}."
+    )
+
+
+def attention_tiles(queries: Packing, keys: Packing, size: int) -> Int[Array, "n 4"]:
+    """Return the tiles of attention.cu: first key, number of keys, first query, number of queries, at most ``size``.
+
+    Raises:
+        ValueError: The tokens are not in order: another row rule than the device's was used.
+    """
+    if queries.row_of is not None or keys.row_of is not None:
+        raise ValueError("on a GPU, texts must be packed in order, without a row rule; the rows are permuted.")
+    tiles = [np.zeros((0, 4), np.int32)]
+    for of_queries, of_keys in zip(queries.groups, keys.groups, strict=True):
+        if of_queries.tokens == 0 or of_keys.tokens == 0:
+            continue
+        text = np.arange(of_keys.texts)
+        for first in range(0, of_queries.tokens, size):
+            tile = np.empty((of_keys.texts, 4), np.int32)
+            tile[:, 0] = of_keys.start + of_keys.tokens * text
+            tile[:, 1] = of_keys.tokens
+            tile[:, 2] = of_queries.start + of_queries.tokens * text + first
+            tile[:, 3] = min(size, of_queries.tokens - first)
+            tiles.append(tile)
+    return np.concatenate(tiles)

@@ -1,0 +1,262 @@
+"""An NVIDIA GPU, through CuPy: memory, matrix products, and kernels that are compiled once and cached."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import DeviceError
+from minibert.fused.cuda import Kernel, Storage
+from minibert.typing import Array
+
+logger = logging.getLogger("minibert")
+
+#: Turing: the first with the tensor-core instructions of attention.cu; and Ampere, the first with bfloat16.
+_OLDEST, _OLDEST_FOR_BFLOAT16 = 75, 80
+#: cudaDataType_t of what matrices are stored as; cublasComputeType_t, cublasGemmAlgo_t and cublasOperation_t.
+_CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
+_COMPUTE_32F, _DEFAULT_ALGORITHM, _NOT_TRANSPOSED = 68, -1, 0
+
+#: The kernels' sources, in the wheel and in a checkout.
+_FOLDERS = (Path(__file__).parents[1] / "_kernels", Path(__file__).parents[2] / "kernels")
+#: --fmad=true is the default: a product and a sum are rounded once.
+_OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
+
+
+def kernel_folder() -> Path:
+    """Return where the kernels' sources are."""
+    return next(folder for folder in _FOLDERS if folder.is_dir())
+
+
+def read_source(file: str) -> str:
+    """Return a kernel's source with its own headers in place of their ``#include``, each once."""
+    folder = kernel_folder()
+    seen: set[str] = set()
+
+    def expand(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        text = (folder / name).read_text("utf-8").replace("#pragma once\n", "")
+        return re.sub(r'#include "(\w+\.cuh)"\n', lambda include: expand(include[1]), text)
+
+    return expand(f"{file}.cu")
+
+
+def compile_kernels(
+    file: str, names: Sequence[str], architecture: int, options: tuple[str, ...] = ()
+) -> tuple[list[str], bytes, str]:
+    """Return the names of kernels of a file as the linker has them, their machine code, and NVRTC's log.
+
+    It needs CuPy and NVRTC, but no GPU.
+
+    Args:
+        file: The file in kernels/, without the suffix.
+        names: The kernels, with template arguments.
+        architecture: The compute capability to compile for, such as 90 for ``sm_90``.
+        options: More options of NVRTC.
+
+    Raises:
+        DeviceError: NVRTC cannot compile them, or not for this architecture.
+    """
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(read_source(file), f"{file}.cu", (), ())
+    try:
+        for name in names:
+            nvrtc.addNameExpression(program, name)
+        try:
+            nvrtc.compileProgram(program, (f"--gpu-architecture=sm_{architecture}", *_OPTIONS, *options))
+        except nvrtc.NVRTCError as error:
+            raise DeviceError(
+                f"NVRTC {'.'.join(map(str, nvrtc.getVersion()))} cannot compile {', '.join(names)} for "
+                f"sm_{architecture}: {error}. {nvrtc.getProgramLog(program)}"
+            ) from error
+        lowered = [nvrtc.getLoweredName(program, name) for name in names]
+        return lowered, nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def cached_kernel(kernel: Kernel, architecture: int, folder: Path) -> tuple[str, Path]:
+    """Return a kernel's name as the linker has it, and a file of its machine code, compiled only if there is none."""
+    from cupy.cuda import nvrtc
+
+    key = (read_source(kernel.file), kernel.name, architecture, _OPTIONS, nvrtc.getVersion())
+    stem = f"minibert-{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}"
+    known = sorted(folder.glob(f"{stem}.*.cubin"))
+    if known:
+        return known[0].name.split(".")[1], known[0]
+    (lowered,), code, _ = compile_kernels(kernel.file, [kernel.name], architecture)
+    path = folder / f"{stem}.{lowered}.cubin"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
+        file.write(code)
+    Path(file.name).replace(path)  # at once: another process may look for it
+    return lowered, path
+
+
+def cache_folder() -> Path:
+    """Return where CuPy keeps compiled kernels, and minibert with it."""
+    return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+
+
+class CudaDevice:
+    """A GPU.
+
+    Attributes:
+        number: Its number.
+        architecture: Its compute capability, as in ``sm_90``.
+        shared_memory: Bytes of shared memory that a block may have.
+    """
+
+    def __init__(self, number: int, storage: Storage) -> None:
+        """Open a GPU.
+
+        Raises:
+            DeviceError: It, CuPy or the driver is missing, or it is too old for ``storage``.
+        """
+        try:
+            import cupy
+        except ImportError as error:
+            raise DeviceError(
+                f'device="cuda" needs CuPy, which cannot be imported ({error}). Install it for your CUDA version, the '
+                'one that nvidia-smi shows: pip install "minibert[cuda13]" or "minibert[cuda12]". Or use device="cpu".'
+            ) from error
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(
+                f'device="cuda" needs an NVIDIA GPU and its driver; CuPy finds none: {error}. Does nvidia-smi show '
+                'one? Is CuPy for a newer CUDA than the driver? Or use device="cpu".'
+            ) from error
+        if number >= count:
+            raise DeviceError(f'device="cuda:{number}" must be one of the {count} GPUs here, from cuda:0 on.')
+        self.number = number
+        self._cupy = cupy
+        self.architecture = int(cupy.cuda.Device(number).compute_capability)
+        oldest = _OLDEST_FOR_BFLOAT16 if storage.name == "bfloat16" else _OLDEST
+        if self.architecture < oldest:
+            raise DeviceError(
+                f'{storage.name} needs a GPU of compute capability {oldest / 10} or higher; "cuda:{number}" has '
+                f"{self.architecture / 10}. {'Use float16.' if oldest > _OLDEST else 'Use the CPU.'}"
+            )
+        self.shared_memory = int(cupy.cuda.Device(number).attributes["MaxSharedMemoryPerBlockOptin"])
+        self._functions: dict[Kernel, Any] = {}
+        self._lock = threading.Lock()
+        self._staging = threading.local()
+        self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Let this thread work on a stream of its own, which is waited for at the end."""
+        with self._cupy.cuda.Device(self.number), self._cupy.cuda.Stream(non_blocking=True) as stream:
+            self._staging.pinned = []
+            try:
+                yield
+            finally:
+                stream.synchronize()
+                self._staging.pinned = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Return a new array; MemoryError (CuPy's OutOfMemoryError is one) if it does not fit."""
+        with self._cupy.cuda.Device(self.number):
+            return self._cupy.empty(shape, dtype)
+
+    def upload(self, host: Array) -> Any:
+        """Return a copy of an array of the host, which may change as soon as this returns.
+
+        It goes by pinned memory, from which the GPU copies without the host's help.
+        """
+        pinned = self._cupy.cuda.alloc_pinned_memory(max(host.nbytes, 1))
+        staged = np.frombuffer(pinned, host.dtype, host.size).reshape(host.shape)
+        staged[...] = host
+        self._staging.pinned.append(pinned)  # until it has been copied
+        array = self._cupy.empty(host.shape, host.dtype)
+        array.set(staged, stream=self._cupy.cuda.get_current_stream())
+        return array
+
+    def place(self, host: Array) -> Any:
+        """Return a copy of an array of the host that is there at once: for what is used by many streams."""
+        with self._cupy.cuda.Device(self.number):
+            return self._cupy.asarray(host)
+
+    def download(self, array: Any) -> Array:
+        """Return a copy on the host, once the stream has come so far."""
+        host: Array = self._cupy.asnumpy(array)
+        self._staging.pinned = []
+        return host
+
+    def launch(
+        self, kernel: Kernel, grid: tuple[int, int], threads: int, arguments: tuple[Any, ...], shared: int
+    ) -> None:
+        """Run a kernel."""
+        self._function(kernel)(grid, (threads,), arguments, shared_mem=shared)
+
+    def matmul(self, x: Any, weight: Any, out: Any, storage: Storage, *, add: bool) -> None:
+        """Write ``x @ weight`` to ``out``, or add it to what is there; sums are in float32.
+
+        cuBLAS has its matrices by columns: to it, ours are transposed, and ``out^T = weight^T x^T``.
+        """
+        from cupy_backends.cuda.libs import cublas
+
+        kind, itemsize = _CUDA_TYPES[storage.name], storage.dtype.itemsize
+        (rows, inner), outputs = x.shape, weight.shape[1]
+        cublas.gemmEx(
+            self._cupy.cuda.device.get_cublas_handle(),
+            _NOT_TRANSPOSED,
+            _NOT_TRANSPOSED,
+            outputs,
+            rows,
+            inner,
+            self._one.ctypes.data,
+            weight.data.ptr,
+            kind,
+            weight.strides[0] // itemsize,
+            x.data.ptr,
+            kind,
+            x.strides[0] // itemsize,
+            (self._one if add else self._zero).ctypes.data,
+            out.data.ptr,
+            kind,
+            out.strides[0] // itemsize,
+            _COMPUTE_32F,
+            _DEFAULT_ALGORITHM,
+        )
+
+    def take(self, x: Any, rows: Any, out: Any) -> None:
+        """Write some rows of ``x`` to ``out``."""
+        self._cupy.take(x, rows, axis=0, out=out)
+
+    def _function(self, kernel: Kernel) -> Any:
+        """Return a kernel that can be launched."""
+        function = self._functions.get(kernel)
+        if function is None:
+            with self._lock:
+                function = self._functions.get(kernel) or self._load(kernel)
+                self._functions[kernel] = function
+        return function
+
+    def _load(self, kernel: Kernel) -> Any:
+        try:
+            lowered, path = cached_kernel(kernel, self.architecture, cache_folder())
+        except OSError as error:
+            logger.warning("compiled kernels are not kept: %s", error)
+            with tempfile.TemporaryDirectory() as folder:
+                lowered, path = cached_kernel(kernel, self.architecture, Path(folder))
+                return self._function_of(path, lowered)
+        return self._function_of(path, lowered)
+
+    def _function_of(self, path: Path, lowered: str) -> Any:
+        function = self._cupy.RawModule(path=str(path)).get_function(lowered)
+        # What the largest tile of attention.cu takes; a kernel that takes less is not slowed by the permission.
+        function.max_dynamic_shared_size_bytes = self.shared_memory - function.shared_size_bytes
+        return function

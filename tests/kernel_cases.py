@@ -1,0 +1,99 @@
+"""What the tests of the CUDA kernels share, on the executor and on a GPU: inputs, definitions, and what is near enough.
+
+Every test takes a ``device``: tests/test_kernels.py has the executor, tests/test_kernels_on_gpu.py a GPU.
+"""
+
+import numpy as np
+import pytest
+
+from minibert import ops
+from minibert.fused.cuda import STORAGES, FusedCuda
+from minibert.fused.packing import Packing
+from minibert.fused.rows import RowRule
+from minibert.params import LayerNorm
+
+ANY_ROW = RowRule((0,), threads=False)
+EPS = 1e-12
+EACH_STORAGE = pytest.mark.parametrize("storage", list(STORAGES.values()), ids=list(STORAGES))
+#: Lengths of the texts of a batch: about the sizes of fragments, tiles and stages, alone and together.
+LENGTHS = {
+    "1": [1],
+    "2": [2],
+    "15-17": [15, 16, 17],
+    "63-65": [63, 64, 65],
+    "127-129": [127, 128, 129],
+    "512": [512],
+    "many": [70, 33, 33, 17, 17, 17, 5, 2, 1, 1, 1],
+}
+
+
+def normal(*shape, seed=0, size=1.0):
+    """Return normally distributed float32 numbers."""
+    return (np.random.default_rng([seed, *shape]).standard_normal(shape) * size).astype(np.float32)
+
+
+def random_norm(width):
+    """Return a layer normalization with random scale and shift."""
+    return LayerNorm(1 + normal(width, seed=8, size=0.1), normal(width, seed=9))
+
+
+def packing_of(lengths):
+    """Return the packing of texts on a device."""
+    return Packing.of(lengths, [0] * len(lengths), ANY_ROW)
+
+
+class Bench:
+    """A device with the operations on it, and the way there and back for arrays."""
+
+    def __init__(self, device, storage):
+        self.device = device
+        self.storage = storage
+        self.fused = FusedCuda(device, storage)
+
+    def stored(self, numbers):
+        """Return numbers as stored on the device: matrices in the storage's type, vectors in float32."""
+        return self.device.upload(self.storage.narrow(numbers) if numbers.ndim == 2 else numbers)
+
+    def rounded(self, numbers):
+        """Return numbers as float32, rounded to what the storage can hold."""
+        return self.storage.widen(self.storage.narrow(numbers))
+
+    def back(self, array):
+        """Return an array of the device as float32."""
+        host = self.device.download(array)
+        return host if host.dtype == np.float32 else self.storage.widen(host)
+
+
+def assert_near(actual, definition, bench, *inputs, factor=3.0):
+    """Fail unless a result is as near to the truth as the definition in float32, rounded to the storage.
+
+    ``definition(inputs, round_)`` computes in the inputs' precision, and calls ``round_`` where the storage's precision
+    is all there is. The truth is the definition in float64, without rounding. None need be nearer than a few units in
+    the last place of the largest number: among few numbers, the definition's error may be less by luck.
+    """
+    truth = definition(*(each.astype(np.float64) for each in inputs), lambda x: x)
+    single = bench.rounded(definition(*inputs, bench.rounded))
+    digits = {"float16": 11, "bfloat16": 8, "float32": 24}[bench.storage.name]
+    last_place = np.abs(truth).max() * 2.0**-digits
+    allowed = max(factor * np.abs(single - truth).max(), 3 * last_place)
+    worst = np.abs(actual - truth).max()
+
+    assert actual.shape == truth.shape
+    assert np.isfinite(actual).all(), "non-finite values"
+    assert worst <= allowed, f"max error {worst:.1e} > {allowed:.1e}"
+
+
+def attention(q, k, v, bias, round_, *, heads, queries, keys):
+    """Return what ``attention`` is to return for texts of so many queries and keys."""
+    results = []
+    ends_q, ends_k = np.cumsum(queries), np.cumsum(keys)
+    for n_q, n_k, end_q, end_k in zip(queries, keys, ends_q, ends_k, strict=True):
+        if n_q == 0 or n_k == 0:
+            continue
+        Q = ops.split_heads(round_(q[end_q - n_q : end_q] + bias)[None], heads)  # noqa: N806
+        K, V = (ops.split_heads(x[None, end_k - n_k : end_k], heads) for x in (k, v))  # noqa: N806
+        scores = Q @ K.swapaxes(-2, -1)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        total = weights.sum(axis=-1, keepdims=True)
+        results.append(ops.merge_heads(round_(weights) @ V / total)[0])
+    return np.concatenate(results)

@@ -1,0 +1,29 @@
+"""All kernels, by file: every template argument that minibert.fused.cuda may ask for."""
+
+from minibert.fused.cuda import _CHUNKS, _TENSOR_CORE_SIZES, ACTIVATIONS, STORAGES
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+
+
+def names_of(file, storage):
+    """Return the names of a file's kernels for a kind of storage."""
+    kind = STORAGES[storage].cuda
+    if file == "attention":
+        return [] if storage == "float32" else [f"attention<{kind}, {size}>" for size in _TENSOR_CORE_SIZES]
+    if file == "attention_general":
+        return [f"attention_general<{kind}, {chunks}>" for chunks in (1, 2, 3, 4)]
+    if file == "pool":
+        return [f"pool<{kind}>"]
+    if file == "bias_activation":
+        structs = sorted(set(ACTIVATIONS.values()))
+        at_once = 16 // STORAGES[storage].dtype.itemsize
+        return [f"bias_activation<{kind}, {struct}, {n}>" for struct in structs for n in (at_once, 1)]
+    return [f"{file}<{kind}, {n}, {chunks}>" for n in (4, 1) for chunks in _CHUNKS]
+
+
+FILES = ("add_layer_norm", "attention", "attention_general", "bias_activation", "embed_layer_norm", "pool")
+
+
+def storages_on(architecture):
+    """Return the kinds of storage that a GPU of an architecture has."""
+    return [storage for storage in STORAGES if storage != "bfloat16" or architecture >= 80]

@@ -1,0 +1,281 @@
+"""The encoder on a GPU, or on the executor in its place: then, all but CuPy, cuBLAS and the hardware is the same."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import DEVICES
+from kernel_cases import EACH_STORAGE
+from support import CARDS, assert_as_accurate, copy_twin, golden, twin, write_module
+
+from minibert import SentenceEncoder
+from minibert.errors import ConfigError, DeviceError
+from minibert.fused import device as gpu
+from minibert.fused.cuda import STORAGES
+
+TEXTS = [
+    "A man is playing a guitar.",
+    "",
+    "One two three four five six seven eight nine ten.",
+    "A man is playing a guitar.",
+]
+CARD = "BertModel-128d"
+
+
+@pytest.fixture
+def stand_in(executor, monkeypatch):
+    """Put the executor in place of any GPU; return it."""
+    monkeypatch.setattr(gpu, "CudaDevice", lambda _number, _storage: executor)
+    return executor
+
+
+@pytest.fixture(params=DEVICES)
+def cuda(request):
+    """Let device="cuda" be the executor, or a GPU where there is one."""
+    if request.param == "executor":
+        request.getfixturevalue("stand_in")
+
+
+def cosines(a, b):
+    """Return the cosine of each vector with the same one of others."""
+    a, b = (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (a, b))
+    return (a * b).sum(axis=1)
+
+
+# ---------------------------------------------------------------- golden files
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_golden_float32(cuda, card):
+    """In float32, the whole packed forward on kernels is as near to the truth as transformers' float32."""
+    arrays, texts = golden(card)
+    vectors = SentenceEncoder(twin(card), device="cuda", dtype="float32", on_truncate="ignore").encode(texts)
+
+    assert vectors.dtype == np.float32
+    assert_as_accurate(vectors, arrays["embeddings"], arrays[f"pooled.{CARDS[card]['pooling_mode']}.float64"])
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_golden_16_bit(cuda, card, dtype, most):
+    """In 16 bits, vectors are off by about the rounding of a number of the type."""
+    arrays, texts = golden(card)
+    truth = arrays[f"pooled.{CARDS[card]['pooling_mode']}.float64"]
+    vectors = SentenceEncoder(twin(card), device="cuda", dtype=dtype, on_truncate="ignore").encode(texts)
+    error = np.sqrt(np.square(vectors - truth).mean() / np.square(truth).mean())
+
+    assert vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+    assert error <= most
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("mode", ["cls", "mean"])
+def test_first_tokens_alone(cuda, tmp_path, storage, mode):
+    """With cls pooling, the last layer computes the first tokens alone; the vectors are what all tokens give."""
+    folder = copy_twin(tmp_path)
+    write_module(folder / "1_Pooling", {"embedding_dimension": 128, "pooling_mode": mode})
+    encoder = SentenceEncoder(folder, device="cuda", dtype=storage.name)
+    vectors = encoder.encode(TEXTS)
+    everything = SentenceEncoder(folder, dtype="float64").encode(TEXTS)
+
+    assert min(cosines(vectors, everything)) > (0.9999 if storage.name == "bfloat16" else 0.999999)
+
+
+@pytest.mark.weights
+def test_float16_on_real_weights(cuda, minilm):
+    """On all-MiniLM-L6-v2, float16 vectors have a cosine above 0.99999 with those of float32 on the CPU."""
+    texts = ["A man is playing a guitar.", "Someone plays an instrument in the street.", "The stock market fell.", ""]
+    vectors = SentenceEncoder(minilm, device="cuda").encode(texts)
+
+    assert min(cosines(vectors, SentenceEncoder(minilm).encode(texts))) > 0.99999
+
+
+# ---------------------------------------------------------------- the encoder's own work
+
+
+def test_names_and_types(cuda):
+    """The device has a name with its number; vectors are float32; float16 is the default of what is stored."""
+    encoder = SentenceEncoder(twin(CARD), device="cuda:0")
+
+    assert (encoder.device, encoder.dtype, encoder.num_threads) == ("cuda:0", np.float32, 2)
+    assert encoder._pipeline.params.embeddings.word.dtype == np.float16
+    assert encoder.encode(TEXTS, device="cuda").dtype == np.float32
+    with pytest.raises(DeviceError, match="must be the encoder's own, 'cuda:0', or None; it is 'cpu'"):
+        encoder.encode(TEXTS, device="cpu")
+
+
+def test_the_device_is_the_cpu_unless_it_is_asked_for(monkeypatch):
+    """No GPU is looked for: what is computed does not depend on the machine."""
+    monkeypatch.setattr(gpu, "CudaDevice", None)
+
+    assert SentenceEncoder(twin(CARD)).device == "cpu"
+
+
+def test_order_duplicates_and_many_batches(cuda):
+    """Vectors come in order, whatever the batches; equal texts get equal vectors."""
+    encoder = SentenceEncoder(twin(CARD), device="cuda", dtype="float32", max_batch_tokens=12)
+    texts = [*TEXTS, *(f"Text number {i} of some." for i in range(20))]
+    vectors = encoder.encode(texts)
+
+    np.testing.assert_array_equal(vectors[0], vectors[3])
+    np.testing.assert_allclose(vectors, SentenceEncoder(twin(CARD)).encode(texts), rtol=0, atol=2e-5)
+
+
+def test_vectors_can_stay_on_the_device(stand_in, monkeypatch):
+    """With convert_to_numpy off, nothing is copied to the host."""
+    encoder = SentenceEncoder(twin(CARD), device="cuda")
+    expected = encoder.encode(TEXTS, normalize_embeddings=True)
+    monkeypatch.setattr(type(stand_in), "download", None)
+    vectors = encoder.encode(TEXTS, normalize_embeddings=True, convert_to_numpy=False)
+
+    np.testing.assert_array_equal(np.stack(list(vectors)), expected)
+
+
+def test_module_chain_after_pooling(cuda, tmp_path):
+    """Dense and LayerNorm work on the pooled vectors where these are."""
+    rng = np.random.default_rng(0)
+    folder = copy_twin(tmp_path)
+    modules = ["Transformer", "Pooling", "Dense", "LayerNorm", "Normalize"]
+    kinds = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": "" if not i else f"{i}_{kind}",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(kinds), "utf-8")
+    weights = {"linear__weight": rng.standard_normal((40, 16)).astype(np.float32) / 10}
+    write_module(folder / "2_Dense", {"in_features": 16, "out_features": 40, "bias": False}, **weights)
+    norm = {f"norm__{name}": rng.standard_normal(40).astype(np.float32) for name in ("weight", "bias")}
+    write_module(folder / "3_LayerNorm", {"dimension": 40}, **norm)
+    (folder / "4_Normalize").mkdir()
+    vectors = SentenceEncoder(folder, device="cuda", dtype="float32").encode(TEXTS)
+
+    np.testing.assert_allclose(vectors, SentenceEncoder(folder).encode(TEXTS), rtol=0, atol=2e-6)
+
+
+def test_token_embeddings(cuda):
+    """Token vectors come to the host as float32, and everything else with them."""
+    encoder, peer = SentenceEncoder(twin(CARD), device="cuda", dtype="float32"), SentenceEncoder(twin(CARD))
+    tokens, of_peer = (each.encode(TEXTS, output_value="token_embeddings") for each in (encoder, peer))
+    everything = encoder.encode(TEXTS[0], output_value=None)
+
+    for ours, theirs in zip(tokens, of_peer, strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-5)
+    np.testing.assert_array_equal(everything["sentence_embedding"], encoder.encode(TEXTS[0]))
+
+
+def test_out_of_memory_halves_the_budget(stand_in, monkeypatch, caplog):
+    """A batch that does not fit is computed in parts, and those after it are smaller; nothing is lost."""
+    encoder = SentenceEncoder(twin(CARD), device="cuda", dtype="float32", num_threads=1)
+    texts = [f"Text number {i} of a good number of texts." for i in range(40)]
+    expected = encoder.encode(texts)
+    limit_memory(stand_in, monkeypatch, 60 * 512)
+    vectors = encoder.encode(texts)
+
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
+    assert "did not fit in memory; going on with at most" in caplog.text
+
+
+@pytest.mark.parametrize("texts", [["A text."], ["A text.", "Another one."]], ids=["one", "two"])
+def test_a_single_text_that_does_not_fit_is_an_error(stand_in, monkeypatch, texts):
+    """Where not even one text fits, the error says how long it is."""
+    encoder = SentenceEncoder(twin(CARD), device="cuda")
+    limit_memory(stand_in, monkeypatch, 10)
+
+    with pytest.raises(MemoryError, match=r"not enough memory for a single text, of \d+ tokens: .*no room"):
+        encoder.encode(texts)
+
+
+def limit_memory(stand_in, monkeypatch, most):
+    """Let the device have no array of more than so many numbers."""
+    empty = type(stand_in).empty
+
+    def limited(self, shape, dtype):
+        if np.prod(shape) > most:
+            raise MemoryError(f"no room for {shape}")
+        return empty(self, shape, dtype)
+
+    monkeypatch.setattr(type(stand_in), "empty", limited)
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_without_cupy(monkeypatch, device):
+    """Asked for a GPU without CuPy, the error says what to install."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
+
+    with pytest.raises(DeviceError, match=r'needs CuPy.*pip install "minibert\[cuda13\]"'):
+        SentenceEncoder(twin(CARD), device=device)
+
+
+class FakeCupy:
+    """CuPy on a machine with so many GPUs of an architecture; with None, no driver."""
+
+    class cuda:  # noqa: D106, N801
+        class runtime:  # noqa: D106, N801
+            class CUDARuntimeError(RuntimeError):  # noqa: D106
+                pass
+
+        class Device:  # noqa: D106
+            capability = "75"
+            attributes = {"MaxSharedMemoryPerBlockOptin": 65536}  # noqa: RUF012
+
+            def __init__(self, _number):
+                self.compute_capability = self.capability
+
+    def __init__(self, count, capability="75"):
+        def count_or_fail():
+            if count is None:
+                raise self.cuda.runtime.CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+            return count
+
+        self.cuda.runtime.getDeviceCount = staticmethod(count_or_fail)
+        self.cuda.Device.capability = capability
+
+
+@pytest.mark.parametrize(
+    ("count", "capability", "device", "dtype", "message"),
+    [
+        (None, "75", "cuda", None, "needs an NVIDIA GPU and its driver; CuPy finds none: cudaErrorNoDevice"),
+        (2, "90", "cuda:2", None, r'"cuda:2" must be one of the 2 GPUs here'),
+        (1, "70", "cuda", None, "float16 needs a GPU of compute capability 7.5 or higher; .* has 7.0"),
+        (1, "75", "cuda", "bfloat16", "bfloat16 needs a GPU of compute capability 8.0 .* has 7.5. Use float16"),
+    ],
+    ids=["no driver", "number", "too old", "too old for bfloat16"],
+)
+def test_gpus_that_cannot_be_used(monkeypatch, count, capability, device, dtype, message):
+    """Each way in which a GPU can be missing has an error of its own."""
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy(count, capability))
+
+    with pytest.raises(DeviceError, match=message):
+        SentenceEncoder(twin(CARD), device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["CUDA", "cuda:", "cuda:x", "cuda:-1", "mps", "", 0, ["cpu", "cpu"]])
+def test_unknown_devices(device):
+    """Any other device is an error with its name, a list of devices too."""
+    with pytest.raises(DeviceError, match="device must be"):
+        SentenceEncoder(twin(CARD), device=device)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8"])
+def test_unknown_precisions(cuda, dtype):
+    """What a GPU cannot store is an error that lists what it can."""
+    with pytest.raises(ValueError, match=f"dtype must be one of {', '.join(STORAGES)} on a GPU; it is {dtype}"):
+        SentenceEncoder(twin(CARD), device="cuda", dtype=dtype)
+
+
+def test_models_without_kernels_are_refused_at_load(cuda, tmp_path, monkeypatch):
+    """A head size that no kernel takes is an error before anything is loaded."""
+    monkeypatch.setattr("minibert.fused.cuda._LARGEST_HEAD", 1)
+
+    with pytest.raises(ConfigError, match="head size must be at most 1:"):
+        SentenceEncoder(twin(CARD), device="cuda")

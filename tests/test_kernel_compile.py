@@ -1,0 +1,100 @@
+"""Every kernel compiles for every architecture, without spilling, in the registers and shared memory on record.
+
+The record is tests/kernel_resources.json; a kernel may have up to 8 registers more. To make it anew:
+``MINIBERT_RECORD_KERNELS=1 python -m pytest -m "" tests/test_kernel_compile.py``.
+"""
+
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from kernel_list import ARCHITECTURES, FILES, names_of, storages_on
+
+from minibert.fused.cuda import _TENSOR_CORE_SIZES, STORAGES, Kernel
+
+RECORD = Path(__file__).parent / "kernel_resources.json"
+#: Of Turing and later: registers of a thread, and bytes of shared memory that a block may ask for.
+MOST_REGISTERS, SHARED_MEMORY = 255, {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+REPORT = re.compile(
+    r"Function properties for (\S+)\s+ptxas\W+"
+    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
+    r"ptxas info\s+: Used (\d+) registers"
+)
+
+
+@pytest.fixture(scope="session")
+def nvrtc():
+    """Return NVRTC, or skip; fail under MINIBERT_REQUIRE_NVRTC."""
+    give_up = pytest.fail if "MINIBERT_REQUIRE_NVRTC" in os.environ else pytest.skip
+    if importlib.util.find_spec("cupy") is None:
+        give_up('no NVRTC: pip install "minibert[kernels]"')
+    from cupy.cuda import nvrtc
+
+    return nvrtc
+
+
+def compile_file(file, architecture):
+    """Return the registers of each kernel of a file by name, and what ptxas says against it."""
+    from minibert.fused.device import compile_kernels
+
+    names = [name for storage in storages_on(architecture) for name in names_of(file, storage)]
+    lowered, code, log = compile_kernels(file, names, architecture, ("--ptxas-options=-v",))
+    assert code.startswith(b"\x7fELF")
+    found = {name: rest for name, *rest in REPORT.findall(log)}
+    registers = {}
+    for name, in_code in zip(names, lowered, strict=True):
+        stack, stores, loads, used = found[in_code]
+        assert (stack, stores, loads) == ("0", "0", "0"), f"{name} on sm_{architecture} spills or needs a stack"
+        registers[name] = int(used)
+    return registers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_compile(nvrtc, file, architecture):
+    """No kernel spills, and none has many more registers than on record."""
+    registers = compile_file(file, architecture)
+    key = f"{file} sm_{architecture}"
+    if "MINIBERT_RECORD_KERNELS" in os.environ:
+        record = json.loads(RECORD.read_text("utf-8")) if RECORD.exists() else {}
+        record[key] = registers
+        RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n", "utf-8")
+    recorded = json.loads(RECORD.read_text("utf-8"))[key]
+
+    assert registers.keys() == recorded.keys()
+    assert {name: used for name, used in registers.items() if used > min(recorded[name] + 8, MOST_REGISTERS)} == {}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tensor_core_attention_fits_shared_memory(architecture):
+    """All head sizes fit; but on Turing the largest, for which the general kernel stands in."""
+    too_large = [size for size in _TENSOR_CORE_SIZES if 5 * 64 * size * 2 > SHARED_MEMORY[architecture] * 1024]
+
+    assert too_large == ([128] if architecture == 75 else [])
+
+
+def test_a_kernel_is_compiled_once(nvrtc, tmp_path, monkeypatch):
+    """The machine code is kept; a new process finds it by its source, name, architecture and compiler."""
+    from minibert.fused import device
+
+    kernel = Kernel("pool", f"pool<{STORAGES['float32'].cuda}>")
+    first = device.cached_kernel(kernel, 90, tmp_path / "new")
+    monkeypatch.setattr(device, "compile_kernels", None)
+
+    assert device.cached_kernel(kernel, 90, tmp_path / "new") == first
+    assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".cubin"]
+    with pytest.raises(TypeError):  # another architecture is another kernel
+        device.cached_kernel(kernel, 80, tmp_path / "new")
+
+
+def test_an_unknown_architecture_is_an_error(nvrtc):
+    """What NVRTC cannot compile for is an error with its own words."""
+    from minibert.errors import DeviceError
+    from minibert.fused.device import compile_kernels
+
+    with pytest.raises(DeviceError, match="cannot compile pool<float> for sm_13"):
+        compile_kernels("pool", ["pool<float>"], 13)

@@ -1,0 +1,136 @@
+"""Faults that are planted in copies of the kernels are caught: their tests can fail, and the executor sees.
+
+Each fault is one that somebody could write. The tests run on the copy in a process of their own, with warps in order
+and in the opposite order; in one of the two at least they must fail.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from executor_device import HERE, KERNELS, require_compiler
+
+pytestmark = pytest.mark.slow
+
+
+def nth(text, old, number, new):
+    """Return a text with the so-manyth occurrence of something replaced."""
+    parts = text.split(old)
+    assert len(parts) > number, f"there is no {old!r} number {number}"
+    return old.join(parts[:number]) + new + old.join(parts[number:])
+
+
+TWICE = """  row.subtract(row.sum() * share, width);
+  row.subtract(row.sum() * share, width);
+  const float scale = 1.f / sqrtf(row.sum_of_squares() * share + eps);
+"""
+SINGLE = """  const float mean = row.sum() * share;
+  const float scale = 1.f / sqrtf(row.sum_of_squares() * share - mean * mean + eps);
+  row.subtract(mean, width);
+"""
+#: By name: the file, what is replaced, which occurrence, and by what.
+FAULTS = {
+    "first barrier dropped": ("attention.cu", "__syncthreads();", 1, ""),
+    "second barrier dropped": ("attention.cu", "__syncthreads();", 2, ""),
+    "keys not waited for": ("attention.cu", "wait_for_copies<1>();", 1, "wait_for_copies<2>();"),
+    "values not waited for": ("attention.cu", "wait_for_copies<1>();", 2, "wait_for_copies<2>();"),
+    "mask shifted by one": ("attention.cu", "+ pair + i < left", 1, "+ pair + i <= left"),
+    "one stage of keys": ("attention.cu", "K + stage * TILE * D", 1, "K"),
+    "rows past the end": ("attention.cu", "first + r < rows ? first + r : rows - 1", 1, "first + r"),
+    "sums not rescaled": ("attention.cu", "sums[n][2 * row] *= rescale;", 1, ""),
+    "total not rescaled": ("attention.cu", "total[row] *= rescale;", 1, ""),
+    "no guard at the store": ("attention.cu", "if (r >= queries) continue;", 1, ""),
+    "fragments of weights swapped": ("attention.cu", "pack<T>(low[2], low[3])", 1, "pack<T>(high[0], high[1])"),
+    "values not transposed": ("attention.cu", "load_matrices_transposed(b,", 1, "load_matrices(b,"),
+    "values read without the permutation": (
+        "attention.cu",
+        "V_tile + place<D>(n * 16 + lane % 16, d * 2 + lane / 16)",
+        1,
+        "V_tile + (n * 16 + lane % 16) * D + (d * 2 + lane / 16) * 8",
+    ),
+    "key groups cut short": ("attention.cu", "if (n * 16 < left) {", 1, "if (n * 16 + 16 < left) {"),
+    "copied rows not rounded up": ("attention.cu", "(rows - first + 15) & ~15", 1, "rows - first"),
+    "idle warps leave early": (
+        "attention.cu",
+        "  unsigned q_fragments",
+        1,
+        "  if (!has_queries) return;\n  unsigned q_fragments",
+    ),
+    "bias of the wrong columns": ("attention.cu", "+ i / 2 * 8 + pair", 1, "+ pair"),
+    "one tile of values short": ("attention.cu", "K + 2 * TILE * D;", 1, "K + 3 * TILE * D;"),
+    "general: barrier dropped": ("attention_general.cu", "__syncthreads();", 1, ""),
+    "general: sums not rescaled": ("attention_general.cu", "sums[n][i] *= rescale;", 1, ";"),
+    "general: mask dropped": ("attention_general.cu", "if (lane < here) {", 1, "{"),
+    "layer norm: E[x^2] - E[x]^2": ("layer_norm.cuh", TWICE, 1, SINGLE),
+    "layer norm: padding counted": ("layer_norm.cuh", "if (vector(c) < width / N)", 1, ""),
+    "gelu: not clipped": ("activations.cuh", "fminf(x * x, 36.f)", 1, "x * x"),
+    "pool: prompt counted": ("pool.cu", "(float)(tokens - first)", 1, "(float)tokens"),
+    "pool: barrier dropped": ("pool.cu", "__syncthreads();", 1, ""),
+}
+
+
+#: The tests that are to catch a fault in a file.
+TESTS = {
+    "attention.cu": "test_attention and float16",
+    "attention_general.cu": "test_attention and float32",
+    "layer_norm.cuh": "layer_norm or equal_values",
+    "activations.cuh": "gelu",
+    "pool.cu": "test_pool",
+    None: "layer_norm or attention or pool or gelu",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(request):
+    """Return where libraries are kept."""
+    require_compiler()
+    return request.config.cache.mkdir("executor")
+
+
+def run_tests(kernels, folder, order, tests):
+    """Run tests of the kernels on some sources; return the exit status and the output."""
+    environment = {
+        **os.environ,
+        "MINIBERT_TEST_KERNELS": str(kernels),
+        "MINIBERT_EXECUTOR_FOLDER": str(folder),
+        "EXECUTOR_ORDER": order,
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(HERE / "test_kernels.py")]
+    done = subprocess.run([*command, "-k", tests], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout[-3000:]
+
+
+def plant(fault, kernels):
+    """Copy the kernels, with a fault unless None."""
+    shutil.copytree(KERNELS, kernels)
+    if fault is not None:
+        file, old, number, new = FAULTS[fault]
+        path = kernels / file
+        path.write_text(nth(path.read_text("utf-8"), old, number, new), "utf-8")
+    return kernels
+
+
+@pytest.mark.parametrize("order", ["0", "1"], ids=["forward", "backward"])
+def test_without_a_fault_the_tests_pass(tmp_path, folder, order):
+    """The sources as they are pass, whatever the order of the warps."""
+    status, output = run_tests(plant(None, tmp_path / "kernels"), folder, order, TESTS[None])
+
+    assert status == 0, output
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_caught(tmp_path, fault):
+    """The tests fail, for a reason that is a result or the executor's own report."""
+    require_compiler()
+    kernels = plant(fault, tmp_path / "kernels")
+    found = []
+    for order in ("0", "1"):
+        status, output = run_tests(kernels, tmp_path, order, TESTS[FAULTS[fault][0]])
+        assert status in {0, 1} or status < 0, output  # -11: the fault read or wrote far outside
+        found.append(status)
+        if status:
+            break
+
+    assert any(found), "no test fails"

@@ -1,0 +1,55 @@
+"""The kernels under AddressSanitizer and ThreadSanitizer: no access out of bounds, no race between CUDA threads."""
+
+import os
+import platform
+import shutil
+import subprocess
+
+import pytest
+from executor_device import FLAGS, HERE, KERNELS, require_compiler
+
+pytestmark = pytest.mark.slow
+
+#: Faults that a sanitizer must see, so that its silence means something: what is replaced in attention.cu, and by what.
+FAULTS = {
+    "address": ("first + r < rows ? first + r : rows - 1", "first + r"),
+    "thread": ("__syncthreads();       // for all threads; and nobody reads the other tile of keys any more", ""),
+}
+
+
+def build_and_run(folder, sanitizer, kernels):
+    """Build tests/executor/race_check.cpp with a sanitizer, and return what running it gave; skip where it cannot."""
+    require_compiler()
+    program = folder / "race_check"
+    options = [f"-fsanitize={sanitizer}", "-O1", "-g", f"-I{HERE / 'executor'}", f"-I{kernels}"]
+    command = ["g++", *FLAGS, *options, str(HERE / "executor" / "race_check.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True)
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "history_size=4"}
+    fixed_addresses = ["setarch", platform.machine(), "-R"]  # ThreadSanitizer cannot use all of the address space
+    command = [*fixed_addresses, str(program)]
+    if subprocess.run([*fixed_addresses, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("setarch -R is not allowed here")
+    return subprocess.run(command, env={**os.environ, **options}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_kernels_are_clean(tmp_path, sanitizer):
+    """The kernels run to their end, and the sanitizer reports nothing."""
+    done = build_and_run(tmp_path, sanitizer, KERNELS)
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["attention: ok", "attention_general: ok", "pool: ok"]
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitizers_see(tmp_path, sanitizer):
+    """A fault of the kind that a sanitizer is for is reported."""
+    old, new = FAULTS[sanitizer]
+    kernels = shutil.copytree(KERNELS, tmp_path / "kernels")
+    source = (kernels / "attention.cu").read_text("utf-8")
+    assert old in source
+    (kernels / "attention.cu").write_text(source.replace(old, new), "utf-8")
+    done = build_and_run(tmp_path, sanitizer, kernels)
+
+    assert done.returncode != 0
+    assert f"SUMMARY: {sanitizer.capitalize()}Sanitizer" in done.stderr

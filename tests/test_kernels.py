@@ -1,0 +1,400 @@
+"""The CUDA kernels compute what their definitions say: run on the CPU by tests/executor, and on a GPU where one is."""
+
+import functools
+
+import numpy as np
+import pytest
+from kernel_cases import (
+    ANY_ROW,
+    EACH_STORAGE,
+    EPS,
+    LENGTHS,
+    Bench,
+    assert_near,
+    attention,
+    normal,
+    packing_of,
+    random_norm,
+)
+
+from minibert import ops, pooling
+from minibert.errors import ConfigError
+from minibert.fused.cuda import ACTIVATIONS, POOLING_MODES, STORAGES, FusedCuda, attention_tiles, row_layout
+from minibert.params import Embeddings, LayerNorm
+
+EACH_BATCH = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+FLOAT16 = STORAGES["float16"]
+
+
+# ---------------------------------------------------------------- layer norms
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("width", [8, 36, 38, 128, 312, 384, 768, 1024, 1536])
+def test_embed_layer_norm(device, storage, width):
+    """Word, position and type embedding of each token are added and normalized; positions count in each text."""
+    bench = Bench(device, storage)
+    lengths = [7, 5, 5, 1]
+    tables = [normal(50, width), normal(16, width, seed=1), normal(2, width, seed=2)]
+    norm = random_norm(width)
+    ids = np.random.default_rng(0).integers(0, 50, sum(lengths))
+    positions = np.concatenate([np.arange(length) for length in lengths])
+
+    def definition(word, position, token_type, weight, bias, round_):
+        return ops.layer_norm(word[ids] + position[positions] + token_type[0], weight, bias, EPS)
+
+    on_device = Embeddings(*map(bench.stored, tables), LayerNorm(*map(bench.stored, norm)))
+    x = bench.fused.embed_layer_norm(on_device, ids, packing_of(lengths), EPS)
+
+    assert_near(bench.back(x), definition, bench, *map(bench.rounded, tables), *norm)
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("width", [8, 36, 38, 128, 312, 384, 768, 1024, 1536])
+@pytest.mark.parametrize("rows", [1, 4, 5, 30])
+def test_add_layer_norm(device, storage, width, rows):
+    """The sum of three is normalized, in the memory of the first."""
+    bench = Bench(device, storage)
+    x, y, bias, norm = normal(rows, width), normal(rows, width, seed=1), normal(width, seed=2), random_norm(width)
+
+    def definition(x, y, bias, weight, shift, round_):
+        return ops.layer_norm(x + y + bias, weight, shift, EPS)
+
+    memory = bench.stored(x)
+    result = bench.fused.add_layer_norm(
+        memory, bench.stored(y), bench.stored(bias), LayerNorm(*map(bench.stored, norm)), EPS
+    )
+
+    assert result is memory
+    assert_near(bench.back(result), definition, bench, bench.rounded(x), bench.rounded(y), bias, *norm)
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("value", [0.0, 3.0, -40000.0])
+def test_equal_values_become_the_shift(device, storage, value):
+    """A row of equal values, however large, has no variance: what is left is the shift."""
+    bench = Bench(device, storage)
+    x, zeros, norm = np.full((2, 384), value, np.float32), np.zeros((2, 384), np.float32), random_norm(384)
+    no_bias = np.zeros(384, np.float32)
+    args = [bench.stored(each) for each in (x, zeros, no_bias)]
+    result = bench.fused.add_layer_norm(*args, LayerNorm(*map(bench.stored, norm)), EPS)
+
+    np.testing.assert_allclose(bench.back(result), bench.rounded(np.stack([norm.bias] * 2)), rtol=0, atol=1e-6)
+
+
+@EACH_STORAGE
+def test_layer_norm_with_a_large_mean(device, storage):
+    """The variance is taken about the mean: a mean a thousand times the deviation does not drown it."""
+    bench = Bench(device, storage)
+    x = bench.rounded(1000 + normal(3, 768))
+    zeros, norm = np.zeros((3, 768), np.float32), random_norm(768)
+
+    def definition(x, weight, shift, round_):
+        return ops.layer_norm(x, weight, shift, EPS)
+
+    args = [bench.stored(each) for each in (x, zeros, zeros[0])]
+    result = bench.fused.add_layer_norm(*args, LayerNorm(*map(bench.stored, norm)), EPS)
+
+    assert_near(bench.back(result), definition, bench, x, *norm)
+
+
+@pytest.mark.parametrize(
+    ("width", "layout"), [(4, (4, 1)), (128, (4, 1)), (132, (4, 3)), (2048, (4, 16)), (30, (1, 1))]
+)
+def test_row_layout(width, layout):
+    """A warp holds a row in the fewest vectors a lane that there is a kernel for."""
+    assert row_layout(width) == layout
+
+
+@pytest.mark.parametrize("width", [2052, 514])
+def test_too_wide_rows_are_refused(width):
+    """A hidden size for which there is no kernel is an error that says the limit."""
+    with pytest.raises(ConfigError, match=f"hidden_size must be at most .* it is {width}"):
+        row_layout(width)
+
+
+# ---------------------------------------------------------------- activations
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("width", [64, 37])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_linear_activation(device, storage, activation, width):
+    """The product, the bias and the activation, as minibert.ops defines them; 16-bit GELU within 2.6e-5 besides."""
+    bench = Bench(device, storage)
+    x, weight, bias = normal(33, 16, size=2), normal(16, width, seed=1, size=0.5), normal(width, seed=2)
+
+    def definition(x, weight, bias, round_):
+        return ops.ACTIVATIONS[activation](round_(x @ weight) + bias)
+
+    x, weight = bench.rounded(x), bench.rounded(weight)
+    y = bench.fused.linear_activation(
+        bench.stored(x), bench.stored(weight), bench.stored(bias), activation, packing_of([33]), 2**31
+    )
+
+    assert_near(bench.back(y), definition, bench, x, weight, bias)
+
+
+def test_every_activation_has_a_kernel():
+    """What the reference knows, the GPU knows."""
+    assert ACTIVATIONS.keys() == ops.ACTIVATIONS.keys()
+
+
+@pytest.mark.parametrize("storage", [STORAGES["float16"], STORAGES["bfloat16"]], ids=["float16", "bfloat16"])
+def test_gelu_of_every_16_bit_number(device, storage):
+    """Over all finite numbers of the type, GELU is off by at most 2.6e-5 and the rounding of the result."""
+    bench = Bench(device, storage)
+    numbers = storage.widen(np.arange(2**16, dtype=np.uint16).view(storage.dtype))
+    numbers = numbers[np.isfinite(numbers)].reshape(-1, 8)
+    one, zero = np.eye(8, dtype=np.float32), np.zeros(8, np.float32)
+    args = [bench.stored(each) for each in (numbers, one, zero)]
+    y = bench.back(bench.fused.linear_activation(*args, "gelu", packing_of([len(numbers)]), 2**31))
+    truth = ops.gelu(numbers.astype(np.float64))
+    digits = 11 if storage.name == "float16" else 8
+
+    assert (np.abs(y - truth) <= 2.6e-5 + np.abs(truth) * 2.0**-digits).all()
+
+
+# ---------------------------------------------------------------- attention
+
+
+@EACH_STORAGE
+@EACH_BATCH
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_attention(device, storage, lengths, size):
+    """Each text attends to itself, in each head, for the head sizes that tensor cores have code for."""
+    check_attention(device, storage, lengths, size)
+    kernel = "attention_general" if storage.name == "float32" else "attention"
+
+    assert {launch.split("<")[0] for launch in device.launches} == {kernel}
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("lengths", [[1], [31, 32, 33], [15, 16, 17, 70, 2]], ids=str)
+@pytest.mark.parametrize("size", [1, 7, 8, 24, 33, 48, 80, 96, 127])
+def test_attention_of_any_head_size(device, storage, lengths, size):
+    """The general kernel takes the other head sizes up to 128."""
+    check_attention(device, storage, lengths, size)
+
+    assert {launch.split("<")[0] for launch in device.launches} == {"attention_general"}
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("size", [32, 24])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 30.0])
+def test_attention_with_extreme_scores(device, storage, size, scale):
+    """Equal scores, and scores far apart, give a mean, and the values of the best keys."""
+    check_attention(device, storage, [70, 3], size, scale=scale)
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("size", [64, 20])
+def test_attention_where_a_later_tile_has_the_largest_scores(device, storage, size):
+    """What was summed before is rescaled: scores rise from tile to tile, by far."""
+    bench = Bench(device, storage)
+    tokens = 200
+    k = normal(tokens, size, size=0.1)
+    k[:, 0] = np.linspace(-20, 20, tokens)
+    q = normal(tokens, size, size=0.1)
+    q[:, 0] = 1.0
+    compare_attention(bench, q, k, normal(tokens, size, seed=2), np.zeros(size, np.float32), 1, [tokens], [tokens])
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("size", [32, 20])
+def test_attention_of_first_tokens(device, storage, size):
+    """One query a text, all keys: what the last layer computes where only the first token is pooled."""
+    bench = Bench(device, storage)
+    keys = [70, 33, 33, 5, 1]
+    q, k, v = normal(5, 2 * size), normal(sum(keys), 2 * size, seed=1), normal(sum(keys), 2 * size, seed=2)
+    compare_attention(bench, q, k, v, normal(2 * size, seed=3), 2, [1] * 5, keys)
+
+
+def check_attention(device, storage, lengths, size, scale=1.0, heads=2):
+    """Compare random queries, keys and values of some texts."""
+    bench = Bench(device, storage)
+    shape = sum(lengths), heads * size
+    q, k, v = (normal(*shape, seed=seed) for seed in range(3))
+    q = q * np.float32(scale * size**-0.5)
+    compare_attention(bench, q, k, v, normal(shape[1], seed=3, size=0.1 * scale), heads, lengths, lengths)
+
+
+def compare_attention(bench, q, k, v, bias, heads, queries, keys):
+    """Run the operation on slices of one wide array, as the forward pass has them, and compare."""
+    q, k, v = map(bench.rounded, (q, k, v))
+    width = q.shape[1]
+    of_keys = packing_of(keys)
+    if queries == keys:
+        of_queries = of_keys
+        wide = bench.stored(np.resize(np.concatenate([q, k, v], axis=1), (of_keys.rows, 3 * width)))
+        on_device = [wide[:, i * width : (i + 1) * width] for i in range(3)]
+    else:
+        of_queries = of_keys.first_tokens([0] * len(keys), ANY_ROW)
+        wide = bench.stored(np.concatenate([k, v], axis=1))
+        on_device = [bench.stored(q), wide[:, :width], wide[:, width:]]
+    context = bench.fused.attention(*on_device, bench.stored(bias), heads, of_queries, of_keys)
+    definition = functools.partial(attention, heads=heads, queries=queries, keys=keys)
+
+    assert_near(bench.back(context)[: len(q)], definition, bench, q, k, v, bias)
+
+
+def test_a_head_too_large_for_shared_memory_takes_the_general_kernel(device, monkeypatch):
+    """On Turing, whose blocks have 64 KiB, five tiles of 128 columns do not fit."""
+    monkeypatch.setattr(device, "shared_memory", 64 * 1024)
+    check_attention(device, FLOAT16, [5, 17], 128)
+
+    assert {launch.split("<")[0] for launch in device.launches} == {"attention_general"}
+
+
+def test_attention_tiles():
+    """A tile has up to 64 queries of one text; texts without tokens have none."""
+    packing = packing_of([130, 3, 3, 0])
+
+    assert attention_tiles(packing, packing, 64).tolist() == [
+        [0, 130, 0, 64],
+        [0, 130, 64, 64],
+        [0, 130, 128, 2],
+        [130, 3, 130, 3],
+        [133, 3, 133, 3],
+    ]
+
+
+# ---------------------------------------------------------------- pooling
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("normalize", [False, True], ids=["", "normalized"])
+@pytest.mark.parametrize("exclude", [0, 2, 6])
+@pytest.mark.parametrize(
+    "modes", [*((mode,) for mode in POOLING_MODES), ("mean", "cls"), tuple(POOLING_MODES)], ids="+".join
+)
+def test_pool(device, storage, modes, exclude, normalize):
+    """Each mode, alone and beside others, of texts with and without tokens, less a prompt's."""
+    bench = Bench(device, storage)
+    lengths = [70, 17, 6, 6, 2, 1, 0, 0]
+    if "max" in modes and normalize:
+        lengths = [length for length in lengths if length > exclude]  # else a length is infinite
+    hidden = normal(sum(lengths), 300)
+    ends = np.cumsum(lengths)
+
+    def definition(hidden, round_):
+        rows = []
+        for end, length in zip(ends, lengths, strict=True):
+            tokens = hidden[end - length : end] if length else np.zeros((1, 300), hidden.dtype)
+            mask = np.full((1, len(tokens)), length > 0)
+            rows.append(pooling.pool(modes, tokens[None], mask, exclude=exclude)[0])
+        return ops.l2_normalize(np.stack(rows)) if normalize else np.stack(rows)
+
+    hidden = bench.rounded(hidden)
+    vectors = bench.fused.pool(modes, bench.stored(hidden), packing_of(lengths), exclude, normalize=normalize)
+    actual, truth = bench.back(vectors), definition(hidden.astype(np.float64), None)
+    same = np.isinf(truth)  # the maximum over no token
+
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(actual[same], truth[same].astype(np.float32))
+    assert np.isfinite(actual[~same]).all()
+    assert np.abs(actual[~same] - truth[~same]).max() <= 3e-6 * np.abs(truth[~same]).max()
+
+
+def test_pooling_a_text_of_zeros_gives_zeros(device):
+    """A vector of length 0 stays one when it is normalized."""
+    bench = Bench(device, FLOAT16)
+    zeros = bench.stored(np.zeros((3, 40), np.float32))
+
+    assert not bench.back(bench.fused.pool(("mean",), zeros, packing_of([3]), 0, normalize=True)).any()
+
+
+def test_every_pooling_mode_has_a_kernel():
+    """What the reference knows, the GPU knows."""
+    assert POOLING_MODES.keys() == pooling.MODES.keys()
+
+
+def test_too_many_pooling_modes_are_refused(executor):
+    """More modes than the kernel's argument can hold are an error."""
+    bench = Bench(executor, FLOAT16)
+    with pytest.raises(ConfigError, match="at most 7 modes; it names 8"):
+        bench.fused.pool(("mean",) * 8, bench.stored(np.zeros((3, 40), np.float32)), packing_of([3]), 0)
+
+
+# ---------------------------------------------------------------- products, rows, checks
+
+
+@EACH_STORAGE
+def test_linear(device, storage):
+    """A product with a slice of a wider matrix, as the last layer has it; in float32 by partial sums."""
+    bench = Bench(device, storage)
+    x, weight = bench.rounded(normal(9, 64)), bench.rounded(normal(64, 48, seed=1, size=0.125))
+    y = bench.fused.linear("y", bench.stored(x), bench.stored(weight)[:, 16:], packing_of([9]), 20)
+
+    assert_near(bench.back(y), lambda x, weight, _round: x @ weight[:, 16:], bench, x, weight)
+
+
+@EACH_STORAGE
+def test_take_rows(device, storage):
+    """Rows are copied as they are."""
+    bench = Bench(device, storage)
+    x = bench.rounded(normal(9, 8))
+
+    np.testing.assert_array_equal(bench.back(bench.fused.take_rows(bench.stored(x), np.array([8, 0, 0]))), x[[8, 0, 0]])
+
+
+def test_no_tokens_launch_nothing(executor):
+    """CuPy makes one block of a grid of none: with no tokens there is no launch at all."""
+    executor.launches.clear()
+    bench = Bench(executor, FLOAT16)
+    tables = Embeddings(*(bench.stored(normal(3, 8)) for _ in range(3)), LayerNorm(*random_norm(8)))
+    empty = packing_of([])
+    x = bench.fused.embed_layer_norm(tables, np.zeros(0, int), empty, EPS)
+    x = bench.fused.attention(x, x, x, np.zeros(8, np.float32), 2, empty, empty)
+    bench.fused.add_layer_norm(x, x, np.zeros(8, np.float32), tables.norm, EPS)
+
+    assert executor.launches == []
+
+
+def test_operations_refuse_what_a_kernel_would_misread(executor):
+    """Shapes, types and layouts are checked on the host: a kernel has no way to."""
+    executor.launches.clear()
+    fused = FusedCuda(executor, FLOAT16)
+    x, bias, norm = np.zeros((4, 8), np.float16), np.zeros(8, np.float32), random_norm(8)
+    packing = packing_of([4])
+
+    for wrong, message in {
+        "y must be float16 of shape": lambda: fused.add_layer_norm(x, x[:3], bias, norm, EPS),
+        "y must be float16": lambda: fused.add_layer_norm(x, x.astype(np.float32), bias, norm, EPS),
+        "y must be contiguous": lambda: fused.add_layer_norm(x, np.zeros((4, 16), np.float16)[:, ::2], bias, norm, EPS),
+        "bias must be contiguous float32": lambda: fused.add_layer_norm(x, x, bias.astype(np.float16), norm, EPS),
+        "q must be float16 of shape": lambda: fused.attention(x[:2], x, x, bias, 2, packing, packing),
+        "k and v must have the same strides": lambda: fused.attention(
+            x, x, np.zeros((4, 16), np.float16)[:, :8], bias, 2, packing, packing
+        ),
+        "query_bias must be contiguous float32": lambda: fused.attention(x, x, x, bias[:4], 2, packing, packing),
+    }.items():
+        with pytest.raises(ValueError, match=wrong):
+            message()
+    assert executor.launches == []
+
+
+def test_attention_refuses_large_heads(executor):
+    """A head size above 128 is an error that names it."""
+    x, packing = np.zeros((4, 258), np.float16), packing_of([4])
+
+    with pytest.raises(ConfigError, match=r"head size must be at most 128: .* 258 / 2"):
+        FusedCuda(executor, FLOAT16).attention(x, x, x, np.zeros(258, np.float32), 2, packing, packing)
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, -1.5, 3.0e38, 1e-40, 1.00390625, 1.01171875, np.inf])
+def test_bfloat16_is_rounded_to_the_nearest(number):
+    """Ties go to the even neighbour, as on a GPU."""
+    storage = STORAGES["bfloat16"]
+    numbers = storage.widen(np.arange(2**16, dtype=np.uint16))
+    numbers = numbers[np.isfinite(numbers)].astype(np.float64)
+    number = np.float64(np.float32(number))
+    stored = np.float64(storage.widen(storage.narrow(np.array([number])))[0])
+
+    assert stored == number or abs(stored - number) == np.abs(numbers - number).min()
+
+
+def test_weights_beyond_float16_are_refused():
+    """A weight that would become infinite is an error that says what to use."""
+    with pytest.raises(ConfigError, match=r"within \+-65504; one is 7e\+04.*bfloat16"):
+        FLOAT16.narrow(np.array([[1.0, -70000.0]], np.float32))
