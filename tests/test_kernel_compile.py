@@ -77,6 +77,7 @@ def test_tensor_core_attention_fits_shared_memory(architecture):
     assert too_large == ([128] if architecture == 75 else [])
 
 
+@pytest.mark.slow
 def test_a_kernel_is_compiled_once(nvrtc, tmp_path, monkeypatch):
     """The machine code is kept; a new process finds it by its source, name, architecture and compiler."""
     from minibert.fused import device
@@ -91,6 +92,7 @@ def test_a_kernel_is_compiled_once(nvrtc, tmp_path, monkeypatch):
         device.cached_kernel(kernel, 80, tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_an_unknown_architecture_is_an_error(nvrtc):
     """What NVRTC cannot compile for is an error with its own words."""
     from minibert.errors import DeviceError
