@@ -501,7 +501,13 @@ def test_stopped_run_leaves_no_file(repo, here, number, status):
     """A run that a signal stops says nothing, leaves no file, and exits with 128 plus the signal's number."""
     (here / "old.npy").write_text("old")
     command = [*COMMAND, "encode", "--model", repo, "--output", here / "old.npy", "--overwrite"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+
+    def heed_signals():  # who runs the tests in the background may have them ignored, which is inherited
+        for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, cwd=ROOT, preexec_fn=heed_signals) as process:  # noqa: PLW1509
         _wait_until(lambda: len(listing(here)) == 2)  # it now waits for its standard input
         process.send_signal(number)
         assert process.wait(timeout=30) == status
