@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -135,6 +136,8 @@ class CudaEngine:
         self.name = f"cuda:{number}"
         self.storage = STORAGES[name]
         self.device = CudaDevice(number, self.storage)
+        self._lock = threading.Lock()
+        self._idle: list[tuple[Any, Any]] = []
 
     def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
         """Return the parameters of the BertModel in ``folder``: matrices as they are stored, vectors in float32."""
@@ -145,15 +148,21 @@ class CudaEngine:
         def place(array: Array) -> Any:
             return self.device.place(self.storage.narrow(array) if array.ndim == 2 else array)
 
-        return packed.load(folder, config, np.float32, place), RowRule((0,), threads=False)
+        params = packed.load(folder, config, np.float32, place)
+        self.device.settle()
+        return params, RowRule((0,), threads=False)
 
     def place(self, weights: Array) -> Any:
         """Return weights of a module on the GPU, in float32."""
-        return self.device.place(weights)
+        placed = self.device.place(weights)
+        self.device.settle()
+        return placed
 
     def empty(self, texts: int, width: int) -> Any:
         """Return an array for vectors, on the GPU."""
-        return self.device.empty((texts, width), self.dtype)
+        vectors = self.device.empty((texts, width), self.dtype)
+        self.device.settle()  # whoever had this memory before is done with it
+        return vectors
 
     def batch_tokens(self, config: BertConfig) -> int:  # noqa: ARG002
         """Return how many tokens a stream computes at a time."""
@@ -166,11 +175,20 @@ class CudaEngine:
         *,
         blas_threads: bool = False,  # noqa: ARG002
     ) -> Iterator[Fused]:
-        """Give a thread a stream, and what it computes with."""
+        """Give a thread a stream, and what it computes with: both are kept for later calls, with their memory."""
         from minibert.fused.cuda import FusedCuda
 
-        with self.device.stream():
-            yield FusedCuda(self.device, self.storage, cancelled=cancelled)
+        with self._lock:
+            stream, fused = self._idle.pop() if self._idle else (None, None)
+        if fused is None:
+            stream, fused = self.device.new_stream(), FusedCuda(self.device, self.storage)
+        fused.cancelled = cancelled
+        try:
+            with self.device.on(stream):
+                yield fused
+        finally:
+            with self._lock:
+                self._idle.append((stream, fused))
 
 
 def open_engine(device: object, dtype: DType | str) -> Engine:

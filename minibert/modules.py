@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -375,26 +375,39 @@ def connect(chain: Sequence[Module], flow: Flow) -> int:
     return flow.widths["sentence_embedding"]
 
 
-def split_at_pooling(chain: Sequence[Module]) -> tuple[Pooling, tuple[Module, ...]] | None:
-    """Return a Pooling and the modules after it; None unless the chain is one, and they work on its vectors alone."""
-    first, *rest = chain
-    if not isinstance(first, Pooling):
+class AtOnce(NamedTuple):
+    """A chain that needs the hidden states for nothing but pooling: whole batches go through it at once.
+
+    Attributes:
+        pooling: The pooling.
+        normalize: Whether a Normalize follows it.
+        rest: What comes then, and works on the vectors alone.
+    """
+
+    pooling: Pooling
+    normalize: bool
+    rest: tuple[Module, ...]
+
+
+def at_once(chain: Sequence[Module]) -> AtOnce | None:
+    """Return the parts of a chain that begins with Pooling, and works on its vectors alone then; of others, None."""
+    pooling, *rest = chain
+    if not isinstance(pooling, Pooling):
         return None
-    on_vectors = (
-        isinstance(module, Dropout | LayerNorm)
-        or (isinstance(module, _InPlace) and module.source == module.target == module.SENTENCE)
-        for module in rest
-    )
-    return (first, tuple(rest)) if all(on_vectors) else None
+    for module in rest:
+        in_place = isinstance(module, _InPlace) and module.source == module.target == module.SENTENCE
+        if not in_place and not isinstance(module, Dropout | LayerNorm):
+            return None
+    normalize = bool(rest) and isinstance(rest[0], Normalize)
+    return AtOnce(pooling, normalize, tuple(rest[normalize:]))
 
 
 def takes_first_token(chain: Sequence[Module], prompt_length: int) -> bool:
     """Return whether the sentence vector depends on the vector of each text's first token alone."""
-    at_once = split_at_pooling(chain)
-    if at_once is None:
+    parts = at_once(chain)
+    if parts is None:
         return False
-    pooling, _ = at_once
-    return set(pooling.modes) == {"cls"} and (pooling.include_prompt or not prompt_length)
+    return set(parts.pooling.modes) == {"cls"} and (parts.pooling.include_prompt or not prompt_length)
 
 
 def load(kind: str, folder: Path | None, dtype: DType) -> Module:

@@ -13,7 +13,7 @@ from minibert.errors import ConfigError, TokenizerError
 from minibert.fused.operations import Fused
 from minibert.fused.packing import Group, Packing
 from minibert.fused.rows import RowRule
-from minibert.modules import Features, Flow, Module, Pooling
+from minibert.modules import AtOnce, Features, Flow, Module, Pooling
 from minibert.packed import PackedParams
 from minibert.repo import ModelRepo
 from minibert.tokenization import TextTokenizer
@@ -30,8 +30,8 @@ class Pipeline:
         params: The transformer's parameters.
         row_rule: How texts are packed for the bits of their vectors to depend on nothing but the text.
         modules: The modules after the transformer.
-        at_once: Where these pool first, and then work on the vectors alone: the pooling, and the others with their
-            weights where the vectors are computed.
+        at_once: Where these pool first, and then work on the vectors alone: their parts, with their weights where the
+            vectors are computed.
         dimension: Width of a sentence vector.
         max_seq_length: The most tokens of a text that the repo asks for.
     """
@@ -41,7 +41,7 @@ class Pipeline:
     params: PackedParams
     row_rule: RowRule
     modules: tuple[Module, ...]
-    at_once: tuple[Pooling, tuple[Module, ...]] | None
+    at_once: AtOnce | None
     dimension: int
     max_seq_length: int
 
@@ -61,10 +61,9 @@ class Pipeline:
             )
         chain = tuple(modules.load(kind, folder, engine.dtype) for kind, folder in repo.modules)
         dimension = modules.connect(chain, open_flow(repo, tokenizer))
-        at_once = modules.split_at_pooling(chain)
+        at_once = modules.at_once(chain)
         if at_once is not None:
-            pooling, rest = at_once
-            at_once = pooling, tuple(module.placed(engine.place) for module in rest)
+            at_once = at_once._replace(rest=tuple(module.placed(engine.place) for module in at_once.rest))
         params, row_rule = engine.load(repo.transformer_folder, repo.config)  # last: it takes the longest
         return cls(repo.config, tokenizer, params, row_rule, chain, at_once, dimension, max_seq_length)
 
@@ -80,8 +79,7 @@ class Pipeline:
         )
         at_once = self.at_once
         if at_once is not None:
-            pooling, rest = at_once
-            at_once = Pooling(pooling.modes, include_prompt=include_prompt), rest
+            at_once = at_once._replace(pooling=Pooling(at_once.pooling.modes, include_prompt=include_prompt))
         return dataclasses.replace(self, modules=chain, at_once=at_once)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Int[Array, "B S"]]:
@@ -116,13 +114,14 @@ class Pipeline:
         if self.at_once is None:
             yield from self._features(ids, packing, fused, prompt_length)
             return
-        pooling, rest = self.at_once
+        pooling, normalize, rest = self.at_once
         first = None
         if modules.takes_first_token(self.modules, prompt_length):
             first = packing.first_tokens(offsets, self.row_rule)
         hidden = packed.bert(self.params, self.config, _flat(ids, packing), packing, fused, first)
         exclude = 0 if pooling.include_prompt else prompt_length
-        vectors = fused.pool(pooling.modes, hidden, packing if first is None else first, exclude)
+        packing = packing if first is None else first
+        vectors = fused.pool(pooling.modes, hidden, packing, exclude, normalize=normalize)
         features: Features = {"sentence_embedding": vectors}
         for module in rest:
             module(features)

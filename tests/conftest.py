@@ -76,5 +76,5 @@ def device(request):
 
         device = RecordingGpu(0, STORAGES["bfloat16"])
     device.launches.clear()
-    with device.stream():
+    with device.on(device.new_stream()):
         yield device

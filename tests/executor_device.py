@@ -110,10 +110,15 @@ class ExecutorDevice:
         self._build = lambda file: build(file, folder, kernels=kernels, options=options)
         self.launches = []
 
-    @contextlib.contextmanager
-    def stream(self):
-        """Do nothing: there is one stream."""
-        yield
+    def new_stream(self):
+        """Return nothing: there is one stream."""
+
+    def on(self, _stream):
+        """Return a context that does nothing."""
+        return contextlib.nullcontext()
+
+    def settle(self):
+        """Do nothing: all is done at once."""
 
     def empty(self, shape, dtype):
         """Return an array of NaN."""

@@ -170,11 +170,30 @@ def test_token_embeddings(cuda):
     np.testing.assert_array_equal(everything["sentence_embedding"], encoder.encode(TEXTS[0]))
 
 
+def test_streams_are_kept(stand_in, monkeypatch):
+    """Calls use the streams and the memory of the calls before, and no more at a time than asked for."""
+    streams, arrays = [], []
+    new_stream, empty = type(stand_in).new_stream, type(stand_in).empty
+    monkeypatch.setattr(type(stand_in), "new_stream", lambda self: streams.append(new_stream(self)))
+    monkeypatch.setattr(
+        type(stand_in), "empty", lambda self, shape, dtype: arrays.append(shape) or empty(self, shape, dtype)
+    )
+    encoder = SentenceEncoder(twin(CARD), device="cuda", num_threads=2)
+    encoder.encode(TEXTS)
+    used = len(streams)
+    arrays.clear()
+    encoder.encode(TEXTS[0])
+
+    assert used <= 2
+    assert len(streams) == used
+    assert arrays == [(1, encoder.get_embedding_dimension())]  # what pooling returns, and nothing else
+
+
 def test_out_of_memory_halves_the_budget(stand_in, monkeypatch, caplog):
     """A batch that does not fit is computed in parts, and those after it are smaller; nothing is lost."""
     encoder = SentenceEncoder(twin(CARD), device="cuda", dtype="float32", num_threads=1)
     texts = [f"Text number {i} of a good number of texts." for i in range(40)]
-    expected = encoder.encode(texts)
+    expected = SentenceEncoder(twin(CARD), device="cuda", dtype="float32").encode(texts)
     limit_memory(stand_in, monkeypatch, 60 * 512)
     vectors = encoder.encode(texts)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from packed_cases import EACH_RULE, RULES, cast
 
-from minibert import ops
+from minibert import ops, pooling
 from minibert.fused.cpu import FusedCpu
 from minibert.fused.packing import Packing
 from minibert.params import Embeddings, LayerNorm
@@ -262,6 +262,30 @@ def test_take_rows(dtype):
 
     assert taken.dtype == dtype
     np.testing.assert_array_equal(taken, x[rows])
+
+
+@DTYPES
+@EACH_RULE
+@pytest.mark.parametrize("normalize", [False, True], ids=["", "normalized"])
+@pytest.mark.parametrize("exclude", [0, 2])
+@pytest.mark.parametrize("modes", [("cls",), ("mean", "max"), ("lasttoken", "weightedmean")], ids="+".join)
+def test_pool(dtype, rule, modes, exclude, normalize):
+    """Each text's tokens are pooled, less a prompt's; one without tokens as if it had a masked one."""
+    lengths = [5, 12, 12, 3, 0, 0, 3]
+    packing = packing_of(lengths, rule)
+    hidden = cast(normal(packing.tokens, 16), dtype)
+    with np.errstate(invalid="ignore"):  # the maximum over no token is infinite, and so is the vector's length
+        vectors = FusedCpu(dtype).pool(modes, packed(hidden, packing), packing, exclude, normalize=normalize)
+    starts = np.cumsum([0, *lengths[:-1]])
+    expected = []
+    for start, length in zip(starts, lengths, strict=True):
+        tokens = hidden[start : start + length] if length else np.zeros((1, 16), dtype)
+        expected.append(pooling.pool(modes, tokens[None], np.full((1, len(tokens)), length > 0), exclude=exclude)[0])
+    with np.errstate(invalid="ignore"):
+        expected = ops.l2_normalize(np.stack(expected)) if normalize else np.stack(expected)
+
+    assert vectors.dtype == dtype
+    np.testing.assert_array_equal(vectors, expected)
 
 
 # ---------------------------------------------------------------- memory

@@ -285,10 +285,10 @@ def open_pipeline(folder, dtype="float64"):
 class RecordingFused(FusedCpu):
     """Operations that keep how many tokens of each text were pooled."""
 
-    def pool(self, modes, hidden, packing, exclude):
+    def pool(self, modes, hidden, packing, exclude=0, *, normalize=False):
         """Pool."""
         self.pooled = [group.tokens for group in packing.groups for _ in range(group.texts)]
-        return super().pool(modes, hidden, packing, exclude)
+        return super().pool(modes, hidden, packing, exclude, normalize=normalize)
 
 
 def features_of(pipeline, texts, prompt_length=0, *, method="sentence_features", fused=None):

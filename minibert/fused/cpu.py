@@ -138,9 +138,15 @@ class FusedCpu:
         return np.take(x, rows, axis=0, out=self._array("rows", len(rows), x.shape[1]), mode="clip")
 
     def pool(
-        self, modes: Sequence[str], hidden: Float[Array, "T H"], packing: Packing, exclude: int
+        self,
+        modes: Sequence[str],
+        hidden: Float[Array, "T H"],
+        packing: Packing,
+        exclude: int = 0,
+        *,
+        normalize: bool = False,
     ) -> Float[Array, "n D"]:
-        """Return one vector a text, by :func:`minibert.pooling.pool`, in memory of its own."""
+        """Return one vector a text, by :func:`minibert.pooling.pool`, in memory of its own; of length 1 if wanted."""
         hidden = self.in_order(hidden, packing)
         vectors = [np.zeros((0, len(modes) * hidden.shape[1]), self.dtype)]
         for group in packing.groups:
@@ -150,7 +156,8 @@ class FusedCpu:
                 of_tokens = np.zeros((group.texts, 1, hidden.shape[1]), self.dtype)
                 mask = np.zeros((group.texts, 1), bool)
             vectors.append(pooling.pool(modes, of_tokens, mask, exclude=exclude))
-        return np.concatenate(vectors)
+        together = np.concatenate(vectors)
+        return ops.l2_normalize(together) if normalize else together
 
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
         """Return the tokens' rows of ``x``, in the tokens' order."""

@@ -152,13 +152,16 @@ class FusedCuda:
 
     What is passed is checked on the host, by shape, type and layout. The device is waited for where vectors are asked
     for on the host, nowhere else.
+
+    Attributes:
+        cancelled: The next matrix product raises InterruptedError once this returns true.
     """
 
-    def __init__(self, device: Device, storage: Storage, *, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Make the operations for arrays of ``storage``; InterruptedError is raised once ``cancelled()`` is true."""
+    def __init__(self, device: Device, storage: Storage) -> None:
+        """Make the operations for arrays of ``storage``."""
         self.device = device
         self.storage = storage
-        self._cancelled = cancelled
+        self.cancelled: Callable[[], bool] = lambda: False
         self._memory: dict[str, Any] = {}
         self._tiles: list[tuple[Packing, Packing, int, Any, int]] = []
 
@@ -196,7 +199,7 @@ class FusedCuda:
         self._require("x", x, (packing.rows, weight.shape[0]))
         self._require("weight", weight, weight.shape, contiguous=False)
         y = self._array(name, len(x), weight.shape[1])
-        if self._cancelled():
+        if self.cancelled():
             raise InterruptedError
         parts = partial_sums(len(weight), longest_sum) if self.storage.name == "float32" else [slice(None)]
         for number, k in enumerate(parts):
@@ -288,7 +291,7 @@ class FusedCuda:
         modes: Sequence[str],
         hidden: Float[Array, "T H"],
         packing: Packing,
-        exclude: int,
+        exclude: int = 0,
         *,
         normalize: bool = False,
     ) -> Float[Array, "n D"]:

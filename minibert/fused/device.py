@@ -155,16 +155,26 @@ class CudaDevice:
         self._staging = threading.local()
         self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
 
+    def new_stream(self) -> Any:
+        """Return a new stream. CuPy keeps memory that was freed for the stream that had it: streams are to be kept."""
+        with self._cupy.cuda.Device(self.number):
+            return self._cupy.cuda.Stream(non_blocking=True)
+
     @contextlib.contextmanager
-    def stream(self) -> Iterator[None]:
-        """Let this thread work on a stream of its own, which is waited for at the end."""
-        with self._cupy.cuda.Device(self.number), self._cupy.cuda.Stream(non_blocking=True) as stream:
+    def on(self, stream: Any) -> Iterator[None]:
+        """Let this thread work on a stream, which is waited for at the end."""
+        with self._cupy.cuda.Device(self.number), stream:
             self._staging.pinned = []
             try:
                 yield
             finally:
                 stream.synchronize()
                 self._staging.pinned = []
+
+    def settle(self) -> None:
+        """Wait until what this thread asked for is done, so that other streams may use it."""
+        with self._cupy.cuda.Device(self.number):
+            self._cupy.cuda.get_current_stream().synchronize()
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Return a new array; MemoryError (CuPy's OutOfMemoryError is one) if it does not fit."""
@@ -185,7 +195,7 @@ class CudaDevice:
         return array
 
     def place(self, host: Array) -> Any:
-        """Return a copy of an array of the host that is there at once: for what is used by many streams."""
+        """Return a copy of an array of the host, for use by many streams once :meth:`settle` was called."""
         with self._cupy.cuda.Device(self.number):
             return self._cupy.asarray(host)
 

@@ -71,9 +71,15 @@ class Fused(Protocol):
         ...
 
     def pool(
-        self, modes: Sequence[str], hidden: Float[Array, "T H"], packing: Packing, exclude: int
+        self,
+        modes: Sequence[str],
+        hidden: Float[Array, "T H"],
+        packing: Packing,
+        exclude: int = 0,
+        *,
+        normalize: bool = False,
     ) -> Float[Array, "n D"]:
-        """Return one vector a text, by :func:`minibert.pooling.pool`, in memory of its own.
+        """Return one vector a text, by :func:`minibert.pooling.pool`, in memory of its own; of length 1 if wanted.
 
         Of a text without tokens, whose vector is made of one masked zero, most modes give zeros.
         """
