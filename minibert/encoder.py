@@ -12,6 +12,7 @@ import numpy as np
 
 from minibert import hub, quantization, similarity
 from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
+from minibert.arrays import array_namespace
 from minibert.batches import Limits
 from minibert.embedding import Job, OutputValue, Request, TruncationCount
 from minibert.engines import open_engine
@@ -322,7 +323,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         vectors: Array = outputs
         if precision != "float32":
             vectors = quantization.quantize_embeddings(vectors, precision)
-        many = list(vectors) if isinstance(vectors, np.ndarray) and not convert_to_numpy else vectors
+        many = list(vectors) if array_namespace(vectors) is np and not convert_to_numpy else vectors
         return vectors[0] if single else many
 
     def encode_stream(
