@@ -267,6 +267,7 @@ def test_json_has_no_nan(encode, capsys, monkeypatch):
     [
         (["--normalize"], lambda e: e.encode(TEXTS, normalize_embeddings=True)),
         (["--truncate-dim", "5"], lambda e: e.encode(TEXTS, truncate_dim=5)),
+        (["--device", "cpu"], lambda e: e.encode(TEXTS)),
         (["--batch-size", "1"], lambda e: e.encode(TEXTS, batch_size=1)),
         (["--prompt", "the "], lambda e: e.encode(TEXTS, prompt="the ")),
         (["--prompt", ""], lambda e: e.encode(TEXTS, prompt="")),
@@ -355,6 +356,7 @@ def test_no_progress_elsewhere(encode, capsys):
 @pytest.mark.parametrize(
     ("target", "error", "status"),
     [
+        ("minibert.encoder.SentenceEncoder.encode", MemoryError("no"), 1),
         ("minibert.encoder.SentenceEncoder.encode", ValueError("no"), 1),
         ("minibert.encoder.SentenceEncoder.encode", KeyboardInterrupt(), 130),
         ("minibert.cli.encode._write", OSError(28, "No space left on device"), 1),

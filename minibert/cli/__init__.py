@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _abandon_stdout()
         return 141
-    except (MinibertError, OSError, TypeError, ValueError) as error:
+    except (MinibertError, MemoryError, OSError, TypeError, ValueError) as error:
         _abandon_stdout()
         sys.stderr.write(f"minibert: error: {_message(error)}\n")
         return 1

@@ -202,6 +202,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
         )
 
     work = parser.add_argument_group("computation")
+    work.add_argument("--device", metavar="DEVICE", help="cpu (default), or cuda or cuda:N for an NVIDIA GPU")
     work.add_argument(
         "--batch-size", metavar="N", type=_positive, help="texts computed at a time, at most (default: any number)"
     )

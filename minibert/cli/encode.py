@@ -37,7 +37,7 @@ def _encode(options: argparse.Namespace) -> tuple[list[str], Array]:
             f"--precision {options.precision} takes its ranges from all the texts together; there is only one. "
             "Give more, or use float32, binary or ubinary."
         )
-    encoder = SentenceEncoder(model_folder(options), on_truncate=options.on_truncate)
+    encoder = SentenceEncoder(model_folder(options), device=options.device, on_truncate=options.on_truncate)
     encode = {"encode": encoder.encode, "query": encoder.encode_query, "document": encoder.encode_document}
     vectors = encode[options.method](
         texts,
