@@ -7,6 +7,7 @@ import pytest
 from support import CARDS, GOLDEN, MODES, assert_as_accurate, golden, load, split, twin
 
 from minibert import BertModel, SentenceEncoder
+from minibert.model import bert
 from minibert.pooling import pool
 
 KINDS = ("float32", "float64")
@@ -50,6 +51,30 @@ def test_hidden_states(card, kind):
     tokens = arrays[f"hidden.{kind}"].shape[1]
 
     check(np.stack([layer[mask][:tokens] for layer in output.hidden_states]), arrays, "hidden", kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_on_each_library(card, kind, xp):
+    """The same forward pass runs on the arrays of each library: on a GPU, those of CuPy."""
+    arrays, _ = golden(card)
+    ids, mask = padded(split(arrays["ids"], arrays["lengths"]))
+    model = BertModel.from_pretrained(twin(card), dtype=kind)
+    output = bert(on_library(model.params, xp), model.config, *map(xp.asarray, (ids, mask, np.zeros_like(ids))))
+    hidden = output.last_hidden_state
+    tokens = arrays[f"hidden.{kind}"].shape[1]
+
+    assert isinstance(hidden, xp.ndarray)
+    hidden = hidden if xp is np else hidden.get()
+    last = {f"last.{k}": arrays[f"hidden.{k}"][-1] for k in KINDS}
+    check(hidden[mask][:tokens], last, "last", kind)
+
+
+def on_library(parameters, xp):
+    """Return parameters as arrays of a library."""
+    if parameters is None or isinstance(parameters, np.ndarray):
+        return None if parameters is None else xp.asarray(parameters)
+    each = [on_library(part, xp) for part in parameters]
+    return type(parameters)(*each) if hasattr(parameters, "_fields") else tuple(each)
 
 
 @pytest.mark.parametrize("kind", KINDS)

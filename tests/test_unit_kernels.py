@@ -1,9 +1,13 @@
 """Each function that kernels/common.cuh names does what the PTX manual says: on the executor, and on a GPU."""
 
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import unit_kernel_cases
-from conftest import DEVICES
+from conftest import DEVICES, has_gpu
 from executor_device import HERE, KERNELS, build, call, read_with_includes, require_compiler
 
 CASES = {case.kernel: case for case in unit_kernel_cases.cases()}
@@ -58,3 +62,22 @@ def test_unit_kernels(run, kernel):
     different = actual != expected  # infinities are equal or wrong
 
     assert (np.abs(actual[different] - expected[different]) <= case.tolerance * np.abs(expected[different])).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
+def test_compute_sanitizer(tool):
+    """NVIDIA's sanitizer finds no fault in the kernels."""
+    if shutil.which("compute-sanitizer") is None:
+        pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "3", sys.executable, "-m", "pytest", "-q", "-x"]
+    command += [
+        str(HERE / "test_kernels.py"),
+        "-k",
+        "gpu and float16 and (63-65 or first_tokens or pool or layer_norm)",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout[-3000:]
