@@ -20,8 +20,8 @@ from minibert.threads import one_blas_thread, usable_cores
 from minibert.typing import Array, DType
 
 #: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
-#: efficient matrix products, and few enough that a thread's memory is some 30 MB.
-_BATCH_NUMBERS, _BATCH_TOKENS = 393_216, 1024
+#: efficient matrix products, and few enough that a thread needs some 25 MB.
+_BATCH_NUMBERS, _BATCH_TOKENS = 327_680, 1024
 #: Matrix products of fewer rows are inefficient.
 _EFFICIENT_TOKENS = 192
 #: The same for a GPU. Not measured on one yet: design estimates.
