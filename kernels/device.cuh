@@ -1,7 +1,7 @@
 // The GPU's half of common.cuh: 16-bit types, asynchronous copies and tensor-core instructions, as inline PTX.
 //
 // No header of CUDA is included, so that NVRTC needs none. This is the only code that the tests cannot run without a
-// GPU; tests/test_kernels_on_gpu.py has a unit test for each function.
+// GPU; tests/test_unit_kernels.py has a unit test for each function, which runs on a GPU where CuPy finds one.
 //
 // PTX: NVIDIA, "Parallel Thread Execution ISA", https://docs.nvidia.com/cuda/parallel-thread-execution/
 #pragma once

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,11 +130,10 @@ class CudaEngine:
         from minibert.fused.cuda import STORAGES
         from minibert.fused.device import CudaDevice
 
-        name = "float16" if dtype is None else str(dtype if dtype == "bfloat16" else np.dtype(dtype).name)
-        if name not in STORAGES:
-            raise ValueError(f"dtype must be one of {', '.join(STORAGES)} on a GPU; it is {name}.")
+        remedy = "Leave it out for float16; float64 is for the CPU."
+        precision = _choose_precision(dtype, list(STORAGES), "a GPU", remedy)
         self.name = f"cuda:{number}"
-        self.storage = STORAGES[name]
+        self.storage = STORAGES[precision]
         self.device = CudaDevice(number, self.storage)
         self._lock = threading.Lock()
         self._idle: list[tuple[Any, Any]] = []
@@ -194,8 +193,8 @@ class CudaEngine:
 def open_engine(device: object, dtype: DType | str) -> Engine:
     """Return what computes on ``device``: ``"cpu"`` or None, ``"cuda"``, or ``"cuda:1"``.
 
-    None is the CPU, GPU or not: so that the same program gives the same bits everywhere, and reduced precision, which a
-    GPU has by default, is had only by who asks for it.
+    None is the CPU, GPU or not: so what a program computes does not depend on whether a GPU is there, and reduced
+    precision, which a GPU has by default, is had only by who asks for it.
 
     Raises:
         DeviceError: The device is unknown, or cannot be used.
@@ -215,7 +214,22 @@ def compute_dtype(dtype: DType) -> np.dtype[Any]:
     Raises:
         ValueError: Another one is asked for.
     """
-    chosen = np.dtype(np.float32 if dtype is None else dtype)
-    if chosen not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64 on a CPU; it is {chosen.name}.")
-    return chosen
+    remedy = "Leave it out for float32; float16 and bfloat16 are for a SentenceEncoder on a GPU."
+    return np.dtype(_choose_precision(dtype, ["float32", "float64"], "a CPU", remedy))
+
+
+def _choose_precision(dtype: DType | str, known: Sequence[str], device: str, remedy: str) -> str:
+    """Return the name of the precision that ``dtype`` asks for; None asks for the first that is known.
+
+    Raises:
+        ValueError: It is not known, or no precision at all; the message ends with ``remedy``.
+    """
+    if dtype is None:
+        return known[0]
+    try:
+        name = "bfloat16" if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
+    except (TypeError, ValueError, SyntaxError):  # numpy's, of what it cannot read
+        name = repr(dtype)
+    if name not in known:
+        raise ValueError(f"dtype must be one of {', '.join(known)} on {device}; it is {name}. {remedy}")
+    return name

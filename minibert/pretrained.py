@@ -55,6 +55,7 @@ class BertModel:
         Raises:
             ModelFileError: A file of the repo cannot be used.
             HubError: The repo cannot be fetched.
+            ValueError: ``dtype`` is another one.
         """
         folder = hub.resolve(
             model_name_or_path,

@@ -6,7 +6,9 @@ CuPy does what it is taken to do.
 
 import ctypes
 import sys
+import threading
 import types
+import weakref
 
 import numpy as np
 
@@ -24,10 +26,11 @@ class Array(np.ndarray):
         return types.SimpleNamespace(ptr=self.ctypes.data)
 
     def set(self, host, stream):
-        """Copy from the host's memory."""
+        """Ask for a copy of the host's memory, which is to be pinned, and kept until the stream gets to the copy."""
         assert type(host) is np.ndarray
-        assert stream is not None
-        self[...] = host
+        assert (host.dtype, host.shape) == (self.dtype, self.shape)
+        assert host.flags.c_contiguous
+        stream.asked_for.append((self, weakref.ref(pinned_memory_of(host))))
 
 
 def new(shape, dtype):
@@ -38,25 +41,71 @@ def new(shape, dtype):
     return memory[start : start + size].view(dtype).reshape(shape).view(Array)
 
 
-class Stream:
-    """A stream, which is this thread's while it is entered."""
+class PinnedMemory(bytearray):
+    """Memory of the host from which a stream can copy."""
 
-    current = [None]  # noqa: RUF012
+
+def pinned_memory_of(host):
+    """Return the pinned memory that an array begins at; any other memory is an error."""
+    base = host
+    while isinstance(base, np.ndarray):
+        base = base.base
+    memory = base.obj if isinstance(base, memoryview) else base
+    assert type(memory) is PinnedMemory, "an asynchronous copy must be from pinned memory"
+    assert host.ctypes.data == np.frombuffer(memory, np.uint8).ctypes.data
+    return memory
+
+
+class Stream:
+    """A stream, which is this thread's while it is entered.
+
+    Copies to the device wait until the stream has something else to do, or is waited for: as late as they may be.
+    """
+
+    of_thread = threading.local()
 
     def __init__(self, non_blocking=False):
         self.non_blocking = non_blocking
-        self.synchronized = 0
+        self.asked_for = []
+
+    @classmethod
+    def current(cls):
+        """Return this thread's, or None."""
+        entered = getattr(cls.of_thread, "entered", [])
+        return entered[-1] if entered else None
 
     def __enter__(self):
-        self.current.append(self)
+        self.of_thread.entered = [*getattr(self.of_thread, "entered", []), self]
         return self
 
     def __exit__(self, *_):
-        self.current.pop()
+        self.of_thread.entered.pop()
 
     def synchronize(self):
-        """Wait for it."""
-        self.synchronized += 1
+        """Make the copies that were asked for."""
+        for array, reference in self.asked_for:
+            memory = reference()
+            assert memory is not None, "pinned memory was given back before it was copied from"
+            array[...] = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
+        self.asked_for.clear()
+
+
+def catch_up():
+    """Let this thread's stream do all that it was asked for, before what it is asked for now."""
+    if Stream.current() is not None:
+        Stream.current().synchronize()
+
+
+def take(x, rows, axis, out):
+    """Write rows of an array to another one."""
+    catch_up()
+    out[...] = x[rows.view(np.ndarray)]
+
+
+def as_numpy(array):
+    """Return a copy on the host, once the stream has come so far."""
+    catch_up()
+    return np.array(array.view(np.ndarray))
 
 
 class Function:
@@ -70,7 +119,8 @@ class Function:
 
     def __call__(self, grid, block, arguments, shared_mem):
         """Launch it."""
-        assert Stream.current[-1] is not None, "not on a stream of its own"
+        assert Stream.current() is not None, "not on a stream of its own"
+        catch_up()
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         (threads,) = block
         plain = tuple(each.view(np.ndarray) if isinstance(each, Array) else each for each in arguments)
@@ -126,6 +176,7 @@ class Nvrtc:
 
 def gemm_ex(handle, trans_a, trans_b, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, _):
     """Do as cublasGemmEx: C = alpha A B + beta C, of matrices by columns."""
+    catch_up()
     assert (handle, trans_a, trans_b, compute) == (7, 0, 0, 68)
     assert a_type == b_type == c_type
     storage = TYPES[a_type]
@@ -175,14 +226,11 @@ def install(monkeypatch, executor):
         runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError),
         Device=Device,
         Stream=Stream,
-        get_current_stream=lambda: Stream.current[-1] or null_stream,
-        alloc_pinned_memory=bytearray,
+        get_current_stream=lambda: Stream.current() or null_stream,
+        alloc_pinned_memory=PinnedMemory,
         device=types.SimpleNamespace(get_cublas_handle=lambda: 7),
         nvrtc=nvrtc,
     )
-
-    def take(x, rows, axis, out):
-        out[...] = x[rows.view(np.ndarray)]
 
     def as_array(host):
         array = new(host.shape, host.dtype)
@@ -198,7 +246,7 @@ def install(monkeypatch, executor):
         RawModule,
         cuda,
     )
-    cupy.asnumpy = lambda array: np.array(array.view(np.ndarray))
+    cupy.asnumpy = as_numpy
     for name in ("sqrt", "square", "maximum", "float64", "concatenate"):
         setattr(cupy, name, getattr(np, name))
     libs = types.ModuleType("cupy_backends.cuda.libs")

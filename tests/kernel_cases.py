@@ -1,6 +1,6 @@
 """What the tests of the CUDA kernels share, on the executor and on a GPU: inputs, definitions, and what is near enough.
 
-Every test takes a ``device``: tests/test_kernels.py has the executor, tests/test_kernels_on_gpu.py a GPU.
+Every test takes a ``device``, a fixture of conftest.py: the executor, and a GPU where CuPy finds one.
 """
 
 import numpy as np

@@ -1,5 +1,8 @@
 """What minibert asks of CuPy, of a CuPy whose GPU is the executor: the way from texts to vectors has no other part."""
 
+import errno
+from pathlib import Path
+
 import fake_cupy
 import numpy as np
 import pytest
@@ -70,6 +73,23 @@ def test_without_a_cache(cupy, monkeypatch, tmp_path, caplog):
     assert "compiled kernels are not kept" in caplog.text
 
 
+def test_a_write_that_fails_leaves_nothing(cupy, monkeypatch, tmp_path, caplog):
+    """Where the cache's disk is full, no part of a kernel stays there, and the kernels are used all the same."""
+    cache, write_bytes = tmp_path / "cache", Path.write_bytes
+
+    def write(path, code):
+        if cache not in path.parents:
+            return write_bytes(path, code)
+        write_bytes(path, code[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+
+    assert np.isfinite(SentenceEncoder(twin(CARD), device="cuda").encode(TEXTS)).all()
+    assert "compiled kernels are not kept: [Errno 28] No space left" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
 @pytest.mark.parametrize("storage", list(STORAGES.values()), ids=list(STORAGES))
 @pytest.mark.parametrize("add", [False, True], ids=["", "added"])
 def test_matmul(cupy, storage, add):
@@ -85,12 +105,13 @@ def test_matmul(cupy, storage, add):
 
 
 def test_what_is_uploaded_may_change_at_once(cupy):
-    """Upload copies before it returns, through pinned memory, also of nothing."""
+    """Upload copies to pinned memory before it returns, and keeps that until the stream has copied it; or nothing."""
     device = CudaDevice(0, STORAGES["float32"])
     with device.on(device.new_stream()):
         host = np.arange(6, dtype=np.int32).reshape(2, 3)
         there = device.upload(host)
         host[...] = 0
+        assert (there.view(np.ndarray) == -1).all()  # the stream may come to it much later
         empty = device.upload(np.zeros((0, 4), np.int32))
 
         np.testing.assert_array_equal(device.download(there), np.arange(6).reshape(2, 3))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -133,21 +134,37 @@ def test_vectors_can_stay_on_the_device(stand_in, monkeypatch):
     np.testing.assert_array_equal(np.stack(list(vectors)), expected)
 
 
-def test_module_chain_after_pooling(cuda, tmp_path):
-    """Dense and LayerNorm work on the pooled vectors where these are."""
-    rng = np.random.default_rng(0)
-    folder = copy_twin(tmp_path)
-    modules = ["Transformer", "Pooling", "Dense", "LayerNorm", "Normalize"]
-    kinds = [
+def copy_with_modules(folder, *kinds):
+    """Return ``folder``, made a copy of the smallest twin with modules of these kinds after its transformer."""
+    modules = [
         {
             "idx": i,
             "name": str(i),
             "path": "" if not i else f"{i}_{kind}",
             "type": f"sentence_transformers.models.{kind}",
         }
-        for i, kind in enumerate(modules)
+        for i, kind in enumerate(["Transformer", *kinds])
     ]
-    (folder / "modules.json").write_text(json.dumps(kinds), "utf-8")
+    (copy_twin(folder) / "modules.json").write_text(json.dumps(modules), "utf-8")
+    return folder
+
+
+def test_normalize_after_pooling(cuda, tmp_path):
+    """Of the chain that most repos have, vectors are those of pooling, divided by their lengths."""
+    options = {"device": "cuda", "dtype": "float32"}
+    pooled = SentenceEncoder(copy_with_modules(tmp_path / "pooled", "Pooling"), **options).encode(TEXTS)
+    vectors = SentenceEncoder(copy_with_modules(tmp_path / "all", "Pooling", "Normalize"), **options).encode(TEXTS)
+    lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
+
+    assert np.abs(lengths - 1).min() > 0.01
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(vectors, pooled / lengths, rtol=0, atol=1e-6)
+
+
+def test_module_chain_after_pooling(cuda, tmp_path):
+    """Dense and LayerNorm work on the pooled vectors where these are."""
+    rng = np.random.default_rng(0)
+    folder = copy_with_modules(tmp_path, "Pooling", "Dense", "LayerNorm", "Normalize")
     weights = {"linear__weight": rng.standard_normal((40, 16)).astype(np.float32) / 10}
     write_module(folder / "2_Dense", {"in_features": 16, "out_features": 40, "bias": False}, **weights)
     norm = {f"norm__{name}": rng.standard_normal(40).astype(np.float32) for name in ("weight", "bias")}
@@ -187,6 +204,23 @@ def test_streams_are_kept(stand_in, monkeypatch):
     assert used <= 2
     assert len(streams) == used
     assert arrays == [(1, encoder.get_embedding_dimension())]  # what pooling returns, and nothing else
+
+
+def test_batches_before_are_forgotten(stand_in, monkeypatch):
+    """Of what was uploaded, no more is kept than of the last batch."""
+    uploaded, upload = [], type(stand_in).upload
+
+    def recorded(self, host):
+        array = upload(self, host)
+        uploaded.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(type(stand_in), "upload", recorded)
+    encoder = SentenceEncoder(twin(CARD), device="cuda", num_threads=1, max_batch_tokens=20)
+    encoder.encode([f"Text number {i}." for i in range(30)])
+
+    assert len(uploaded) > 20
+    assert sum(reference() is not None for reference in uploaded) == 1  # the tiles of attention
 
 
 def test_out_of_memory_halves_the_budget(stand_in, monkeypatch, caplog):
@@ -285,10 +319,13 @@ def test_unknown_devices(device):
         SentenceEncoder(twin(CARD), device=device)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int8"])
-def test_unknown_precisions(cuda, dtype):
-    """What a GPU cannot store is an error that lists what it can."""
-    with pytest.raises(ValueError, match=f"dtype must be one of {', '.join(STORAGES)} on a GPU; it is {dtype}"):
+@pytest.mark.parametrize(
+    ("dtype", "name"), [("float64", "float64"), (np.int8, "int8"), ("nonsense", "'nonsense'"), ("f4,(", r"'f4,\('")]
+)
+def test_unknown_precisions(cuda, dtype, name):
+    """What a GPU cannot store is an error that lists what it can, and says what to do."""
+    message = rf"^dtype must be one of {', '.join(STORAGES)} on a GPU; it is {name}\. Leave it out for float16"
+    with pytest.raises(ValueError, match=message):
         SentenceEncoder(twin(CARD), device="cuda", dtype=dtype)
 
 

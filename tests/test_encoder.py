@@ -209,7 +209,10 @@ def test_unknown_argument(encoder):
         ({"trust_remote_code": True}, "never runs code"),
         ({"model_kwargs": {"torch_dtype": "float16"}}, "dtype="),
         ({"on_truncate": "shout"}, "on_truncate"),
-        ({"dtype": "float16"}, "float16"),
+        ({"dtype": "float16"}, "one of float32, float64 on a CPU; it is float16. Leave it out for float32"),
+        ({"dtype": "bfloat16"}, "on a CPU; it is bfloat16. .*bfloat16 are for a SentenceEncoder on a GPU"),
+        ({"dtype": "nonsense"}, "on a CPU; it is 'nonsense'."),
+        ({"dtype": ("f4", -1)}, r"on a CPU; it is \('f4', -1\)."),
         ({"similarity_fn_name": "maxsim"}, "maxsim"),
         ({"default_prompt_name": "nope"}, "nope"),
         ({"truncate_dim": "many"}, "truncate_dim"),
@@ -408,6 +411,16 @@ def test_progress_bar_is_on_request(encoder, capfd, caplog):
     with caplog.at_level(logging.INFO, "minibert"):
         encoder.encode(TEXTS)
     assert "Texts" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("texts", [TEXTS, [*TEXTS, "No", *TEXTS], ["No"] * 3, ["No"]])
+def test_progress_bar_ends_at_the_total(encoder, capfd, texts):
+    """Every text counts, those that are equal to another one too."""
+    encoder.encode(texts, show_progress_bar=True)
+    last = capfd.readouterr().err.rstrip().rpartition("\r")[2]
+
+    assert last.startswith("Texts: 100%")
+    assert f" {len(texts)}/{len(texts)} " in last
 
 
 def test_plain_attributes(encoder):

@@ -394,6 +394,16 @@ def test_bfloat16_is_rounded_to_the_nearest(number):
     assert stored == number or abs(stored - number) == np.abs(numbers - number).min()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001])
+def test_nan_stays_nan_in_bfloat16(bits):
+    """Whatever its mantissa: rounding carries none to infinity or zero."""
+    storage = STORAGES["bfloat16"]
+    numbers = np.array([[1, 0], [0, np.inf]], np.float32)
+    numbers.view(np.uint32)[1, 0] = bits
+
+    np.testing.assert_array_equal(storage.widen(storage.narrow(numbers)), [[1, 0], [np.nan, np.inf]])
+
+
 def test_weights_beyond_float16_are_refused():
     """A weight that would become infinite is an error that says what to use."""
     with pytest.raises(ConfigError, match=r"within \+-65504; one is 7e\+04.*bfloat16"):

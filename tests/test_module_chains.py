@@ -117,6 +117,19 @@ def test_malformed_module(tmp_path, kind, config, weights, error, reason):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_normalize_after_pooling(tmp_path, dtype):
+    """Of the chain that most repos have, vectors are those of pooling, divided by their lengths (M1)."""
+    pooled = encoder(tmp_path / "pooled", ("Pooling", "1_Pooling"), dtype=dtype).encode(TEXTS)
+    chain = [("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    vectors = encoder(tmp_path / "all", *chain, dtype=dtype).encode(TEXTS)
+    lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
+
+    assert np.abs(lengths - 1).min() > 0.01
+    assert_close(np.linalg.norm(vectors, axis=1), np.ones(len(TEXTS)), dtype)
+    assert_close(vectors, pooled / lengths, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dense_layer_norm_normalize(tmp_path, dtype):
     """Dense, LayerNorm and Normalize work on the sentence vector, one after the other (M1-M3)."""
     write_module(tmp_path / "2_Dense", DENSE, linear__weight=WEIGHT, linear__bias=BIAS)

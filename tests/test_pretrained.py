@@ -90,5 +90,5 @@ def test_dtype():
 
     assert BertModel.from_pretrained(folder)(IDS).last_hidden_state.dtype == np.float32
     assert BertModel.from_pretrained(folder, dtype="float64")(IDS).last_hidden_state.dtype == np.float64
-    with pytest.raises(ValueError, match="float32 or float64 on a CPU; it is float16"):
+    with pytest.raises(ValueError, match="one of float32, float64 on a CPU; it is float16"):
         BertModel.from_pretrained(folder, dtype="float16")

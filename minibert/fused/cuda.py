@@ -67,14 +67,16 @@ class Storage(NamedTuple):
     dtype: np.dtype[Any]
 
     def narrow(self, numbers: Float[Array, "..."]) -> Array:
-        """Return numbers as they are stored: rounded to the nearest, ties to even.
+        """Return numbers as they are stored: rounded to the nearest, ties to even; as bfloat16, NaN stays NaN.
 
         Raises:
-            ConfigError: One is too large for it.
+            ConfigError: One is too large for float16.
         """
         if self.name == "bfloat16":
             bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
-            return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+            rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+            rounded[(bits & 0x7FFFFFFF) > 0x7F800000] = 0x7FFF  # NaN: rounding could carry out of its mantissa
+            return rounded.astype(np.uint16)
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(numbers, self.dtype)
         if self.name == "float16" and not np.isfinite(stored).all():

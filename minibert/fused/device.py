@@ -98,9 +98,9 @@ def cached_kernel(kernel: Kernel, architecture: int, folder: Path) -> tuple[str,
     (lowered,), code, _ = compile_kernels(kernel.file, [kernel.name], architecture)
     path = folder / f"{stem}.{lowered}.cubin"
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-        file.write(code)
-    Path(file.name).replace(path)  # at once: another process may look for it
+    with tempfile.TemporaryDirectory(dir=folder, prefix="minibert-part-") as part:  # goes, whatever happens in it
+        (Path(part) / path.name).write_bytes(code)
+        (Path(part) / path.name).replace(path)  # at once: another process may look for it
     return lowered, path
 
 
