@@ -23,8 +23,8 @@ struct Gelu {
   template <bool EXACT>
   static DEVICE float apply(float x) {
     if constexpr (EXACT) return gelu(x);
-    // x Phi(x), with the logarithm of Phi(x) / Phi(-x) as an odd polynomial. Made by tools/fit_gelu_logit.py, which prints
-    // the error: at most 2.6e-5. The polynomial bends back beyond |x| = 6, where the clip holds it.
+    // x Phi(x), with the logarithm of Phi(x) / Phi(-x) as an odd polynomial. Made by tools/fit_gelu_logit.py, which
+    // prints the error: at most 2.6e-5. The polynomial bends back beyond |x| = 6, where the clip holds it.
     const float square = fminf(x * x, 36.f);
     const float logit = x * ((GELU_LOGIT_5 * square + GELU_LOGIT_3) * square + GELU_LOGIT_1);
     return x * reciprocal_fast(1.f + exp2_fast(-1.44269504f * logit));

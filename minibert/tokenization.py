@@ -4,7 +4,6 @@ The splitting itself is done by the ``tokenizers`` library; :mod:`minibert.token
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -32,6 +31,7 @@ class TextTokenizer:
 
     Attributes:
         backend: The ``tokenizers.Tokenizer``, without truncation and padding.
+        largest_id: The largest id that a text can get.
         model_max_length: The limit in ``tokenizer_config.json``, or None.
         pad_id: The id that fills up shorter texts.
         special_ids: The ids of the named special tokens.
@@ -41,6 +41,7 @@ class TextTokenizer:
     """
 
     backend: Tokenizer
+    largest_id: int
     model_max_length: int | None
     pad_id: int
     special_ids: frozenset[int]
@@ -70,7 +71,7 @@ class TextTokenizer:
             TokenizerError: The files are missing, malformed or of a kind that minibert does not implement.
         """
         files = TokenizerFiles.read(folder, overrides or {})
-        backend, special = build_tokenizer(files, tokenizer_class)
+        backend, special, largest_id = build_tokenizer(files, tokenizer_class)
         if do_lower_case:
             _prepend_lowercase(backend)
         with library_errors(folder):
@@ -78,6 +79,7 @@ class TextTokenizer:
         special_ids = {role: id_ for role, token in special.items() if (id_ := backend.token_to_id(token)) is not None}
         return cls(
             backend=backend,
+            largest_id=largest_id,
             model_max_length=files.max_length,
             pad_id=special_ids.get("pad_token", 0),
             special_ids=frozenset(special_ids.values()),
@@ -85,11 +87,6 @@ class TextTokenizer:
             suffix=suffix,
             truncation_side=files.truncation_side,
         )
-
-    @functools.cached_property
-    def largest_id(self) -> int:
-        """The largest id that a text can get."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values())
 
     @property
     def special_tokens(self) -> int:

@@ -125,7 +125,14 @@ class TokenizerFiles(NamedTuple):
         return models.WordPiece.read_file(str(path))
 
 
-def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> Tokenizer:
+class _Built(NamedTuple):
+    """The library's tokenizer, before tokens are added, and the largest id of its vocabulary."""
+
+    tokenizer: Tokenizer
+    largest_id: int
+
+
+def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> _Built:
     """Return BERT's tokenizer: WordPiece after BERT's own clean-up, with the flags of tokenizer_config.json."""
     vocabulary = files.vocabulary()
     if isinstance(vocabulary, list):
@@ -142,10 +149,10 @@ def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    return tokenizer
+    return _Built(tokenizer, max(vocabulary.values()))  # asking the tokenizer for all of its vocabulary takes longer
 
 
-def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> Tokenizer:
+def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
     """Return XLM-RoBERTa's tokenizer, which the multilingual MiniLM and e5 models use: a Unigram model."""
     vocabulary = files.vocabulary()
     if not isinstance(vocabulary, list):
@@ -159,15 +166,16 @@ def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> Tokenizer:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
     )
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
-    return tokenizer
+    return _Built(tokenizer, len(vocabulary) - 1)
 
 
-def _as_is(files: TokenizerFiles, _named: Mapping[str, Any]) -> Tokenizer:
+def _as_is(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
     """Return the tokenizer that tokenizer.json describes."""
     path = files.folder / "tokenizer.json"
     if not path.is_file():
         raise TokenizerError(f"{files.folder} holds no tokenizer.json, which its tokenizer_class needs.")
-    return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    return _Built(tokenizer, max(tokenizer.get_vocab().values(), default=-1))
 
 
 class _Recipe(NamedTuple):
@@ -179,7 +187,7 @@ class _Recipe(NamedTuple):
         around: The roles of the tokens before and after a text; None where tokenizer.json says.
     """
 
-    build: Callable[["TokenizerFiles", Mapping[str, Any]], Tokenizer]
+    build: Callable[["TokenizerFiles", Mapping[str, Any]], _Built]
     special: dict[str, str]
     around: tuple[str, str] | None
 
@@ -212,8 +220,8 @@ def library_errors(folder: Path) -> Iterator[None]:
         raise TokenizerError(f"{folder}: the tokenizer files cannot be used: {error!r}.") from error
 
 
-def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[Tokenizer, dict[str, str]]:
-    """Return the library's tokenizer, and the content of its special tokens by role.
+def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[Tokenizer, dict[str, str], int]:
+    """Return the library's tokenizer, the content of its special tokens by role, and the largest id of all its tokens.
 
     Args:
         files: The tokenizer files of a folder.
@@ -229,7 +237,7 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
         raise TokenizerError(f"{files.folder}: tokenizer_class {name!r} is not implemented; minibert knows {known}.")
     with library_errors(files.folder):
         named = {**recipe.special, **files.named_tokens()}
-        tokenizer = recipe.build(files, named)
+        tokenizer, largest_id = recipe.build(files, named)
         _add_tokens(tokenizer, files, named)
         if recipe.around is not None:
             before, after = (_content(named[role]) for role in recipe.around)
@@ -239,7 +247,8 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
             )
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer, {role: _content(token) for role, token in named.items()}
+    largest_id = max([largest_id, *tokenizer.get_added_tokens_decoder()])
+    return tokenizer, {role: _content(token) for role, token in named.items()}, largest_id
 
 
 def _add_tokens(backend: Tokenizer, files: TokenizerFiles, named: Mapping[str, Any]) -> None:

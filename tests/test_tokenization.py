@@ -200,3 +200,11 @@ def test_real_vocabulary(minilm):
 
     np.testing.assert_array_equal([len(row) for row in ids], arrays["unicode.lengths"])
     np.testing.assert_array_equal([i for row in ids for i in row], arrays["unicode.ids"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_largest_id(variant):
+    """The largest id is that of all tokens, whatever file they come from."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / variant)
+
+    assert tokenizer.largest_id == max(tokenizer.backend.get_vocab(with_added_tokens=True).values())

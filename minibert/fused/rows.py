@@ -89,6 +89,9 @@ def _numbered(labels: Sequence[object]) -> tuple[int, ...]:
 
 
 def _numbers(count: int, dtype: str) -> Array:
-    """Return ``count`` numbers of mixed sizes and signs, always the same; repeated, since drawing them takes longer."""
+    """Return ``count`` numbers of mixed sizes and signs, always the same; repeated, since making them takes longer.
+
+    Not from ``numpy.random``, whose import alone takes longer than all the rest here.
+    """
     period = 8191  # a prime, so that no row or column of a matrix is another one's copy
-    return np.resize(np.random.default_rng(0).standard_normal(period).astype(dtype), count)
+    return np.resize(np.sin(np.square(np.arange(1.0, period + 1))).astype(dtype), count)
