@@ -1,22 +1,26 @@
 """BERT sentence vectors on numpy: what sentence-transformers returns, without PyTorch.
 
     >>> from minibert import SentenceEncoder
-    >>> encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
-    >>> vectors = encoder.encode(["A sentence.", "Another one."])  # doctest: +SKIP
+    >>> encoder = SentenceEncoder()  # or a folder, or a hub repo id: "sentence-transformers/all-MiniLM-L6-v2"
+    >>> vectors = encoder.encode(["A sentence.", "Another one."])
 
 The forward pass is in :mod:`minibert.model`: start reading there.
 """
 
 from minibert.config import BertConfig
 from minibert.encoder import SentenceEncoder, Truncation
+from minibert.hub import BUILTIN_MODEL
+from minibert.index import SearchIndex
 from minibert.pretrained import BertModel
 from minibert.quantization import quantize_embeddings
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BUILTIN_MODEL",
     "BertConfig",
     "BertModel",
+    "SearchIndex",
     "SentenceEncoder",
     "Truncation",
     "__version__",

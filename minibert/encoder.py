@@ -6,7 +6,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from minibert.typing import Array, DType, Float, Int, OnTruncate, PathLike, Prec
 __all__ = ["SentenceEncoder", "Truncation"]
 
 logger = logging.getLogger("minibert")
+
+#: The prompts for each kind of text, by the names that models give them; of several, the first is used.
+_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     def __init__(
         self,
-        model_name_or_path: PathLike,
+        model_name_or_path: PathLike | None = None,
         *,
         device: str | None = None,
         prompts: Mapping[str, str] | None = None,
@@ -108,9 +111,11 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         """Load a model.
 
         Args:
-            model_name_or_path: A local folder, or a hub repo id.
+            model_name_or_path: A local folder, or a hub repo id. None is the built-in model, for English: 128
+                dimensions, 512 tokens; it needs no network.
             device: ``"cpu"``, or ``"cuda"`` or ``"cuda:1"`` for an NVIDIA GPU, which needs CuPy. None is the CPU, with
-                or without a GPU: so a program gives the same bits everywhere, and nobody has float16 without asking.
+                or without a GPU: so what a program computes does not depend on whether a GPU is there, and nobody has
+                float16 without asking.
             prompts: Prompt texts by name; they take precedence over the model's own.
             default_prompt_name: The prompt that ``encode`` uses when it is given none.
             cache_folder: Where hub repos are kept; by default the Hugging Face cache.
@@ -211,6 +216,14 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     def dtype(self) -> np.dtype[Any]:
         """The precision of vectors."""
         return self._engine.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the model from every other: a hash of its files; see :attr:`minibert.repo.ModelRepo.fingerprint`.
+
+        Encoders with the same one give the same vectors, but for their settings. It is computed when first asked for.
+        """
+        return self._repo.fingerprint
 
     @property
     def tokenizer(self) -> Any:
@@ -402,8 +415,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         **options: Any,
     ) -> Any:
         """Return :meth:`encode` of search queries: with the prompt ``"query"``, unless another one is given."""
-        if prompt_name is None and prompt is None and "query" in self.prompts:
-            prompt_name = "query"
+        if prompt_name is None and prompt is None:
+            prompt_name = self._prompt_name("query")
         return self.encode(inputs, prompt_name, prompt, *args, **options)
 
     def encode_document(
@@ -421,8 +434,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         unless its configuration or the constructor says otherwise.
         """
         if prompt_name is None and prompt is None:
-            names = ("document", "passage", "corpus")
-            prompt_name = next((name for name in names if name in self.prompts), None)
+            prompt_name = self._prompt_name("document")
         return self.encode(inputs, prompt_name, prompt, *args, **options)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[Array, "n m"]:
@@ -432,6 +444,13 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[Array, "n"]:
         """Return the similarity, by :attr:`similarity_fn_name`, of each row of one with the same row of the other."""
         return similarity.similarity_pairwise(self.similarity_fn_name, embeddings1, embeddings2)
+
+    def prompt_for(self, kind: Literal["query", "document"]) -> str:
+        """Return what :meth:`encode_query` or :meth:`encode_document` puts before each text; empty for nothing."""
+        return self._resolve_prompt(None, self._prompt_name(kind)) or ""
+
+    def _prompt_name(self, kind: str) -> str | None:
+        return next((name for name in _PROMPT_NAMES[kind] if name in self.prompts), None)
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         """Return the text that goes before each input: given, named, or by default."""

@@ -33,6 +33,10 @@ class HubError(MinibertError, OSError):
     """A repo could not be fetched from the hub, or is not in the local cache."""
 
 
+class IndexFileError(MinibertError, ValueError):
+    """The file of a search index cannot be used; the message names the file and the remedy."""
+
+
 class DeviceError(MinibertError, RuntimeError):
     """The requested device cannot be used; the message says what to install."""
 

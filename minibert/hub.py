@@ -41,6 +41,9 @@ TRANSFORMERS_NAMES = {
     "bert-large-uncased-whole-word-masking-finetuned-squad",
 }
 
+#: The folder of the model that comes with minibert. Any program that reads sentence-transformers repos can load it.
+BUILTIN_MODEL = Path(__file__).parent / "builtin"
+
 #: Read from the repo's root and from each module's folder, where they exist.
 CONFIG_FILES: tuple[str, ...] = (
     "modules.json",
@@ -56,7 +59,7 @@ CONFIG_FILES: tuple[str, ...] = (
 
 
 def resolve(
-    model_name_or_path: PathLike,
+    model_name_or_path: PathLike | None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -66,7 +69,8 @@ def resolve(
     """Return the local folder of a model: the folder itself, or a hub repo's snapshot, fetched if need be.
 
     Args:
-        model_name_or_path: A folder or a hub repo; :func:`repo_id` says which repo a short name stands for.
+        model_name_or_path: A folder or a hub repo; :func:`repo_id` says which repo a short name stands for. None is
+            the built-in model.
         revision: The repo's branch, tag or commit; its main branch when None.
         token: The hub token to send. True insists on the stored one, False sends none, None what is stored.
         cache_folder: The cache; ``SENTENCE_TRANSFORMERS_HOME``, else huggingface_hub's own, when None.
@@ -79,7 +83,7 @@ def resolve(
         HubError: The repo is not in the cache and cannot be fetched.
         ConfigError: The repo's ``modules.json`` is malformed, or points out of the repo.
     """
-    name = os.fspath(model_name_or_path)
+    name = os.fspath(BUILTIN_MODEL if model_name_or_path is None else model_name_or_path)
     if not name:
         raise ValueError("a model must be a folder or a hub repo id; received an empty string.")
     folder = Path(name)

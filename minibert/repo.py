@@ -4,13 +4,15 @@ It reads what sentence-transformers 2 to 6 wrote, and bare transformers repos wi
 """
 
 import dataclasses
+import functools
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from minibert.config import BertConfig
 from minibert.errors import ConfigError, UnsupportedModuleError
-from minibert.hub import module_folder
+from minibert.hub import module_folder, needed_files
 from minibert.jsonfile import read_array, read_object, read_optional
 from minibert.modules import MODULES
 from minibert.similarity import SIMILARITY
@@ -168,6 +170,28 @@ class ModelRepo:
             dtype=raw.get("dtype") or raw.get("torch_dtype"),
             tokenizer_class=raw.get("tokenizer_class"),
         )
+
+    def files(self) -> list[str]:
+        """Return the files of the repo that minibert reads, as paths relative to its folder, sorted."""
+        modules = [self.transformer_folder, *(path for _, path in self.modules if path is not None)]
+        found = [path for folder in {self.folder, *modules} for path in folder.glob("*") if path.is_file()]
+        return needed_files(
+            [path.relative_to(self.folder).as_posix() for path in found],
+            [folder.relative_to(self.folder).as_posix() for folder in modules],
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells the model from every other: the SHA-256, in hexadecimal, of the names and contents of its files.
+
+        It is that of what ``sha256sum`` prints about them, in the order of :meth:`files`. The files are read when it
+        is first asked for.
+        """
+        listing = hashlib.sha256()
+        for name in self.files():
+            with (self.folder / name).open("rb") as file:
+                listing.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode())
+        return listing.hexdigest()
 
     def max_seq_length(self, model_max_length: int | None) -> int:
         """Return the most tokens of a text, special tokens included.

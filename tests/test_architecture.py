@@ -26,6 +26,7 @@ LAYERS = (
     ("pipeline", "pretrained"),
     ("adapters", "embedding"),
     ("encoder",),
+    ("index",),
     ("__init__",),
     ("cli",),
     ("__main__",),

@@ -130,7 +130,7 @@ def test_batch_of_a_model_comes_before_that_of_all():
     """A peer's best batch is the model's own, else that of all others; 1 for a single text, or where it chooses."""
     peer = bench_peers.PEERS["openvino"]._replace(batches={"": (1, 2, 3), "base": (4, 5, 6)})
 
-    assert [peer.batch("base", "mixed"), peer.batch("tiny", "long"), peer.batch("base", "")] == [5, 3, 1]
+    assert [peer.batch("base", "mixed"), peer.batch("builtin", "long"), peer.batch("base", "")] == [5, 3, 1]
     assert bench_peers.PEERS["minibert"].batch("base", "mixed") == 1
 
 
@@ -151,11 +151,11 @@ def test_results_name_no_folder(text, expected):
 
 def test_unknown_names_are_refused():
     """A name that is not there is an error that lists what there is; the order is that of the tables."""
-    parse = bench.names(["tiny", "base"])
+    parse = bench.names(["builtin", "base"])
 
-    assert parse("base,tiny") == ["tiny", "base"]
-    with pytest.raises(argparse.ArgumentTypeError, match=r"unknown: huge; there are: tiny, base"):
-        parse("tiny,huge")
+    assert parse("base,builtin") == ["builtin", "base"]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"unknown: huge; there are: builtin, base"):
+        parse("builtin,huge")
 
 
 @pytest.mark.parametrize("argument", ["short", "short=absent.txt", "strange={file}"])
@@ -176,7 +176,7 @@ def row(peer, seconds, number=0, measure="throughput", workload="short", **other
     """Return a row of a results file."""
     times = {"times": [seconds, seconds, 10 * seconds], "other_cpu": 0.0, "difference": 1e-7}
     memory = {"peak": 300_000_000, "imported": 100_000_000}
-    where = {"measure": measure, "model": "tiny", "workload": workload, "peer": peer, "round": number}
+    where = {"measure": measure, "model": "builtin", "workload": workload, "peer": peer, "round": number}
     return {**where, "seconds": 2 * seconds, **times, **memory, **others}
 
 
@@ -198,7 +198,7 @@ def results(*rows):
         "machine": {"processor": "a processor", "cores": 2, "python": "3.11.0"},
         "rounds": 3,
         "peers": peers,
-        "models": {"tiny": model},
+        "models": {"builtin": model},
         "missing": [],
         "sgemm": [{"gflops": {"a": 90.0, "b": rate}} for rate in (50.0, 100.0, 101.0)],
         "rows": list(rows),
@@ -234,7 +234,7 @@ def test_peak_is_the_better_shape():
 )
 def test_throughput_is_of_medians(title, expected):
     """A cell is made of the median over rounds of each round's median."""
-    assert lines(title, *ROUNDS) == {"tiny, short": expected}
+    assert lines(title, *ROUNDS) == {"builtin, short": expected}
 
 
 def test_spread_is_told():
@@ -246,16 +246,16 @@ def test_latency_and_cold_start():
     """Latency is the median call in milliseconds; a cold start is the time of the whole process."""
     rows = [row("minibert", 0.002, measure="latency", workload=""), row("minibert", 0.1, measure="cold", workload="")]
 
-    assert lines("Latency", *rows) == {"tiny": ["2.00", "-", "-"]}
-    assert lines("Cold start", *rows) == {"tiny": ["0.20", "-", "-"]}
+    assert lines("Latency", *rows) == {"builtin": ["2.00", "-", "-"]}
+    assert lines("Cold start", *rows) == {"builtin": ["0.20", "-", "-"]}
 
 
 def test_memory():
     """Of the peak, what is neither imports nor weights nor vectors is told apart."""
     rows = [row("minibert", 1.0, workload="mixed")]
 
-    assert lines("Peak memory", *rows) == {"tiny": ["300", "-", "-"]}
-    assert lines("The same beyond", *rows) == {"tiny": ["84", "-", "-"]}
+    assert lines("Peak memory", *rows) == {"builtin": ["300", "-", "-"]}
+    assert lines("The same beyond", *rows) == {"builtin": ["84", "-", "-"]}
 
 
 def test_what_a_peer_is():
@@ -272,7 +272,7 @@ def test_wrong_vectors_have_no_speed(difference):
     rows = [row("minibert", 0.2), row("sentence-transformers", 0.3), row("other", 0.1, difference=difference)]
     rows.append(row("other", 0.1, 1))
 
-    assert lines("Throughput", *rows)["tiny, short"][2] == f"wrong by {difference:.0e}"
+    assert lines("Throughput", *rows)["builtin, short"][2] == f"wrong by {difference:.0e}"
     assert "1.50 times the speed of the best other" in bench_tables.render(results(*rows))
 
 
@@ -282,7 +282,7 @@ def test_vectors_that_were_not_compared_are_marked():
     del lone["difference"]
     rows = [lone, row("other", 0.2, 1)]
 
-    assert lines("Tokens", *rows) == {"tiny, short": ["-", "-", "5,000?"]}
+    assert lines("Tokens", *rows) == {"builtin, short": ["-", "-", "5,000?"]}
     assert "- `?` the vectors were not compared" in bench_tables.render(results(*rows))
 
 
@@ -291,7 +291,7 @@ def test_disturbed_times_are_marked(loads, shown):
     """A cell is marked when other processes had the processor in most rounds."""
     rows = [row("other", 0.2, i, other_cpu=load) for i, load in enumerate(loads)]
 
-    assert lines("Tokens", *rows)["tiny, short"][2] == shown
+    assert lines("Tokens", *rows)["builtin, short"][2] == shown
 
 
 def test_the_worst_cell_is_named():
@@ -300,7 +300,7 @@ def test_the_worst_cell_is_named():
     facts = results(*rows, row("minibert-full-last", 0.01))
     facts["peers"]["minibert-full-last"] = facts["peers"]["minibert"]
 
-    expected = "minibert's worst: 0.60 times the speed of the best other (tiny, mixed texts, against OTHER)."
+    expected = "minibert's worst: 0.60 times the speed of the best other (builtin, mixed texts, against OTHER)."
     assert expected in bench_tables.render(facts)
 
 
@@ -311,8 +311,8 @@ def test_failures_are_told():
     text = bench_tables.render(facts)
 
     assert "- Missing: fastembed: there is no environment for it." in text
-    assert "- Missing: other: out of memory (tiny, throughput)." in text
-    assert "tiny, mixed |" not in text.split("**Tokens")[1]
+    assert "- Missing: other: out of memory (builtin, throughput)." in text
+    assert "builtin, mixed |" not in text.split("**Tokens")[1]
 
 
 def test_results_are_read_back():
@@ -342,7 +342,7 @@ def test_absent_environment():
 @LINUX
 def test_run(tmp_path):
     """A run of minibert alone on a small model fills each table, and skips the peers that are not installed."""
-    model = copy_twin(tmp_path / "models" / "tiny")
+    model = copy_twin(tmp_path / "models" / "builtin")
     vocabulary = {token: i for i, token in enumerate((model / "vocab.txt").read_text("utf-8").splitlines())}
     BertWordPieceTokenizer(vocabulary).save(str(model / "tokenizer.json"))
     edit_json(model / "sentence_bert_config.json", max_seq_length=16)
@@ -350,7 +350,7 @@ def test_run(tmp_path):
     texts.write_text("a text\nanother text\n", "utf-8")
     out = tmp_path / "results.json"
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), "run", str(tmp_path), "--texts", f"mixed={texts}"]
-    options = ["--models=tiny", "--peers=minibert,openvino", "--rounds=1", "--seconds=0.01", "--out", str(out)]
+    options = ["--models=builtin", "--peers=minibert,openvino", "--rounds=1", "--seconds=0.01", "--out", str(out)]
     printed = subprocess.run(
         [*command, *options, "--measure=throughput,latency,memory"], capture_output=True, text=True, check=True
     ).stdout

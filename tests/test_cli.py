@@ -222,6 +222,24 @@ def test_safetensors_metadata(encode, repo, here):
     }
 
 
+def test_built_in_model_is_used_and_named(here, capsys):
+    """Without --model the built-in one computes; standard error says so, and so do the metadata."""
+    encoder = SentenceEncoder()
+
+    assert main(["encode", "the cat", "--cache-folder", "cache", "--local-files-only"]) == 0
+
+    said = capsys.readouterr()
+    (record,) = records(said.out)
+    assert record["text"] == "the cat"
+    np.testing.assert_array_equal(np.array(record["embedding"], np.float32), encoder.encode("the cat"))
+    width = encoder.get_embedding_dimension()
+    assert said.err == f"minibert: using the built-in model (English, {width} dimensions); --model names another\n"
+    assert listing(here) == []
+
+    assert main(["encode", "the cat", "--output", "out.safetensors"]) == 0
+    assert load(here / "out.safetensors")[1]["model"] == "built-in"
+
+
 def test_format_overrides_the_suffix(encode, here):
     """``--format`` decides, whatever the suffix."""
     assert encode("the cat", "--output", "out.dat", "--format", "npy") == 0
@@ -425,7 +443,7 @@ def test_impossible_output_is_refused_before_the_work(encode, here, capsys, outp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["text"], "the following arguments are required: --model"),
+        (["text", "--revision", "v2"], "--revision is for a repo of the hub: give its --model"),
         (["--model", "m", "text", "--input", "x"], "TEXT and --input cannot be given together"),
         (["--model", "m", "text", "--input-format", "jsonl"], "--input-format is for --input and standard input"),
         (["--model", "m", "text", "--format", "npy"], "npy is not for standard output: give --output FILE"),
@@ -447,7 +465,7 @@ def test_wrong_usage(capsys, arguments, message):
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["encode", "inspect", "convert", "download"])
+@pytest.mark.parametrize("command", ["encode", "index", "search", "inspect", "convert", "download"])
 def test_help_has_examples(capsys, monkeypatch, command):
     """Each command's help has examples that begin with the command, and below the usage fits 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")

@@ -12,14 +12,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Build the wheel and return its names and metadata."""
+    """Build the wheel and return its names, its metadata, and the packed size of each file."""
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT)]
     subprocess.run(command, check=True)
     (path,) = out.glob("*.whl")
     with ZipFile(path) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
-        return archive.namelist(), archive.read(metadata).decode("utf-8")
+        sizes = {entry.filename: entry.compress_size for entry in archive.infolist()}
+        return archive.namelist(), archive.read(metadata).decode("utf-8"), sizes
 
 
 def test_one_top_level_name(wheel):
@@ -40,6 +41,17 @@ def test_code_arrives(wheel):
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "minibert").rglob("*.py")} | {"minibert/py.typed"}
 
     assert expected <= set(wheel[0])
+
+
+def test_builtin_model_arrives(wheel):
+    """Every file of the built-in model is in the wheel, its card included; packed they have less than 10 MB."""
+    folder = ROOT / "minibert" / "builtin"
+    expected = {str(path.relative_to(ROOT)) for path in folder.rglob("*") if path.is_file()}
+    packed = sum(size for name, size in wheel[2].items() if name.startswith("minibert/builtin/"))
+
+    assert {"minibert/builtin/model.safetensors", "minibert/builtin/README.md"} <= expected
+    assert {name for name in wheel[0] if name.startswith("minibert/builtin/")} == expected
+    assert 1e6 < packed < 10e6
 
 
 def test_licence_arrives(wheel):

@@ -57,7 +57,7 @@ class Model(NamedTuple):
 
     Attributes:
         every: Of each workload's texts one in so many is taken, so that a pass takes some seconds.
-        seeded: Its sizes, unless it is the real all-MiniLM-L6-v2.
+        seeded: Its sizes, unless it has real weights.
         cls_of: The model that it repeats, with the first token pooled instead of the mean.
     """
 
@@ -74,7 +74,7 @@ MODELS = {
     "minilm": Model(ALL),
     "base": Model(SOME, Seeded(768, 12, 12)),
     "large": Model(FEW, Seeded(1024, 24, 16)),
-    "tiny": Model(ALL, Seeded(128, 2, 2)),
+    "builtin": Model(ALL),
     "base-cls": Model(SOME, cls_of="base"),
 }
 
@@ -88,6 +88,7 @@ def set_up(folder: Path, models: Sequence[str], minilm: Path | None) -> None:
     tool = str(Path(__file__).resolve())
     origin = folder / "models" / "minilm"
     make(folder, "models/minilm", functools.partial(copy_minilm, minilm))
+    make(folder, "models/builtin", functools.partial(shutil.copytree, ROOT / "minibert" / "builtin"))
     for name in models:
         model = MODELS[name]
         source = folder / "models" / name

@@ -10,7 +10,7 @@
 # ///
 """Write tests/golden from transformers and sentence-transformers. Run it without minibert installed.
 
-    python tools/make_golden.py [--minilm FOLDER]
+    python tools/make_golden.py [--minilm FOLDER] [--only-builtin]
 
 Makes, from fixed seeds:
 
@@ -18,7 +18,9 @@ Makes, from fixed seeds:
   and length limit, with random weights and a small vocabulary (``repo/``); and what the reference computes with it
   (``golden.safetensors``): ids, hidden states in float32 and float64, every pooling mode, final vectors;
 * ``tokenizers/``: tokenizer files in every form that repos have, and the ids of the Unicode corpus below;
-* with ``--minilm``, ``all-MiniLM-L6-v2.safetensors``: the same for a set of texts with the real weights in FOLDER.
+* ``builtin.safetensors``: the vectors and ids of a set of texts by the model in minibert/builtin; with
+  ``--only-builtin``, nothing else;
+* with ``--minilm``, ``all-MiniLM-L6-v2.safetensors``: the same by the real weights in FOLDER.
 
 Every file has its provenance in its metadata. The values repeat from run to run; the order of the metadata in a file
 does not. A changed value needs its reason in the commit that changes it.
@@ -45,6 +47,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+BUILTIN = Path(__file__).parent.parent / "minibert" / "builtin"
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 PROMPT = "query: "
 
@@ -135,16 +138,20 @@ def main() -> None:
     """Write all golden files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minilm", type=Path, help="folder of all-MiniLM-L6-v2 with its real weights")
-    folder = parser.parse_args().minilm
+    parser.add_argument("--only-builtin", action="store_true", help="after the built-in model was trained anew")
+    options = parser.parse_args()
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    write_vectors(BUILTIN, "builtin")
+    if options.only_builtin:
+        return
     for name, card in CARDS.items():
         write_twin(name, card)
     write_tokenizers()
-    if folder is not None:
-        write_minilm(folder)
+    if options.minilm is not None:
+        write_vectors(options.minilm, "all-MiniLM-L6-v2")
 
 
 # --- twins -----------------------------------------------------------------------------------------------------------
@@ -371,10 +378,10 @@ def write_unigram(folder: Path) -> None:
     dump(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 512})
 
 
-# --- all-MiniLM-L6-v2 ------------------------------------------------------------------------------------------------
+# --- real weights ----------------------------------------------------------------------------------------------------
 
 
-def write_minilm(folder: Path) -> None:
+def write_vectors(folder: Path, name: str) -> None:
     """Write the vectors and ids of real weights."""
     texts = [text for text in UNICODE if text.strip()][::3]
     texts += [*TEXTS["en"], *TEXTS["de"], LONG["en"], "Semantic search finds passages by meaning, not by words."]
@@ -390,11 +397,11 @@ def write_minilm(folder: Path) -> None:
         "unicode.lengths": np.array([len(row) for row in rows], np.int32),
     }
     metadata = {
-        **provenance("sentence-transformers/all-MiniLM-L6-v2"),
+        **provenance(name),
         "texts": json.dumps(texts),
         "unicode": json.dumps(UNICODE),
     }
-    save_file(arrays, GOLDEN / "all-MiniLM-L6-v2.safetensors", metadata)
+    save_file(arrays, GOLDEN / f"{name}.safetensors", metadata)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

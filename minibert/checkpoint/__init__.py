@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minibert.checkpoint import names
-from minibert.checkpoint.safetensors_file import open_safetensors
+from minibert.checkpoint.safetensors_file import open_safetensors, save_safetensors
 from minibert.checkpoint.stored import StoredTensor
 from minibert.config import BertConfig
 from minibert.errors import WeightsError
@@ -19,7 +19,17 @@ from minibert.jsonfile import read_object
 from minibert.params import BertParams, Embeddings, Layer
 from minibert.typing import Array, DType
 
-__all__ = ["BertReader", "StoredTensor", "find_weights", "load_bert", "load_module", "open_bert", "open_weights"]
+__all__ = [
+    "BertReader",
+    "StoredTensor",
+    "find_weights",
+    "load_bert",
+    "load_module",
+    "open_bert",
+    "open_safetensors",
+    "open_weights",
+    "save_safetensors",
+]
 
 #: The kinds of weights, in the order in which transformers looks for them. A kind is there when its first file is;
 #: that of an index is followed by the pattern of its shards.
@@ -197,6 +207,8 @@ def _listing(what: str, tensor_names: Any) -> str:
 
 def _read_finite(tensor: StoredTensor, dtype: DType) -> Array:
     values = tensor.read()
+    if tensor.dtype == "F16":  # whose extremes numpy is slow to find
+        values = values.astype(np.float32)
     # One pass each, and no temporary: NaN and Inf both show in the extremes.
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         count = int(values.size - np.isfinite(values).sum())

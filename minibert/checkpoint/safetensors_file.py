@@ -1,4 +1,4 @@
-"""Safetensors files, opened with more suspicion than the format's own library has.
+"""Safetensors files: written by the format's own library, opened with more suspicion than it has.
 
 The library checks offsets, sizes, overlaps and dtypes; it cannot read bfloat16 into numpy, and lets pass a few
 things that two readers could understand differently. So: the library validates, and the values are read here.
@@ -11,11 +11,13 @@ https://github.com/huggingface/safetensors
 import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from minibert.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
 from minibert.errors import WeightsError
@@ -52,6 +54,21 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         read = functools.partial(_read_values, path, name, entry["dtype"], shape, begin)
         tensors[name] = StoredTensor(path, name, entry["dtype"], shape, read)
     return tensors
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file with the permissions of any other file; the library's own are for the user only.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}.") from error
+    path.chmod(mode)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

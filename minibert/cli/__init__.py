@@ -1,4 +1,4 @@
-"""The command line: ``minibert encode``, ``inspect``, ``convert`` and ``download``.
+"""The command line: ``minibert encode``, ``index``, ``search``, ``inspect``, ``convert`` and ``download``.
 
 Exit status: 0; 1 for an error, which standard error tells; 2 for wrong usage; 130, 143 or 129 when stopped by
 SIGINT, SIGTERM or SIGHUP; 141 when the reader of standard output went away.
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Never
 
 from minibert.cli import arguments
+from minibert.cli.terminal import printable
 from minibert.errors import MinibertError
 
 __all__ = ["main"]
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except (MinibertError, MemoryError, OSError, TypeError, ValueError) as error:
         _abandon_stdout()
-        sys.stderr.write(f"minibert: error: {_message(error)}\n")
+        lines = [printable(line) for line in _message(error).split("\n")]  # what a file holds may be quoted in it
+        sys.stderr.write("\n".join(["minibert: error: " + lines[0], *lines[1:]]) + "\n")
         return 1
     return 0
 

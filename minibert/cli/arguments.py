@@ -12,12 +12,14 @@ FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", ".safetensors":
 
 _DESCRIPTION = """\
 Turn texts into vectors with the BERT models of sentence-transformers, on numpy,
-without PyTorch; and look into, convert and download such models.
+without PyTorch; search texts by meaning; and look into, convert and download
+such models. Where no --model is named, the one that comes with minibert is used.
 """
 _EPILOG = """\
 examples:
-  minibert encode --model all-MiniLM-L6-v2 "A sentence." "Another one."
+  minibert encode "A sentence." "Another one."
   minibert encode --model all-MiniLM-L6-v2 --input texts.txt --output texts.npy
+  minibert search "how do I cancel?" --input notes.txt
   minibert inspect BAAI/bge-small-en-v1.5
 
 `minibert COMMAND --help` tells more about each command.
@@ -42,20 +44,78 @@ output:
                 model and which options made it
 
 examples:
-  # two texts, as JSON lines on standard output
-  minibert encode --model all-MiniLM-L6-v2 "A sentence." "Another one."
+  # two texts, as JSON lines on standard output, by the built-in model
+  minibert encode "A sentence." "Another one."
 
   # a file, one text a line, to a numpy array
   minibert encode --model all-MiniLM-L6-v2 --input texts.txt --output texts.npy
 
-  # search: the documents once, then each query with the prompt that it needs
-  minibert encode --model intfloat/e5-small-v2 --prompt "passage: " \\
-      --input docs.jsonl --output docs.safetensors
+  # texts that are questions, for a model that wants to know
   minibert encode --model intfloat/e5-small-v2 --prompt "query: " \\
       "why is the sky blue"
 
   # in a pipe
   zcat texts.gz | minibert encode --model ./my-model | jq -c .embedding
+"""
+
+_INDEX = """\
+Encode texts once and keep them, with their vectors, in a file that
+`minibert search` reads. The file appears whole, once everything has worked: a
+failed or interrupted run leaves no file, and an old one as it was.
+"""
+_INDEX_EPILOG = """\
+input:
+  Text files hold one text a line, JSON lines one object a line with a string
+  "text"; both are UTF-8. Blank lines and blank texts are left out; the others
+  keep the numbers of their lines.
+
+output:
+  One safetensors file, with the model's name and a hash of its files: another
+  model's questions are refused.
+
+examples:
+  minibert index --input notes.txt --output notes.safetensors
+
+  # a model that needs to know which text is a question: the index keeps it
+  minibert index --model intfloat/e5-small-v2 --input docs.jsonl \\
+      --document-prompt "passage: " --query-prompt "query: " \\
+      --output docs.safetensors
+
+  # in a pipe
+  zcat notes.gz | minibert index --output notes.safetensors
+"""
+
+_SEARCH = """\
+Find the texts that are nearest in meaning to each question: among those of a
+file or of standard input, or in an index. Every text is compared, none is
+passed over. Without a QUESTION, questions are read from standard input, one a
+line, and each is answered at once.
+"""
+_SEARCH_EPILOG = """\
+input:
+  As for `minibert index`, whose file saves the time of encoding the texts
+  again. An index knows its model; one that was not made by the built-in model
+  still wants it to be named, so that no file decides what is fetched.
+
+output:
+  A line for each text that was found: the score, the line of the text, the
+  text; the best first. A score is what the model compares by, mostly the cosine
+  (1 for the same meaning); a distance is shown as a negative number. Control
+  characters of a text are escaped, and lines are cut to the width of a
+  terminal. With --json, a line {"query": ..., "rank": ..., "score": ...,
+  "line": ..., "text": ...} for each, with nothing changed.
+
+examples:
+  cat notes.txt | minibert search "how do I cancel?"
+  minibert search "how do I cancel?" "what does it cost?" --input notes.txt
+
+  # in an index; questions from the terminal, or a file
+  minibert search --index notes.safetensors
+  minibert search --index notes.safetensors --json < questions.txt
+
+  # with the model that made the index
+  minibert search --model intfloat/e5-small-v2 --index docs.safetensors \\
+      "why is the sky blue"
 """
 
 _INSPECT = """\
@@ -117,6 +177,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"minibert {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     encode = commands.add_parser("encode", help="turn texts into vectors", description=_ENCODE, epilog=_ENCODE_EPILOG)
+    index = commands.add_parser(
+        "index", help="encode texts for many searches", description=_INDEX, epilog=_INDEX_EPILOG
+    )
+    search = commands.add_parser(
+        "search", help="find texts by their meaning", description=_SEARCH, epilog=_SEARCH_EPILOG
+    )
     inspect = commands.add_parser(
         "inspect", help="print what a model repo asks for", description=_INSPECT, epilog=_INSPECT_EPILOG
     )
@@ -127,6 +193,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "download", help="fetch a model from the hub", description=_DOWNLOAD, epilog=_DOWNLOAD_EPILOG
     )
     _add_encode(encode)
+    _add_index(index)
+    _add_search(search)
     _add_model(inspect)
     inspect.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     _add_model(convert)
@@ -134,8 +202,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_model(download)
 
     options = parser.parse_args(argv)
-    if options.command == "encode":
-        _check_encode(encode, options)
+    checks = {"encode": _check_encode, "index": _check_index, "search": _check_search}
+    if options.command in checks:
+        checks[options.command](commands.choices[options.command], options)
     return options
 
 
@@ -150,19 +219,10 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "texts", nargs="*", metavar="TEXT", help="a text to encode; -- goes before texts that begin with a dash"
     )
-    parser.add_argument("--model", required=True, help="a folder, or a repo id of the Hugging Face hub")
+    _add_model_option(parser)
 
     files = parser.add_argument_group("input and output")
-    files.add_argument(
-        "--input",
-        metavar="FILE",
-        help='read the texts from FILE, or from standard input if "-" (default, where no TEXT is given)',
-    )
-    files.add_argument(
-        "--input-format",
-        choices=("text", "jsonl"),
-        help="default: jsonl if FILE ends in .jsonl or .ndjson, else text",
-    )
+    _add_input(files, "default, where no TEXT is given")
     files.add_argument("--output", metavar="FILE", help='write to FILE; default, and "-": standard output')
     files.add_argument(
         "--format",
@@ -201,6 +261,65 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
             help=f"the model's prompt for {what}, as encode_{method} uses it",
         )
 
+    _add_computation(parser)
+    _add_hub(parser)
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    _add_model_option(parser)
+    files = parser.add_argument_group("input and output")
+    _add_input(files, "default")
+    files.add_argument("--output", metavar="FILE", required=True, type=Path, help="the file to write")
+    files.add_argument("--overwrite", action="store_true", help="replace the output FILE if it exists")
+    _add_prompts(parser, 'By default the model\'s own; "" is for none at all. The index keeps both.')
+    _add_computation(parser)
+    _add_hub(parser)
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "questions", nargs="*", metavar="QUESTION", help="what to look for; -- goes before one that begins with a dash"
+    )
+    _add_model_option(parser)
+    files = parser.add_argument_group("where to search")
+    _add_input(files, "default, where no --index is given")
+    files.add_argument("--index", metavar="FILE", help="search in FILE, which `minibert index` has written")
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--top-k", metavar="N", type=_positive, default=5, help="texts to find for each question (default: 5)"
+    )
+    output.add_argument("--json", action="store_true", help="print JSON lines, for programs")
+    _add_prompts(parser, 'By default those of the index, or the model\'s own; "" is for none at all.')
+    _add_computation(parser)
+    _add_hub(parser)
+
+
+def _add_model_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        help="a folder, or a repo id of the Hugging Face hub (default: the built-in model, for English)",
+    )
+
+
+def _add_input(group: argparse._ArgumentGroup, when: str) -> None:
+    group.add_argument(
+        "--input", metavar="FILE", help=f'read the texts from FILE, or from standard input if "-" ({when})'
+    )
+    group.add_argument(
+        "--input-format",
+        choices=("text", "jsonl"),
+        help="default: jsonl if FILE ends in .jsonl or .ndjson, else text",
+    )
+
+
+def _add_prompts(parser: argparse.ArgumentParser, default: str) -> None:
+    prompts = parser.add_argument_group("prompts", default)
+    prompts.add_argument("--document-prompt", metavar="TEXT", help="what goes before each text that is searched")
+    prompts.add_argument("--query-prompt", metavar="TEXT", help="what goes before each question")
+
+
+def _add_computation(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("computation")
     work.add_argument("--device", metavar="DEVICE", help="cpu (default), or cuda or cuda:N for an NVIDIA GPU")
     work.add_argument(
@@ -213,7 +332,6 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
         help="what to do when texts have more tokens than the model's maximum length, and are therefore cut "
         "(default: warn, once)",
     )
-    _add_hub(parser)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -245,10 +363,7 @@ def _check_encode(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error("TEXT and --input cannot be given together")
     if options.texts and options.input_format is not None:
         parser.error("--input-format is for --input and standard input, not for TEXT")
-    if options.input is None:
-        options.input = "-"
-    if options.input_format is None:
-        options.input_format = "jsonl" if FORMATS.get(Path(options.input).suffix) == "jsonl" else "text"
+    _check_input_and_model(parser, options)
     if options.output in {None, "-"}:
         options.output = None
         options.format = options.format or "jsonl"
@@ -259,6 +374,34 @@ def _check_encode(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     options.format = options.format or FORMATS.get(options.output.suffix)
     if options.format is None:
         parser.error(f"--output must end in {', '.join(FORMATS)}, or give --format; it is {options.output}")
+
+
+def _check_index(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _check_input_and_model(parser, options)
+    if str(options.output) == "-":
+        parser.error("an index is not for standard output: give --output a file")
+
+
+def _check_search(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.index is not None:
+        for name in ("input", "input_format", "document_prompt"):
+            if getattr(options, name) is not None:
+                parser.error(
+                    f"--{name.replace('_', '-')} is for texts that are not in an index: leave it or --index out"
+                )
+    elif not options.questions and options.input in {None, "-"}:
+        parser.error("give a QUESTION, or --input or --index a file; standard input cannot hold texts and questions")
+    _check_input_and_model(parser, options)
+
+
+def _check_input_and_model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Fill in where the texts are and in which format; refuse a revision of no model."""
+    if options.input is None:
+        options.input = "-"
+    if options.input_format is None:
+        options.input_format = "jsonl" if FORMATS.get(Path(options.input).suffix) == "jsonl" else "text"
+    if options.model is None and options.revision is not None:
+        parser.error("--revision is for a repo of the hub: give its --model")
 
 
 def _positive(text: str) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from minibert.checkpoint import WEIGHTS_FILES, StoredTensor, open_bert, open_weights
-from minibert.cli.files import model_folder, repo_files, save_safetensors, whole_folder
+from minibert.checkpoint import WEIGHTS_FILES, StoredTensor, open_bert, open_weights, save_safetensors
+from minibert.cli.files import model_folder, whole_folder
 from minibert.encoder import SentenceEncoder
 from minibert.errors import WeightsError
 from minibert.jsonfile import read_object
@@ -40,7 +40,7 @@ def convert(repo: ModelRepo, target: Path, dtype: np.dtype[np.floating]) -> None
         WeightsError: A value is too large for ``dtype``.
     """
     weights_folders = set()
-    for name in repo_files(repo):
+    for name in repo.files():
         source, copy = repo.folder / name, target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if _is_weights(name):

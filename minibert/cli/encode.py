@@ -10,9 +10,11 @@ from typing import BinaryIO
 import numpy as np
 
 from minibert import __version__
-from minibert.cli.files import model_folder, save_safetensors, whole_file
+from minibert.checkpoint import save_safetensors
+from minibert.cli.encoder import open_encoder, shows_progress
+from minibert.cli.files import whole_file
 from minibert.cli.texts import read_texts
-from minibert.encoder import SentenceEncoder
+from minibert.index import BUILTIN_NAME
 from minibert.typing import Array
 
 
@@ -37,14 +39,14 @@ def _encode(options: argparse.Namespace) -> tuple[list[str], Array]:
             f"--precision {options.precision} takes its ranges from all the texts together; there is only one. "
             "Give more, or use float32, binary or ubinary."
         )
-    encoder = SentenceEncoder(model_folder(options), device=options.device, on_truncate=options.on_truncate)
+    encoder = open_encoder(options)
     encode = {"encode": encoder.encode, "query": encoder.encode_query, "document": encoder.encode_document}
     vectors = encode[options.method](
         texts,
         prompt_name=options.prompt_name,
         prompt=options.prompt,
         batch_size=options.batch_size,
-        show_progress_bar=sys.stderr.isatty() and len(texts) > (options.batch_size or 32),
+        show_progress_bar=shows_progress(len(texts), options),
         precision=options.precision,
         normalize_embeddings=options.normalize,
         truncate_dim=options.truncate_dim,
@@ -55,7 +57,7 @@ def _encode(options: argparse.Namespace) -> tuple[list[str], Array]:
 def _write(path: Path, texts: Sequence[str], vectors: Array, options: argparse.Namespace) -> None:
     if options.format == "safetensors":
         metadata = {
-            "model": options.model,
+            "model": BUILTIN_NAME if options.model is None else options.model,
             "minibert": __version__,
             "precision": options.precision,
             "normalize": str(options.normalize).lower(),

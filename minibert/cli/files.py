@@ -1,18 +1,14 @@
-"""Files: those of a model repo, and outputs that appear whole or not at all."""
+"""Files: the folder of a model, and outputs that appear whole or not at all."""
 
 import argparse
 import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors.numpy import save_file
-
 from minibert import hub
-from minibert.repo import ModelRepo
-from minibert.typing import Array
 
 
 def model_folder(options: argparse.Namespace) -> Path:
@@ -22,15 +18,6 @@ def model_folder(options: argparse.Namespace) -> Path:
         revision=options.revision,
         cache_folder=options.cache_folder,
         local_files_only=options.local_files_only,
-    )
-
-
-def repo_files(repo: ModelRepo) -> list[str]:
-    """Return the files in the repo's folder that minibert reads, as paths relative to it, sorted."""
-    folders = [repo.transformer_folder, *(folder for _, folder in repo.modules if folder is not None)]
-    return hub.needed_files(
-        [path.relative_to(repo.folder).as_posix() for path in repo.folder.rglob("*") if path.is_file()],
-        [folder.relative_to(repo.folder).as_posix() for folder in folders],
     )
 
 
@@ -47,7 +34,7 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--output must lie in a folder; there is no folder {path.parent}. Create it first.")
     if path.exists() and not path.is_file():
-        raise FileExistsError(f"--output must be a regular file; {path} is not. Leave it out for standard output.")
+        raise FileExistsError(f"--output must be a regular file; {path} is not. Give another name.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists. Give another --output, or --overwrite to replace it.")
     path = path.resolve()  # a symbolic link stays one
@@ -96,14 +83,6 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         _exchange(path, new, old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def save_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file with the permissions of any other file; the library's own are for the user only."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(dict(tensors), path, dict(metadata))
-    path.chmod(mode)
 
 
 def _beside(path: Path) -> Path:

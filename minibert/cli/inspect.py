@@ -12,7 +12,7 @@ from typing import Any
 
 from minibert.checkpoint import find_weights
 from minibert.cli.differences import differences
-from minibert.cli.files import model_folder, repo_files
+from minibert.cli.files import model_folder
 from minibert.cli.opened import OpenedRepo
 from minibert.modules import Pooling
 
@@ -52,7 +52,7 @@ def facts(opened: OpenedRepo) -> dict[str, Any]:
         "casing": {**opened.casing._asdict(), "source": opened.casing_source},
         "prompts": opened.prompts,
         "default_prompt_name": repo.default_prompt_name,
-        "files": [{"path": name, "bytes": (repo.folder / name).stat().st_size} for name in repo_files(repo)],
+        "files": [{"path": name, "bytes": (repo.folder / name).stat().st_size} for name in repo.files()],
         "differences": differences(opened),
     }
 

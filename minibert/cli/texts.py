@@ -1,8 +1,10 @@
-"""The texts that ``minibert encode`` is given: lines, or JSON lines. Line n is always row n of the output."""
+"""The texts and questions that a command is given: lines, or JSON lines, each with its number in the file."""
 
 import codecs
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -24,6 +26,30 @@ def read_texts(source: str, kind: str) -> list[str]:
         lines.pop()
     parse = _text_field if kind == "jsonl" else _line
     return [parse(f"{name}: line {number}", line.removesuffix(b"\r")) for number, line in enumerate(lines, 1)]
+
+
+def read_questions() -> Iterator[str]:
+    """Yield the lines of standard input that are not blank, each as soon as it is there.
+
+    Raises:
+        ValueError: A line is not UTF-8; the message has its number.
+    """
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        sys.stderr.write("minibert: reading questions from the terminal, one a line; Ctrl-D ends them\n")
+    for number in itertools.count(1):
+        if is_terminal:
+            sys.stderr.write("? ")
+            sys.stderr.flush()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            break
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        question = _line(f"standard input: line {number}", line.removesuffix(b"\n").removesuffix(b"\r"))
+        if question.strip():
+            yield question
+    if is_terminal:
+        sys.stderr.write("\n")
 
 
 def _standard_input() -> bytes:

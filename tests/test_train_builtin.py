@@ -1,0 +1,126 @@
+"""tools/train_builtin.py makes a model: the whole way, with a small teacher and a few texts."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from support import twin
+
+from minibert import SentenceEncoder
+
+pytestmark = pytest.mark.reference
+
+WORDS = ["a", "man", "is", "playing", "the", "guitar", "cat", "hat", "no", "cafe", "owners", "happy"]
+RECIPE = {"hidden_size": 16, "layers": 1, "heads": 2, "positions": 64, "batch": 8, "epochs": 4, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Return a file of 120 texts."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("".join(" ".join(rng.choice(WORDS, rng.integers(3, 9))) + "\n" for _ in range(120)), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Return a file of pairs with scores."""
+    path = tmp_path_factory.mktemp("sts") / "some-dev.csv"
+    path.write_text("a man,the man,4.5\na cat,no hat,1.0\nthe guitar,guitar,5.0\nhappy owners,a hat,0.0\n", "utf-8")
+    return path
+
+
+@pytest.fixture
+def run(texts, pairs, monkeypatch):
+    """Return a function that runs the tool with a recipe, to two folders."""
+    pytest.importorskip("torch")
+    import train_builtin
+
+    def run(work, output, **changes):
+        command = ["train_builtin.py", str(twin("BertModel-128d")), str(texts), "--work", str(work)]
+        command += ["--output", str(output), "--sts", str(pairs), "--recipe", json.dumps({**RECIPE, **changes})]
+        monkeypatch.setattr(sys, "argv", command)
+        train_builtin.main()
+        return output
+
+    return run
+
+
+def weights(folder):
+    """Return the bytes of the weights."""
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_the_student_learns(run, texts, tmp_path):
+    """The similarities of the trained model are much nearer to the teacher's than those of one hardly trained."""
+    lines = texts.read_text("utf-8").splitlines()
+    teacher = SentenceEncoder(twin("BertModel-128d")).encode(lines, normalize_embeddings=True)
+
+    def distance(folder):
+        vectors = SentenceEncoder(folder).encode(lines)
+        return np.square(vectors @ vectors.T - teacher @ teacher.T).mean()
+
+    untrained = distance(run(tmp_path / "a", tmp_path / "untrained", learning_rate=0.0))
+    trained = distance(run(tmp_path / "b", tmp_path / "trained", epochs=12))
+
+    assert trained < untrained / 2
+
+
+def test_the_result_is_an_ordinary_repo(run, tmp_path):
+    """sentence-transformers loads it, and gives minibert's vectors; the card has the scores and the recipe."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = run(tmp_path / "work", tmp_path / "model")
+    texts = ["a man is playing the guitar", "no", "", "the cat the hat " * 30]
+    encoder = SentenceEncoder(folder, on_truncate="ignore")
+    peer = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    card = (folder / "README.md").read_text("utf-8")
+
+    assert encoder.max_seq_length == peer.max_seq_length == 64
+    np.testing.assert_allclose(encoder.encode(texts), peer.encode(texts), rtol=0, atol=1e-6)
+    assert "| some-dev |" in card
+    assert "| learning_rate | 0.01 |" in card
+    assert "{" not in card.replace("```", "")
+
+
+def test_a_run_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
+    """Stopped in the middle and run again, it makes the very same model; the same command anew does, too."""
+    import distillation
+
+    whole = run(tmp_path / "whole", tmp_path / "model-1")
+    loss_of, calls = distillation.loss_of, []
+
+    def stop_at_20(*arguments):
+        calls.append(None)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return loss_of(*arguments)
+
+    monkeypatch.setattr(distillation, "CHECKPOINT_STEPS", 7)
+    monkeypatch.setattr(distillation, "loss_of", stop_at_20)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", tmp_path / "model-2")
+    assert not (tmp_path / "model-2").exists()
+    resumed = run(tmp_path / "stopped", tmp_path / "model-2")
+
+    assert len(calls) == 20 + 60 - 14
+    assert weights(resumed) == weights(whole)
+
+
+def test_another_seed_makes_another_model(run, tmp_path):
+    """The seed decides, and nothing else that is random."""
+    first = run(tmp_path / "first", tmp_path / "model-1")
+    again = run(tmp_path / "again", tmp_path / "model-2")
+    other = run(tmp_path / "other", tmp_path / "model-3", seed=1)
+
+    assert weights(first) == weights(again)
+    assert weights(first) != weights(other)
+
+
+def test_two_recipes_do_not_mix(run, tmp_path):
+    """A folder with another run's checkpoint is refused, and the message says what differs."""
+    run(tmp_path / "work", tmp_path / "model")
+
+    with pytest.raises(SystemExit, match="another seed, epochs"):
+        run(tmp_path / "work", tmp_path / "model", seed=2, epochs=1)
