@@ -221,7 +221,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     def fingerprint(self) -> str:
         """What tells the model from every other: a hash of its files; see :attr:`minibert.repo.ModelRepo.fingerprint`.
 
-        Encoders with the same one give the same vectors, but for their settings. It is computed when first asked for.
+        Encoders with the same one give the same vectors, but for their settings. It is computed when first asked for,
+        of the files as they are then.
         """
         return self._repo.fingerprint
 

@@ -16,7 +16,7 @@ from minibert import ops, similarity
 from minibert.checkpoint import open_safetensors, save_safetensors
 from minibert.encoder import SentenceEncoder
 from minibert.errors import IndexFileError, WeightsError
-from minibert.inputs import as_texts, require_int
+from minibert.inputs import as_texts, require_int, require_text
 from minibert.typing import Array, Float, Int, PathLike
 
 #: What the built-in model is called, which has no other name.
@@ -105,11 +105,14 @@ class SearchIndex:
             show_progress_bar: As there.
 
         Raises:
-            TypeError: An item is not a text; the message has its index.
+            TypeError: An item, or a prompt, is not a text; the message has its index.
             ValueError: There is no text, the numbers do not fit, or a vector has NaN or infinity.
             TruncationError: A text is too long, and the encoder's ``on_truncate`` is ``"error"``.
         """
         texts = as_texts(texts)[0]
+        fingerprint = encoder.fingerprint  # before the vectors: encoding can take hours, in which files change
+        if query_prompt is not None:
+            require_text("query_prompt", query_prompt)
         if not texts:
             raise ValueError("an index must have at least one text; there is none.")
         given = np.arange(1, len(texts) + 1) if numbers is None else np.asarray(numbers)
@@ -128,7 +131,7 @@ class SearchIndex:
             vectors=_finite(vectors.astype(np.float32, copy=False), "text"),
             numbers=where,
             model=_name(encoder),
-            fingerprint=encoder.fingerprint,
+            fingerprint=fingerprint,
             similarity_fn_name=encoder.similarity_fn_name,
             document_prompt=document_prompt,
             query_prompt=encoder.prompt_for("query") if query_prompt is None else query_prompt,
@@ -153,7 +156,8 @@ class SearchIndex:
         except OSError as error:
             raise IndexFileError(f"{path} cannot be read: {error.strerror}.") from error
         except (SafetensorError, WeightsError) as error:
-            raise IndexFileError(f"a search index must be a safetensors file: {error}") from error
+            reason = str(error).replace("Download it again.", "Build the index again.")
+            raise IndexFileError(f"a search index must be a safetensors file: {reason}") from error
         if not _are_numbers(arrays["numbers"]):
             raise _damaged(path, "numbers must begin at 1 or above and increase; they do not")
         rows = np.isfinite(arrays["vectors"]).all(axis=1)
@@ -195,7 +199,8 @@ class SearchIndex:
 
         Raises:
             TypeError: A query is not a text.
-            ValueError: The encoder has another model, ``top_k`` is not at least 1, or a query's vector has NaN.
+            ValueError: The encoder has another model, ``top_k`` is not at least 1, a query's vector has NaN, or a score
+                is beyond float32.
             TruncationError: A query is too long, and the encoder's ``on_truncate`` is ``"error"``.
         """
         self.check_model(encoder)
@@ -223,7 +228,14 @@ class SearchIndex:
         return f"SearchIndex({len(self):,} text{'s' * (len(self) > 1)}, model {self.model!r})"
 
     def _nearest(self, query: Float[Array, "D"], top_k: int) -> list[Hit]:
-        scores = self._scores(query)
+        with np.errstate(all="ignore"):
+            scores = self._scores(query)
+        if not np.isfinite(scores).all():
+            number = self.numbers[np.isfinite(scores).argmin()]
+            raise ValueError(
+                f"scores must be finite; the vector of text {number} is too large for float32. Check the model, or "
+                "build the index again."
+            )
         # All that are as good as the last of the best: partition alone would choose among equals as it likes.
         least = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else -np.inf
         rows = np.flatnonzero(scores >= least)

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 from support import ROOT, copy_twin, edit_json, load, twin
 
-from minibert import SearchIndex, SentenceEncoder
+from minibert import BUILTIN_MODEL, SearchIndex, SentenceEncoder
 from minibert.cli import main
 from minibert.index import Hit
 
@@ -405,9 +405,17 @@ def test_model_of_an_index_must_be_named(run, repo, here, capsys, monkeypatch, n
 
     assert main(["search", "a cat", "--index", "x"]) == 1
     assert capsys.readouterr().err == (
-        f"minibert: error: x was made with the model {name!r}, which is not fetched for a file's sake: name it with "
+        f"minibert: error: x was made with the model {name!r}, which no file may load by its name: name it with "
         "--model if you trust it.\n"
     )
+
+
+def test_built_in_model_by_its_folder(here, capsys):
+    """An index that was made with the built-in model under another name needs no --model either."""
+    SearchIndex.build(SentenceEncoder(BUILTIN_MODEL), ["the cat", "the hat"]).save("x")
+
+    assert main(["search", "the hat", "--index", "x", "--top-k", "1"]) == 0
+    assert capsys.readouterr().out == "1.000  2  the hat\n"
 
 
 @pytest.mark.parametrize("questions", [["a cat"], []])
@@ -573,6 +581,8 @@ def test_terminal_is_told(run, capsys, monkeypatch, command, size, shown):
         (["search", "q", "--index", "x", "--input", "y"], "--input is for texts that are not in an index"),
         (["search", "q", "--index", "x", "--input-format", "text"], "--input-format is for texts that are not in an"),
         (["search", "q", "--index", "x", "--document-prompt", ""], "--document-prompt is for texts that are not in an"),
+        (["search", "q", "--index", "x", "--batch-size", "2"], "--batch-size is for texts that are not in an index"),
+        (["search", "q", " ", "--input", "x"], "a QUESTION must not be blank"),
         (["search", "q", "--top-k", "0"], "--top-k: must be a whole number of at least 1"),
         (["search", "q", "--revision", "v2"], "--revision is for a repo of the hub: give its --model"),
         (["search", "q", "--index", "x", "--revision", "v2"], "--revision is for a repo of the hub: give its --model"),
@@ -628,6 +638,34 @@ def test_full_disk_is_one_error(repo, here, command):
     assert done.returncode == 1
     assert re.fullmatch(r"minibert: error: .*x\.\w+\.tmp cannot be written: .*File too large.*\n", done.stderr)
     assert listing(here) == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        ("search q --input notes.txt >&-", 1, "minibert: error: standard output is closed; results would be lost\n"),
+        ("encode q >&-", 1, "minibert: error: standard output is closed; results would be lost\n"),
+        ("index --input notes.txt --output x >&-", 0, ""),
+        ("encode q <&- 2>&1 >/dev/null", 0, ""),
+        (
+            "search q <&-",
+            1,
+            "minibert: error: standard input must have a text to search, one a line or a JSON object; ",
+        ),
+        ("search --input notes.txt <&-", 0, ""),
+        ("search q --input notes.txt 2>&-", 0, ""),
+    ],
+)
+def test_closed_streams(repo, here, command, status, message):
+    """Standard streams that are closed are no traceback: nothing is read, and results are not lost unsaid."""
+    name, rest = command.split(" ", 1)
+    line = f'"$0" -m minibert {name} --model "$1" {rest}'
+    run = subprocess.run(["sh", "-c", line, sys.executable, repo], capture_output=True, text=True, check=False)
+
+    assert run.returncode == status
+    assert run.stderr.startswith(message)
+    assert "Traceback" not in run.stderr
+    assert message or not run.stderr
 
 
 def test_reader_that_goes_away(repo, here):

@@ -139,6 +139,17 @@ def test_any_top_k_is_the_beginning_of_the_ranking(vectors, name, top_k):
     assert np.isfinite([hit.score for hit in everything]).all()
 
 
+@NAMES
+def test_vectors_beyond_float32_are_an_error(name):
+    """A vector that is finite, but whose scores are not, is an error that names its text, not a hit left out."""
+    vectors = normal(4, 8)
+    vectors[2] = np.sign(vectors[0]) * np.float32(3e38)
+
+    for top_k in (1, 3, 4):
+        with pytest.raises(ValueError, match=r"scores must be finite; the vector of text 3 is too large for float32"):
+            found(vectors, vectors[:1] * 8, name, top_k)
+
+
 # --- search: with an encoder -----------------------------------------------------------------------------------------
 
 
@@ -181,6 +192,28 @@ def test_bad_top_k(encoder, built, top_k):
     """Fewer than one text cannot be asked for."""
     with pytest.raises(ValueError, match="top_k must be"):
         built.search(encoder, "the cat", top_k)
+
+
+@pytest.mark.parametrize(("prompt", "error"), [(3, TypeError), ("\ud800", ValueError)])
+def test_prompts_that_are_no_texts_are_refused(encoder, prompt, error):
+    """A prompt must be a text, when the index is built and not only when it is searched."""
+    with pytest.raises(error, match="query_prompt must be"):
+        SearchIndex.build(encoder, TEXTS, query_prompt=prompt)
+
+
+def test_fingerprint_is_that_of_the_files_before_encoding(tmp_path):
+    """Files that change while texts are encoded do not lend the vectors their fingerprint."""
+    repo = copy_twin(tmp_path / "model")
+    encoder, before = SentenceEncoder(repo), ModelRepo.open(repo).fingerprint
+
+    class Slow(SentenceEncoder):
+        def encode_document(self, *arguments, **options):
+            edit_json(repo / "sentence_bert_config.json", max_seq_length=7)
+            return super().encode_document(*arguments, **options)
+
+    slow = Slow(repo)
+
+    assert SearchIndex.build(slow, TEXTS).fingerprint == before != encoder.fingerprint
 
 
 @pytest.mark.parametrize("numbers", [[2, 3, 5, 8, 9, 100], np.array([1, 2, 3, 4, 5, 2**40], np.uint64)])
@@ -542,6 +575,7 @@ DAMAGES = {
         key("similarity_fn_name", "maxsim"),
         "similarity_fn_name must be one of cosine, dot, euclidean, man",
     ),
+    "65 digits": (key("fingerprint", "0" * 65), "the fingerprint must be 64 hexadecimal digits"),
     "fingerprint": (key("fingerprint", "\x1b[2J"), "the fingerprint must be 64 hexadecimal digits; it is '\\x1b[2J'"),
     "no model": (key("model", None), "the metadata must have model, fingerprint, similarity_fn_name, document_prompt"),
     "no prompt": (key("query_prompt", None), "query_prompt; query_prompt is missing"),
@@ -619,7 +653,9 @@ def test_cut_file(tmp_path, built):
 
     for length in (7, 8, 100, len(content) - 1):
         (tmp_path / "x").write_bytes(content[:length])
-        with pytest.raises(IndexFileError, match="a search index must be a safetensors file"):
+        with pytest.raises(
+            IndexFileError, match=r"a search index must be a safetensors file: .*Build the index again\."
+        ):
             SearchIndex.load(tmp_path / "x")
 
 

@@ -343,7 +343,6 @@ def _metadata(name):
     return load(GOLDEN / name)[1]
 
 
-@pytest.mark.weights
 def sts_benchmark(model, name, peer):
     """Return the Spearman of a model's vectors, every number of which must be within 1e-6 of sentence-transformers'."""
     from sts import read_pairs, spearman
@@ -360,6 +359,7 @@ def sts_benchmark(model, name, peer):
     return spearman(vectors[:count], vectors[count:], pairs.scores)
 
 
+@pytest.mark.weights
 @pytest.mark.parametrize(("name", "spearman"), [("stsb-en-dev.csv", 0.867163), ("stsb-de-dev.csv", 0.702975)])
 def test_sts_benchmark(name, spearman, minilm, peer):
     """On the STS benchmark all-MiniLM-L6-v2 has sentence-transformers' Spearman within 2e-5."""

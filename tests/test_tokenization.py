@@ -208,3 +208,24 @@ def test_largest_id(variant):
     tokenizer = TextTokenizer.from_folder(FOLDER / variant)
 
     assert tokenizer.largest_id == max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
+
+
+def test_largest_id_of_a_vocabulary_with_gaps(tmp_path):
+    """Ids need not follow each other, and the largest need not be a special token's."""
+    folder = copy_twin(tmp_path / "model")
+    tokens = (folder / "vocab.txt").read_text("utf-8").splitlines()
+    vocabulary = {token: 3 * i for i, token in enumerate(tokens)}
+    model = {"type": "WordPiece", "vocab": vocabulary, "unk_token": "[UNK]"}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": model}), "utf-8")
+
+    assert TextTokenizer.from_folder(folder).largest_id == 3 * (len(tokens) - 1)
+
+
+def test_largest_id_of_a_unigram_vocabulary(tmp_path):
+    """So it is of a piece that comes after the special tokens."""
+    folder = shutil.copytree(FOLDER / "unigram", tmp_path / "unigram")
+    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    content["model"]["vocab"].append(["zzz", -9.0])
+    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+
+    assert TextTokenizer.from_folder(folder).largest_id == len(content["model"]["vocab"]) - 1

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import twin
+from support import load, twin
 
 from minibert import SentenceEncoder
 
@@ -116,6 +116,65 @@ def test_another_seed_makes_another_model(run, tmp_path):
 
     assert weights(first) == weights(again)
     assert weights(first) != weights(other)
+
+
+def test_loss_by_hand():
+    """The loss is 1 minus the mean cosine, and a weight times the mean square of what similarities are off by."""
+    torch = pytest.importorskip("torch")
+    import distillation
+
+    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    reduced = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
+    teacher = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8]])
+
+    assert distillation.loss_of(vectors, teacher, reduced, 0.0).item() == pytest.approx(1 - (0.8 + 1.0) / 2)
+    assert distillation.loss_of(vectors, teacher, reduced, 2.0).item() == pytest.approx(0.1 + 2 * (2 * 0.36) / 4)
+
+
+def test_the_mean_is_of_real_tokens(tmp_path):
+    """The student's vector of a text does not depend on the padding beside it."""
+    torch = pytest.importorskip("torch")
+    import distillation
+
+    recipe = distillation.Recipe(hidden_size=16, layers=1, positions=16)
+    student = distillation.new_student(recipe, np.random.default_rng(0).normal(size=(9, 16)).astype(np.float32)).eval()
+    texts = distillation.Texts(np.array([2, 5, 3, 2, 5, 6, 7, 8, 3], np.int32), np.array([0, 3, 9]))
+    with torch.no_grad():
+        alone = distillation.embed(student, *texts.batch(np.array([0])))
+        beside = distillation.embed(student, *texts.batch(np.array([0, 1])))
+
+    torch.testing.assert_close(alone[0], beside[0])
+
+
+def test_all_positions_are_learned(run, tmp_path):
+    """Texts of a few tokens move the embeddings of late positions, too; unless the recipe says that they need not."""
+
+    def late_positions(folder):
+        arrays, _ = load(folder / "model.safetensors")
+        return arrays["embeddings.position_embeddings.weight"][40:].astype(np.float32)
+
+    moved = late_positions(run(tmp_path / "a", tmp_path / "moved", offset=0.5))
+    at_start = late_positions(run(tmp_path / "b", tmp_path / "at-start", offset=0.0))
+    shift = np.abs(moved - at_start).max(axis=1)
+
+    assert (shift > 0).mean() > 0.9
+
+
+def test_vectors_of_other_texts_are_not_used(tmp_path, monkeypatch):
+    """Vectors that are there are used for the same texts only, however many texts another run had."""
+    pytest.importorskip("torch")
+    import distillation
+
+    monkeypatch.setattr(distillation, "SHARD", 10)
+    texts = [f"{'a man ' * (i % 5 + 1)}the hat {'no ' * (i // 5)}" for i in range(40)]
+    expected = SentenceEncoder(twin("BertModel-128d")).encode(texts, normalize_embeddings=True).astype(np.float16)
+
+    for chosen in (slice(15), slice(40), slice(12, 40), slice(15)):
+        vectors = distillation.teacher_vectors(twin("BertModel-128d"), texts[chosen], tmp_path)
+        np.testing.assert_array_equal(vectors, expected[chosen])
+    made = len(list(tmp_path.glob("*.npy")))
+    distillation.teacher_vectors(twin("BertModel-128d"), texts, tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == made
 
 
 def test_two_recipes_do_not_mix(run, tmp_path):

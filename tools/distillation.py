@@ -4,6 +4,7 @@ For train_builtin.py, which has the command line, the export and the model card.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from torch.nn.functional import normalize
 from transformers import BertConfig, BertModel
 
 from minibert import SentenceEncoder
-from minibert.checkpoint import open_bert
 from minibert.repo import ModelRepo
 from minibert.typing import Array, Float, Int
 
@@ -94,24 +94,23 @@ def remember(path: Path, inputs: dict[str, Any]) -> None:
 
 
 def teacher_vectors(teacher: Path, texts: Sequence[str], folder: Path) -> Float[Array, "N D"]:
-    """Return the teacher's vectors, float16; those that are in ``folder`` are not computed again."""
-    repo = ModelRepo.open(teacher)
-    weights = next(iter(open_bert(repo.transformer_folder, repo.config).values())).path
-    made_from = {"teacher": hashlib.sha256(Path(weights).read_bytes()).hexdigest(), "first": digest(texts[:SHARD])}
-    remember(folder / "inputs.json", made_from)
+    """Return the teacher's vectors, float16; those that are in ``folder`` are not computed again.
+
+    They lie there in files of :data:`SHARD` texts, named by the SHA-256 of these: other texts have other files.
+    """
+    remember(folder / "inputs.json", {"teacher": ModelRepo.open(teacher).fingerprint})
     encoder = None
     shards = []
     for start in range(0, len(texts), SHARD):
-        path = folder / f"{start:08d}.npy"
+        part = texts[start : start + SHARD]
+        path = folder / f"{digest(part)}.npy"
         if not path.exists():
             encoder = encoder or SentenceEncoder(teacher, on_truncate="ignore")
-            vectors = encoder.encode(texts[start : start + SHARD], normalize_embeddings=True).astype(np.float16)
-            part = path.with_suffix(".part")
-            with part.open("wb") as file:
-                np.save(file, vectors)
-            part.replace(path)
-            print(f"teacher: {start + len(vectors):,} of {len(texts):,} texts", flush=True)
-        shards.append(np.load(path)[: len(texts) - start])
+            content = io.BytesIO()
+            np.save(content, encoder.encode(part, normalize_embeddings=True).astype(np.float16))
+            write_whole(path, content.getvalue())
+            print(f"teacher: {start + len(part):,} of {len(texts):,} texts", flush=True)
+        shards.append(np.load(path))
     return np.concatenate(shards)
 
 
@@ -266,7 +265,7 @@ def train(
             print(f"training: step {step + 1:,} of {len(plan):,}, loss {np.mean(recent):.4f}", flush=True)
             recent.clear()
             state = {"step": step + 1, "student": student.state_dict(), "optimizer": optimizer.state_dict()}
-            part = checkpoint.with_suffix(".part")
-            torch.save({**state, "schedule": schedule.state_dict()}, part)
-            part.replace(checkpoint)
+            content = io.BytesIO()
+            torch.save({**state, "schedule": schedule.state_dict()}, content)
+            write_whole(checkpoint, content.getvalue())
     student.eval()

@@ -150,7 +150,8 @@ def main() -> None:
     encoder = SentenceEncoder(options.teacher, on_truncate="ignore")
     vectors = teacher_vectors(options.teacher, texts, options.vectors or options.work / "teacher")
     recipe = recipe._replace(texts=len(texts))
-    remember(options.work / "recipe.json", {**recipe._asdict(), "of texts": digest(texts)})
+    made_from = {"teacher": ModelRepo.open(options.teacher).fingerprint, "SHA-256 of the texts": digest(texts)}
+    remember(options.work / "recipe.json", {**recipe._asdict(), **made_from})
 
     directions = principal_directions(vectors, recipe.hidden_size)
     backend = Tokenizer.from_str(encoder.tokenizer.to_str())

@@ -4,6 +4,7 @@ Exit status: 0; 1 for an error, which standard error tells; 2 for wrong usage; 1
 SIGINT, SIGTERM or SIGHUP; 141 when the reader of standard output went away.
 """
 
+import argparse
 import contextlib
 import importlib
 import logging
@@ -24,6 +25,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, by default the process's own, and return the exit status."""
     options = arguments.parse(argv)
+    if not _standard_streams(options):
+        return 1
     try:
         with _terminable(), _one_line_messages():
             # Imported now, so that --help and usage errors do not wait for what the commands need.
@@ -40,6 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("\n".join(["minibert: error: " + lines[0], *lines[1:]]) + "\n")
         return 1
     return 0
+
+
+def _standard_streams(options: argparse.Namespace) -> bool:
+    """Give closed standard streams something to read and write; return whether results have somewhere to go."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
+    if sys.stdout is None:
+        if getattr(options, "output", None) is None:
+            sys.stderr.write("minibert: error: standard output is closed; results would be lost\n")
+            return False
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    return True
 
 
 @contextlib.contextmanager

@@ -66,8 +66,8 @@ failed or interrupted run leaves no file, and an old one as it was.
 _INDEX_EPILOG = """\
 input:
   Text files hold one text a line, JSON lines one object a line with a string
-  "text"; both are UTF-8. Blank lines and blank texts are left out; the others
-  keep the numbers of their lines.
+  "text"; both are UTF-8. Blank texts, and blank lines of a text file, are left
+  out; the others keep the numbers of their lines.
 
 output:
   One safetensors file, with the model's name and a hash of its files: another
@@ -383,8 +383,10 @@ def _check_index(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _check_search(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if not all(question.strip() for question in options.questions):
+        parser.error("a QUESTION must not be blank")
     if options.index is not None:
-        for name in ("input", "input_format", "document_prompt"):
+        for name in ("input", "input_format", "document_prompt", "batch_size"):
             if getattr(options, name) is not None:
                 parser.error(
                     f"--{name.replace('_', '-')} is for texts that are not in an index: leave it or --index out"

@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> None:
         index, _ = build(options)
         index.save(path)
     if sys.stderr.isatty():
-        sys.stderr.write(f"minibert: wrote {len(index):,} texts to {options.output}\n")
+        sys.stderr.write(f"minibert: wrote {len(index):,} text{'s' * (len(index) > 1)} to {options.output}\n")
 
 
 def build(options: argparse.Namespace) -> tuple[SearchIndex, SentenceEncoder]:

@@ -12,7 +12,9 @@ from minibert.cli.index import build
 from minibert.cli.terminal import cut, printable
 from minibert.cli.texts import read_questions
 from minibert.encoder import SentenceEncoder
+from minibert.hub import BUILTIN_MODEL
 from minibert.index import BUILTIN_NAME, Hit, SearchIndex
+from minibert.repo import ModelRepo
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,9 +44,10 @@ def _load(options: argparse.Namespace) -> tuple[SearchIndex, SentenceEncoder]:
         ValueError: The encoder would have another model than the index.
     """
     index = SearchIndex.load(options.index)
-    if options.model is None and index.model != BUILTIN_NAME:
+    others = index.model != BUILTIN_NAME and index.fingerprint != ModelRepo.open(BUILTIN_MODEL).fingerprint
+    if options.model is None and others:
         raise ValueError(
-            f"{options.index} was made with the model {index.model!r}, which is not fetched for a file's sake: "
+            f"{options.index} was made with the model {index.model!r}, which no file may load by its name: "
             "name it with --model if you trust it."
         )
     encoder = open_encoder(options)
