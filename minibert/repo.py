@@ -5,7 +5,6 @@ It reads what sentence-transformers 2 to 6 wrote, and bare transformers repos wi
 
 import dataclasses
 import functools
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -187,6 +186,8 @@ class ModelRepo:
         It is that of what ``sha256sum`` prints about them, in the order of :meth:`files`. The files are read when it
         is first asked for.
         """
+        import hashlib  # it loads OpenSSL, and most programs never come here
+
         listing = hashlib.sha256()
         for name in self.files():
             with (self.folder / name).open("rb") as file:
