@@ -1,14 +1,21 @@
 """README's examples give what they show."""
 
 import doctest
+import json
+import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from bench_tables import seconds
 from support import ROOT
 
-from minibert import model
+from minibert import BUILTIN_MODEL, model
+
+#: The rows of the model card's scores.
+NAMES = ("this model", "all-MiniLM-L6-v2")
 
 
 def test_examples():
@@ -33,6 +40,37 @@ def test_search_example():
 
     assert run.stdout == output
     assert "built-in model" in run.stderr
+
+
+def test_numbers_of_the_built_in_model():
+    """What README says of its speed is in the record, and of its quality on the model's card."""
+    record = json.loads((ROOT / "tools" / "results" / "builtin-avx2.json").read_text("utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    texts_a_second = {
+        (model, kind): workload["texts"] / median(record, "throughput", model, kind)
+        for model, facts in record["models"].items()
+        for kind, workload in facts["workloads"].items()
+    }
+    ratio = {
+        kind: texts_a_second["builtin", kind] / texts_a_second["minilm", kind] for kind in ("short", "mixed", "long")
+    }
+    card = (BUILTIN_MODEL / "README.md").read_text("utf-8")
+    student, teacher = (re.search(rf"^\| {name} \| (\S+) \| (\S+) \|$", card, re.MULTILINE) for name in NAMES)
+
+    assert f"{min(ratio['short'], ratio['mixed']):.0f} times as many short or mixed texts" in readme
+    assert f"(long ones {ratio['long']:.0f} times, of which it reads twice as much)" in readme
+    assert f"its first vector is there {median(record, 'cold', 'builtin', ''):.2f} s after" in readme
+    (english, german), (english_teacher, german_teacher) = (map(float, row.groups()) for row in (student, teacher))
+    assert (
+        f"{english:.3f} (its teacher's {english_teacher:.3f}; German: {german:.3f} and {german_teacher:.3f})" in readme
+    )
+
+
+def median(record, measure, model, workload):
+    """Return the median of the seconds that minibert took."""
+    cell = (measure, model, workload, "minibert")
+    rows = [row for row in record["rows"] if (row["measure"], row["model"], row["workload"], row["peer"]) == cell]
+    return statistics.median(map(seconds, rows))
 
 
 def test_length_of_the_reference():
