@@ -233,8 +233,8 @@ class SearchIndex:
         if not np.isfinite(scores).all():
             number = self.numbers[np.isfinite(scores).argmin()]
             raise ValueError(
-                f"scores must be finite; the vector of text {number} is too large for float32. Check the model, or "
-                "build the index again."
+                f"scores must be finite; that of text {number} is not: its vector, or the query's, is too large for "
+                "float32. Check the model, or build the index again."
             )
         # All that are as good as the last of the best: partition alone would choose among equals as it likes.
         least = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else -np.inf

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import copy_twin
 
 
 def has_gpu():
@@ -78,3 +79,18 @@ def device(request):
     device.launches.clear()
     with device.on(device.new_stream()):
         yield device
+
+
+@pytest.fixture
+def repo(tmp_path):
+    """Return a repo of the test's own."""
+    return copy_twin(tmp_path / "model")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Return an empty folder that is the working directory, which a test can list."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_support import BUFFERED, COMMAND, listing, records, usage_error
 from safetensors.numpy import save_file
 from support import ROOT, copy_twin, edit_json, edit_weights, load
 
@@ -20,23 +21,6 @@ from minibert import SentenceEncoder, __version__, hub
 from minibert.cli import main
 
 TEXTS = ["the cat", "", "a man and the hat", "play\u2028ing"]
-COMMAND = [sys.executable, "-m", "minibert"]
-BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
-
-@pytest.fixture
-def repo(tmp_path):
-    """Return a repo of the test's own."""
-    return copy_twin(tmp_path / "model")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """Return an empty folder that is the working directory, which a test can list."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
 
 
 @pytest.fixture
@@ -48,23 +32,6 @@ def encode(repo, here, monkeypatch):
         return main(["encode", "--model", str(repo), *map(str, argv)])
 
     return run
-
-
-def records(text):
-    """Return the JSON lines of a text."""
-    return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
-
-
-def usage_error(*argv):
-    """Run the command line, which must exit with the status of wrong usage."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in argv])
-    assert stop.value.code == 2
-
-
-def listing(folder):
-    """Return the names in a folder."""
-    return sorted(path.name for path in folder.iterdir())
 
 
 # --- encode: input ---------------------------------------------------------------------------------------------------

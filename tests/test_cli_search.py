@@ -13,33 +13,23 @@ import types
 
 import numpy as np
 import pytest
+from cli_support import BUFFERED, COMMAND, listing, records, usage_error
 from safetensors.numpy import save_file
-from support import ROOT, copy_twin, edit_json, load, twin
+from support import ROOT, edit_json, load, twin
 
 from minibert import BUILTIN_MODEL, SearchIndex, SentenceEncoder
 from minibert.cli import main
 from minibert.index import Hit
 
-COMMAND = [sys.executable, "-m", "minibert"]
-BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 NOTES = b"the cat\n\na man and the hat\n \t\nno violin\r\nthe caf\xc3\xa9\n"
 LINES = {1: "the cat", 3: "a man and the hat", 5: "no violin", 6: "the café"}
 
 
 @pytest.fixture
-def repo(tmp_path):
-    """Return a repo of the test's own."""
-    return copy_twin(tmp_path / "model")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(here):
     """Return an empty folder that is the working directory, but for notes.txt."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    (folder / "notes.txt").write_bytes(NOTES)
-    monkeypatch.chdir(folder)
-    return folder
+    (here / "notes.txt").write_bytes(NOTES)
+    return here
 
 
 @pytest.fixture
@@ -51,11 +41,6 @@ def run(repo, here, monkeypatch):
         return main([command, "--model", str(repo), *map(str, argv)])
 
     return run
-
-
-def records(text):
-    """Return the JSON lines of a text."""
-    return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
 
 
 def expected(repo, question, lines=None, top_k=5, **prompts):
@@ -77,18 +62,6 @@ def returning(*hits):
 def terminal(content):
     """Return a standard input that is a terminal."""
     return types.SimpleNamespace(isatty=lambda: True, buffer=io.BytesIO(content))
-
-
-def usage_error(*argv):
-    """Run the command line, which must exit with the status of wrong usage."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in argv])
-    assert stop.value.code == 2
-
-
-def listing(folder):
-    """Return the names in a folder."""
-    return sorted(path.name for path in folder.iterdir())
 
 
 # --- search: where the texts are -------------------------------------------------------------------------------------

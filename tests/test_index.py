@@ -146,7 +146,7 @@ def test_vectors_beyond_float32_are_an_error(name):
     vectors[2] = np.sign(vectors[0]) * np.float32(3e38)
 
     for top_k in (1, 3, 4):
-        with pytest.raises(ValueError, match=r"scores must be finite; the vector of text 3 is too large for float32"):
+        with pytest.raises(ValueError, match="scores must be finite; that of text 3 is not"):
             found(vectors, vectors[:1] * 8, name, top_k)
 
 

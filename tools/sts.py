@@ -41,6 +41,12 @@ def spearman(left: Array, right: Array, scores: list[float]) -> float:
     return float(spearmanr(cosines, scores).statistic)
 
 
+def score(vectors: Array, pairs: Pairs) -> float:
+    """Return the correlation for the vectors of all left sentences, and then of all right ones."""
+    count = len(pairs.scores)
+    return spearman(vectors[:count], vectors[count:], pairs.scores)
+
+
 def main() -> None:
     """Print one line for each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,14 +59,13 @@ def main() -> None:
     for path in options.pairs:
         pairs = read_pairs(path)
         vectors = encoder.encode([*pairs.left, *pairs.right])
-        count = len(pairs.scores)
-        line = f"{path.name}: {count} pairs, Spearman {spearman(vectors[:count], vectors[count:], pairs.scores):.6f}"
+        line = f"{path.name}: {len(pairs.scores)} pairs, Spearman {score(vectors, pairs):.6f}"
         if options.compare:
             from sentence_transformers import SentenceTransformer
 
             peer = SentenceTransformer(options.model, device="cpu").encode([*pairs.left, *pairs.right])
             line += (
-                f", sentence-transformers {spearman(peer[:count], peer[count:], pairs.scores):.6f}, "
+                f", sentence-transformers {score(peer, pairs):.6f}, "
                 f"largest difference {np.abs(vectors - peer).max():.1e}"
             )
         print(line)
