@@ -112,7 +112,7 @@ class Job(NamedTuple):
         if len(unique) == len(texts):
             return outputs
         if self.request.output_value == "sentence_embedding":
-            return outputs[which]
+            return self.engine.spread(outputs, which) if self.request.on_device else outputs[which]
         first = {i: row for row, i in reversed(list(enumerate(which)))}  # it gets the arrays, its equals get copies
         return [outputs[i] if first[i] == row else copy.deepcopy(outputs[i]) for row, i in enumerate(which)]
 

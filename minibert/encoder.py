@@ -231,6 +231,13 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         """The ``tokenizers.Tokenizer``."""
         return self._pipeline.tokenizer.backend
 
+    def close(self) -> None:
+        """Give back what is kept from call to call: on a GPU, streams and their memory. The weights stay.
+
+        The encoder can be used afterwards; the next call makes what it needs anew.
+        """
+        self._engine.close()
+
     def get_embedding_dimension(self) -> int:
         """Return the width of the vectors that ``encode`` returns."""
         return self._pipeline.width(self.truncate_dim)

@@ -61,6 +61,10 @@ class Engine(Protocol):
         """Return an array for vectors, where they are computed."""
         ...
 
+    def spread(self, vectors: Any, rows: Sequence[int]) -> Any:
+        """Return some rows of an array of :meth:`empty`, each as often as it is named."""
+        ...
+
     def batch_tokens(self, config: BertConfig) -> int:
         """Return how many tokens a thread computes at a time, by default."""
         ...
@@ -74,6 +78,10 @@ class Engine(Protocol):
             cancelled: Computing raises InterruptedError once it returns true.
             blas_threads: Whether BLAS may use threads of its own.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back what is kept from call to call. The next call makes it anew."""
         ...
 
 
@@ -100,6 +108,10 @@ class CpuEngine:
         """Return an array for vectors."""
         return np.empty((texts, width), self.dtype)
 
+    def spread(self, vectors: Array, rows: Sequence[int]) -> Array:
+        """Return some rows of an array, each as often as it is named."""
+        return vectors[rows]
+
     def batch_tokens(self, config: BertConfig) -> int:
         """Return how many tokens a thread computes at a time."""
         return min(_BATCH_TOKENS, max(1, _BATCH_NUMBERS // config.hidden_size))
@@ -111,6 +123,9 @@ class CpuEngine:
         """Give a thread what it computes with."""
         with contextlib.nullcontext() if blas_threads else one_blas_thread():
             yield FusedCpu(self.dtype, cancelled=cancelled)
+
+    def close(self) -> None:
+        """Do nothing: nothing is kept."""
 
 
 class CudaEngine:
@@ -163,6 +178,10 @@ class CudaEngine:
         self.device.settle()  # whoever had this memory before is done with it
         return vectors
 
+    def spread(self, vectors: Any, rows: Sequence[int]) -> Any:
+        """Return some rows of an array on the GPU, each as often as it is named."""
+        return self.device.spread(vectors, rows)
+
     def batch_tokens(self, config: BertConfig) -> int:  # noqa: ARG002
         """Return how many tokens a stream computes at a time."""
         return _GPU_BATCH_TOKENS
@@ -178,9 +197,8 @@ class CudaEngine:
         from minibert.fused.cuda import FusedCuda
 
         with self._lock:
-            stream, fused = self._idle.pop() if self._idle else (None, None)
-        if fused is None:
-            stream, fused = self.device.new_stream(), FusedCuda(self.device, self.storage)
+            idle = self._idle.pop() if self._idle else None
+        stream, fused = idle or (self.device.new_stream(), FusedCuda(self.device, self.storage))
         fused.cancelled = cancelled
         try:
             with self.device.on(stream):
@@ -188,6 +206,12 @@ class CudaEngine:
         finally:
             with self._lock:
                 self._idle.append((stream, fused))
+
+    def close(self) -> None:
+        """Give back the streams that no thread uses, and their memory."""
+        with self._lock:
+            self._idle.clear()
+        self.device.free()
 
 
 def open_engine(device: object, dtype: DType | str) -> Engine:

@@ -1,14 +1,18 @@
 """Similarity functions between vectors, as sentence-transformers names and defines them.
 
 Each function takes ``(n, D)`` and ``(m, D)`` and returns ``(n, m)`` scores, larger meaning more alike; distances are
-returned as their negatives. A single vector stands for one row. Scores are float32, or float64 where a side is.
+returned as their negatives. A single vector stands for one row. Scores are float32, or float64 where a side is. Where a
+side is a CuPy array, scores are computed on its GPU, and stay there.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from minibert import ops
+from minibert.arrays import array_namespace
 from minibert.typing import Array, Float, Num
 
 Vectors = Num[Array, "n D"] | Num[Array, "D"] | Sequence[Num[Array, "D"]]
@@ -51,19 +55,23 @@ SIMILARITY: dict[str, Callable[[Array, Array], Array]] = {
 
 def similarity(name: str, a: Vectors, b: Vectors) -> Float[Array, "n m"]:
     """Return the similarity called ``name`` of every row of ``a`` with every row of ``b``."""
-    return SIMILARITY[check_name(name)](*_same_width(a, b))
+    function = SIMILARITY[check_name(name)]
+    with _where(a, b):
+        return function(*_same_width(a, b))
 
 
 def similarity_pairwise(name: str, a: Vectors, b: Vectors) -> Float[Array, "n"]:
     """Return the similarity called ``name`` of each row of ``a`` with the same row of ``b``."""
-    a, b = _same_width(a, b)
-    if len(a) != len(b):
-        raise ValueError(f"pairwise similarity needs as many rows on both sides; got {len(a)} and {len(b)}.")
-    if check_name(name) == "cosine":
-        return np.vecdot(ops.l2_normalize(a), ops.l2_normalize(b))
-    if name == "dot":
-        return np.vecdot(a, b)
-    return _negative_length(a - b) if name == "euclidean" else _negative_sum(a - b)
+    check_name(name)
+    with _where(a, b):
+        left, right = _same_width(a, b)
+        if len(left) != len(right):
+            raise ValueError(f"pairwise similarity needs as many rows on both sides; got {len(left)} and {len(right)}.")
+        if name == "cosine":
+            return _dot_products(ops.l2_normalize(left), ops.l2_normalize(right))
+        if name == "dot":
+            return _dot_products(left, right)
+        return _negative_length(left - right) if name == "euclidean" else _negative_sum(left - right)
 
 
 def check_name(name: str) -> str:
@@ -75,14 +83,38 @@ def check_name(name: str) -> str:
 
 def _same_width(a: Vectors, b: Vectors) -> tuple[Array, Array]:
     """Return both as float32 matrices of the same width."""
-    left, right = _matrix(a), _matrix(b)
+    xp = array_namespace(_on_gpu(a, b))
+    left, right = _matrix(a, xp), _matrix(b, xp)
     if left.shape[1] != right.shape[1]:
         raise ValueError(f"both sides must have vectors of the same width; got {left.shape[1]} and {right.shape[1]}.")
     return left, right
 
 
-def _matrix(vectors: Vectors) -> Float[Array, "n D"]:
-    matrix = np.atleast_2d(np.asarray(vectors))
+def _on_gpu(*sides: Any) -> Any:
+    """Return the first CuPy array among the sides, or among the vectors of a list; None if there is none."""
+    for side in sides:
+        first = side[0] if isinstance(side, list | tuple) and len(side) else side
+        if array_namespace(first) is not np:
+            return first
+    return None
+
+
+def _where(*sides: Any) -> contextlib.AbstractContextManager[Any]:
+    """Let this thread work on the GPU that one of the sides is on, if one is."""
+    array = _on_gpu(*sides)
+    where: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if array is None else array.device
+    return where
+
+
+def _dot_products(a: Array, b: Array) -> Float[Array, "n"]:
+    xp = array_namespace(a)
+    return np.vecdot(a, b) if xp is np else (a * b).sum(axis=-1)
+
+
+def _matrix(vectors: Vectors, xp: Any) -> Float[Array, "n D"]:
+    if xp is not np and isinstance(vectors, list | tuple):  # CuPy makes no array of arrays
+        vectors = xp.stack([xp.asarray(vector) for vector in vectors])
+    matrix = xp.atleast_2d(xp.asarray(vectors))
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise ValueError(f"similarity needs an array of numbers, (n, D) or (D,); got {matrix.dtype} {matrix.shape}.")
     return matrix.astype(np.float64 if matrix.dtype == np.float64 else np.float32, copy=False)

@@ -120,6 +120,12 @@ class ExecutorDevice:
     def settle(self):
         """Do nothing: all is done at once."""
 
+    free = settle
+
+    def spread(self, array, rows):
+        """Return some rows."""
+        return array[rows]
+
     def empty(self, shape, dtype):
         """Return an array of NaN."""
         array = np.empty(shape, dtype)
@@ -147,7 +153,7 @@ class ExecutorDevice:
     def launch(self, kernel, grid, threads, arguments, shared):
         """Run a kernel with the calling convention of CuPy's launches."""
         self.launches.append(kernel.name)
-        assert [kind_of(argument) for argument in arguments] == parameter_types(kernel.file), kernel.name
+        assert [kind_of(argument) for argument in arguments] == parameter_types(kernel), kernel.name
         call(self._function(kernel), grid, threads, arguments, shared)
 
     def _function(self, kernel):
@@ -178,8 +184,9 @@ def kind_of(argument):
 
 
 @functools.cache
-def parameter_types(file):
-    """Return how each parameter of a file's kernel is passed: ``"pointer"``, ``"int"`` or ``"float"``."""
-    declared = re.search(r"__global__[^(]*(?:\([^)]*\)[^(]*)?\(([^)]*)\)", (KERNELS / f"{file}.cu").read_text("utf-8"))
+def parameter_types(kernel):
+    """Return how each parameter of a kernel is passed: ``"pointer"``, ``"int"`` or ``"float"``."""
+    source = (KERNELS / f"{kernel.file}.cu").read_text("utf-8")
+    declared = re.search(rf"__global__[^(]*(?:\([^)]*\)[^(]*)?\b{kernel.name.split('<')[0]}\(([^)]*)\)", source)
     parameters = declared[1].split(",")
     return ["pointer" if "*" in parameter else parameter.split()[0] for parameter in parameters]

@@ -7,23 +7,26 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minibert.errors import DeviceError
+from minibert.fused.cublaslt import MOST_ALIGNMENT, WORKSPACE_BYTES, CublasLt, Product
 from minibert.fused.cuda import Kernel, Storage
+from minibert.fused.products import Products
 from minibert.typing import Array
 
 logger = logging.getLogger("minibert")
 
 #: Turing: the first with the tensor-core instructions of attention.cu; and Ampere, the first with bfloat16.
 _OLDEST, _OLDEST_FOR_BFLOAT16 = 75, 80
-#: cudaDataType_t of what matrices are stored as; cublasComputeType_t, cublasGemmAlgo_t and cublasOperation_t.
+#: cudaDataType_t of what matrices are stored as.
 _CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
-_COMPUTE_32F, _DEFAULT_ALGORITHM, _NOT_TRANSPOSED = 68, -1, 0
+#: cudaErrorMemoryAllocation, and CUDA_ERROR_OUT_OF_MEMORY.
+_OUT_OF_MEMORY = 2
 
 #: The kernels' sources, in the wheel and in a checkout.
 _FOLDERS = (Path(__file__).parents[1] / "_kernels", Path(__file__).parents[2] / "kernels")
@@ -51,17 +54,50 @@ def read_source(file: str) -> str:
     return expand(f"{file}.cu")
 
 
+class Target(NamedTuple):
+    """What kernels are compiled to.
+
+    Attributes:
+        option: The name of NVRTC's target, such as ``sm_90`` or ``compute_90``.
+        kind: ``"cubin"``, machine code, or ``"ptx"``, from which the driver makes machine code.
+    """
+
+    option: str
+    kind: str
+
+
+def target_for(architecture: int) -> Target:
+    """Return the target for a GPU's compute capability, such as 90: PTX where the GPU is newer than NVRTC.
+
+    Raises:
+        DeviceError: NVRTC compiles neither for it nor for an older one.
+    """
+    from cupy.cuda import nvrtc
+
+    known = nvrtc.getSupportedArchs()
+    if architecture in known:
+        return Target(f"sm_{architecture}", "cubin")
+    older = [each for each in known if each < architecture]
+    if not older:
+        version = ".".join(map(str, nvrtc.getVersion()))
+        raise DeviceError(
+            f"NVRTC {version} must compile for sm_{architecture} or older; it knows sm_{min(known)} to "
+            f'sm_{max(known)}. Install an older CUDA, such as pip install "minibert[cuda12]".'
+        )
+    return Target(f"compute_{max(older)}", "ptx")
+
+
 def compile_kernels(
     file: str, names: Sequence[str], architecture: int, options: tuple[str, ...] = ()
 ) -> tuple[list[str], bytes, str]:
-    """Return the names of kernels of a file as the linker has them, their machine code, and NVRTC's log.
+    """Return the names of kernels of a file as the linker has them, their code, and NVRTC's log.
 
     It needs CuPy and NVRTC, but no GPU.
 
     Args:
         file: The file in kernels/, without the suffix.
         names: The kernels, with template arguments.
-        architecture: The compute capability to compile for, such as 90 for ``sm_90``.
+        architecture: The compute capability to compile for, such as 90; see :func:`target_for`.
         options: More options of NVRTC.
 
     Raises:
@@ -69,34 +105,37 @@ def compile_kernels(
     """
     from cupy.cuda import nvrtc
 
+    target = target_for(architecture)
     program = nvrtc.createProgram(read_source(file), f"{file}.cu", (), ())
     try:
         for name in names:
             nvrtc.addNameExpression(program, name)
         try:
-            nvrtc.compileProgram(program, (f"--gpu-architecture=sm_{architecture}", *_OPTIONS, *options))
+            nvrtc.compileProgram(program, (f"--gpu-architecture={target.option}", *_OPTIONS, *options))
         except nvrtc.NVRTCError as error:
             raise DeviceError(
                 f"NVRTC {'.'.join(map(str, nvrtc.getVersion()))} cannot compile {', '.join(names)} for "
-                f"sm_{architecture}: {error}. {nvrtc.getProgramLog(program)}"
+                f"{target.option}: {error}. {nvrtc.getProgramLog(program)}"
             ) from error
         lowered = [nvrtc.getLoweredName(program, name) for name in names]
-        return lowered, nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+        code = nvrtc.getCUBIN(program) if target.kind == "cubin" else nvrtc.getPTX(program)
+        return lowered, code, nvrtc.getProgramLog(program)
     finally:
         nvrtc.destroyProgram(program)
 
 
 def cached_kernel(kernel: Kernel, architecture: int, folder: Path) -> tuple[str, Path]:
-    """Return a kernel's name as the linker has it, and a file of its machine code, compiled only if there is none."""
+    """Return a kernel's name as the linker has it, and a file of its code, compiled only if there is none."""
     from cupy.cuda import nvrtc
 
-    key = (read_source(kernel.file), kernel.name, architecture, _OPTIONS, nvrtc.getVersion())
+    target = target_for(architecture)
+    key = (read_source(kernel.file), kernel.name, target, _OPTIONS, nvrtc.getVersion())
     stem = f"minibert-{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}"
-    known = sorted(folder.glob(f"{stem}.*.cubin"))
+    known = sorted(folder.glob(f"{stem}.*.{target.kind}"))
     if known:
         return known[0].name.split(".")[1], known[0]
     (lowered,), code, _ = compile_kernels(kernel.file, [kernel.name], architecture)
-    path = folder / f"{stem}.{lowered}.cubin"
+    path = folder / f"{stem}.{lowered}.{target.kind}"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="minibert-part-") as part:  # goes, whatever happens in it
         (Path(part) / path.name).write_bytes(code)
@@ -109,8 +148,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
 
 
+class Stream(NamedTuple):
+    """A stream of a GPU, and the scratch memory of its matrix products.
+
+    Attributes:
+        stream: CuPy's.
+        workspace: An array that the products of this stream may use.
+    """
+
+    stream: Any
+    workspace: Any
+
+
 class CudaDevice:
     """A GPU.
+
+    Its errors are :class:`~minibert.errors.DeviceError`, and MemoryError where memory runs out.
 
     Attributes:
         number: Its number.
@@ -152,33 +205,56 @@ class CudaDevice:
         self.shared_memory = int(cupy.cuda.Device(number).attributes["MaxSharedMemoryPerBlockOptin"])
         self._functions: dict[Kernel, Any] = {}
         self._lock = threading.Lock()
-        self._staging = threading.local()
-        self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-
-    def new_stream(self) -> Any:
-        """Return a new stream. CuPy keeps memory that was freed for the stream that had it: streams are to be kept."""
-        with self._cupy.cuda.Device(self.number):
-            return self._cupy.cuda.Stream(non_blocking=True)
+        self._of_thread = threading.local()
+        with self._context():
+            self._products = Products(CublasLt(), self)
 
     @contextlib.contextmanager
-    def on(self, stream: Any) -> Iterator[None]:
+    def _context(self) -> Iterator[None]:
+        """Let this thread work on the GPU, and turn CUDA's errors into minibert's."""
+        cuda = self._cupy.cuda
+        try:
+            with cuda.Device(self.number):
+                yield
+        except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError) as error:
+            if error.status == _OUT_OF_MEMORY:
+                raise MemoryError(f"cuda:{self.number} has no more memory: {error}") from error
+            raise DeviceError(
+                f'"cuda:{self.number}" failed: {error}. After such an error a process cannot use the GPU any more: '
+                "start a new one."
+            ) from error
+
+    def new_stream(self) -> Stream:
+        """Return a new stream. CuPy keeps memory that was freed for the stream that had it: streams are to be kept."""
+        with self._context():
+            stream = self._cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                return Stream(stream, self._cupy.empty(WORKSPACE_BYTES, np.uint8))
+
+    @contextlib.contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
         """Let this thread work on a stream, which is waited for at the end."""
-        with self._cupy.cuda.Device(self.number), stream:
-            self._staging.pinned = []
+        with self._context(), stream.stream:
+            self._of_thread.stream, self._of_thread.pinned = stream, []
             try:
                 yield
             finally:
-                stream.synchronize()
-                self._staging.pinned = []
+                stream.stream.synchronize()
+                self._of_thread.stream, self._of_thread.pinned = None, []
 
     def settle(self) -> None:
         """Wait until what this thread asked for is done, so that other streams may use it."""
-        with self._cupy.cuda.Device(self.number):
+        with self._context():
             self._cupy.cuda.get_current_stream().synchronize()
+
+    def free(self) -> None:
+        """Give memory that nothing uses back to the GPU."""
+        with self._context():
+            self._cupy.get_default_memory_pool().free_all_blocks()
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Return a new array; MemoryError (CuPy's OutOfMemoryError is one) if it does not fit."""
-        with self._cupy.cuda.Device(self.number):
+        with self._context():
             return self._cupy.empty(shape, dtype)
 
     def upload(self, host: Array) -> Any:
@@ -189,21 +265,29 @@ class CudaDevice:
         pinned = self._cupy.cuda.alloc_pinned_memory(max(host.nbytes, 1))
         staged = np.frombuffer(pinned, host.dtype, host.size).reshape(host.shape)
         staged[...] = host
-        self._staging.pinned.append(pinned)  # until it has been copied
+        self._of_thread.pinned.append(pinned)  # until it has been copied
         array = self._cupy.empty(host.shape, host.dtype)
-        array.set(staged, stream=self._cupy.cuda.get_current_stream())
+        array.set(staged, stream=self._of_thread.stream.stream)
         return array
 
     def place(self, host: Array) -> Any:
         """Return a copy of an array of the host, for use by many streams once :meth:`settle` was called."""
-        with self._cupy.cuda.Device(self.number):
+        with self._context():
             return self._cupy.asarray(host)
 
     def download(self, array: Any) -> Array:
         """Return a copy on the host, once the stream has come so far."""
-        host: Array = self._cupy.asnumpy(array)
-        self._staging.pinned = []
+        with self._context():
+            host: Array = self._cupy.asnumpy(array)
+        self._of_thread.pinned = []
         return host
+
+    def spread(self, array: Any, rows: Sequence[int]) -> Any:
+        """Return some rows of an array, each as often as it is named."""
+        with self._context():
+            spread = self._cupy.take(array, self._cupy.asarray(rows), axis=0)
+            self._cupy.cuda.get_current_stream().synchronize()
+            return spread
 
     def launch(
         self, kernel: Kernel, grid: tuple[int, int], threads: int, arguments: tuple[Any, ...], shared: int
@@ -211,36 +295,38 @@ class CudaDevice:
         """Run a kernel."""
         self._function(kernel)(grid, (threads,), arguments, shared_mem=shared)
 
+    def seconds(self, call: Callable[[], None]) -> float:
+        """Return how long the GPU takes for what a call asks of this thread's stream."""
+        cuda = self._cupy.cuda
+        start, end = cuda.Event(), cuda.Event()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(cuda.get_elapsed_time(start, end)) / 1e3
+
     def matmul(self, x: Any, weight: Any, out: Any, storage: Storage, *, add: bool) -> None:
         """Write ``x @ weight`` to ``out``, or add it to what is there; sums are in float32.
 
-        cuBLAS has its matrices by columns: to it, ours are transposed, and ``out^T = weight^T x^T``.
+        cuBLASLt has its matrices by columns: to it, ours are transposed, and ``out^T = weight^T x^T``.
         """
-        from cupy_backends.cuda.libs import cublas
-
-        kind, itemsize = _CUDA_TYPES[storage.name], storage.dtype.itemsize
+        itemsize = storage.dtype.itemsize
         (rows, inner), outputs = x.shape, weight.shape[1]
-        cublas.gemmEx(
-            self._cupy.cuda.device.get_cublas_handle(),
-            _NOT_TRANSPOSED,
-            _NOT_TRANSPOSED,
-            outputs,
-            rows,
-            inner,
-            self._one.ctypes.data,
-            weight.data.ptr,
-            kind,
-            weight.strides[0] // itemsize,
-            x.data.ptr,
-            kind,
-            x.strides[0] // itemsize,
-            (self._one if add else self._zero).ctypes.data,
-            out.data.ptr,
-            kind,
-            out.strides[0] // itemsize,
-            _COMPUTE_32F,
-            _DEFAULT_ALGORITHM,
+        pointers = weight.data.ptr, x.data.ptr, out.data.ptr
+        together = pointers[0] | pointers[1] | pointers[2]
+        product = Product(
+            m=outputs,
+            n=rows,
+            k=inner,
+            lda=weight.strides[0] // itemsize,
+            ldb=x.strides[0] // itemsize,
+            ldc=out.strides[0] // itemsize,
+            kind=_CUDA_TYPES[storage.name],
+            alignment=min(together & -together, MOST_ALIGNMENT),  # its lowest bit
+            add=add,
         )
+        stream, workspace = self._of_thread.stream
+        self._products.multiply(product, storage, pointers, stream.ptr, workspace.data.ptr)
 
     def take(self, x: Any, rows: Any, out: Any) -> None:
         """Write some rows of ``x`` to ``out``."""
