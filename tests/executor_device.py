@@ -109,6 +109,7 @@ class ExecutorDevice:
         self._functions = {}
         self._build = lambda file: build(file, folder, kernels=kernels, options=options)
         self.launches = []
+        self.recording = None
 
     def new_stream(self):
         """Return nothing: there is one stream."""
@@ -128,32 +129,47 @@ class ExecutorDevice:
 
     def empty(self, shape, dtype):
         """Return an array of NaN."""
+        assert self.recording is None
         array = np.empty(shape, dtype)
         array.reshape(-1).view(np.uint8)[...] = 0xFF
         return array
 
     def upload(self, host):
         """Return a copy."""
+        assert self.recording is None
         return host.copy()
 
     place = download = upload
 
     def matmul(self, x, weight, out, storage, *, add):
         """Multiply in float32, as cuBLAS does, and round once."""
+        if self.recording is not None:
+            self.recording.append(lambda: self.matmul(x, weight, out, storage, add=add))
+            return
         y = storage.widen(x) @ storage.widen(weight)
         if add:
             y += storage.widen(out)
         with np.errstate(over="ignore"):
             out[...] = y.astype(storage.dtype) if storage.name != "bfloat16" else storage.narrow(y)
 
-    def take(self, x, rows, out):
-        """Copy rows."""
-        out[...] = x[rows]
+    def write(self, array, host):
+        """Copy."""
+        array[...] = host
+
+    def record(self, call):
+        """Return what does the launches and products of a call again."""
+        self.recording = []
+        call()
+        steps, self.recording = self.recording, None
+        return lambda: [step() for step in steps]
 
     def launch(self, kernel, grid, threads, arguments, shared):
         """Run a kernel with the calling convention of CuPy's launches."""
         self.launches.append(kernel.name)
         assert [kind_of(argument) for argument in arguments] == parameter_types(kernel), kernel.name
+        if self.recording is not None:
+            self.recording.append(lambda: call(self._function(kernel), grid, threads, arguments, shared))
+            return
         call(self._function(kernel), grid, threads, arguments, shared)
 
     def _function(self, kernel):

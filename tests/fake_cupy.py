@@ -91,6 +91,8 @@ def on_gpu(array):
 
 def new(shape, dtype):
     """Return an array full of NaN, aligned as CuPy's are."""
+    stream = Stream.current()
+    assert stream is None or stream.recorded is None, "memory must not be asked for while a graph is recorded"
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.full(size + 512, 0xFF, np.uint8)
     start = -memory.ctypes.data % 512
@@ -124,6 +126,7 @@ class Stream:
         self.non_blocking = non_blocking
         self.gpu = current_device()
         self.asked_for = []
+        self.recorded = None
         self.ptr = id(self)
         self.by_address[self.ptr] = self
 
@@ -147,13 +150,48 @@ class Stream:
     def __exit__(self, *_):
         self.entered().pop()
 
+    def begin_capture(self):
+        """Record what is asked for from now on, instead of doing it. The copies before are not among it."""
+        self.synchronize()
+        self.recorded = []
+
+    def end_capture(self):
+        """Return what was recorded."""
+        graph, self.recorded = Graph(self.recorded), None
+        return graph
+
     def synchronize(self):
         """Make the copies that were asked for."""
+        assert self.recorded is None, "a stream that records cannot be waited for"
         for array, reference in self.asked_for:
             memory = reference()
             assert memory is not None, "pinned memory was given back before it was copied from"
             array[...] = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
         self.asked_for.clear()
+
+
+class Graph:
+    """What a stream recorded."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def launch(self, stream):
+        """Do it."""
+        assert stream is Stream.current()
+        catch_up()
+        for step in self.steps:
+            step()
+
+
+def do_or_record(step):
+    """Do what this thread's stream is asked for, or record it."""
+    stream = Stream.current()
+    if stream is not None and stream.recorded is not None:
+        stream.recorded.append(step)
+    else:
+        catch_up()
+        step()
 
 
 class Event:
@@ -219,12 +257,11 @@ class Function:
     def __call__(self, grid, block, arguments, shared_mem):
         """Launch it."""
         assert Stream.current() is not None, "not on a stream of its own"
-        catch_up()
         require_here(*arguments)
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         (threads,) = block
         plain = tuple(each.view(np.ndarray) if isinstance(each, Array) else each for each in arguments)
-        self.executor.launch(self.kernel, grid, threads, plain, shared_mem)
+        do_or_record(lambda: self.executor.launch(self.kernel, grid, threads, plain, shared_mem))
 
 
 class Nvrtc:
@@ -356,10 +393,14 @@ class CublasLt:
         assert workspace.value
         assert size.value == cublaslt.WORKSPACE_BYTES
         assert (c_at.value, c.value) == (d_at.value, d.value)
-        catch_up()
         a, b, c = (self._matrix(where, self.made[what.value]) for where, what in ((a_at, a), (b_at, b), (c_at, c)))
         storage = TYPES[self.made[d.value][0]]
         number = algorithm._obj.data[0]
+        factors = alpha._obj.value, beta._obj.value
+        do_or_record(lambda: self._multiply(number, *factors, a, b, c, storage))
+        return 0
+
+    def _multiply(self, number, alpha, beta, a, b, c, storage):
         self.used.append(number)
         left, right = storage.widen(a), storage.widen(b)
         if number == 1 and b.shape[1] < self.FEW:
@@ -367,11 +408,10 @@ class CublasLt:
             y = left[:, :middle] @ right[:middle] + left[:, middle:] @ right[middle:]
         else:
             y = (left.astype(np.float64) @ right).astype(np.float32)
-        y *= alpha._obj.value
-        if beta._obj.value:  # C may be NaN otherwise
-            y += beta._obj.value * storage.widen(c)
+        y *= alpha
+        if beta:  # C may be NaN otherwise
+            y += beta * storage.widen(c)
         c[...] = storage.narrow(y)
-        return 0
 
     @staticmethod
     def _matrix(pointer, facts):

@@ -18,12 +18,23 @@ def names_of(file, storage):
         structs = sorted(set(ACTIVATIONS.values()))
         at_once = 16 // STORAGES[storage].dtype.itemsize
         return [f"bias_activation<{kind}, {struct}, {n}>" for struct in structs for n in (at_once, 1)]
+    if file == "take_rows":
+        return [f"take_rows<{kind}, {n}>" for n in (16 // STORAGES[storage].dtype.itemsize, 1)]
     if file == "trial":
         return [f"repeat_rows<{kind}>", f"compare_rows<{kind}>"]
     return [f"{file}<{kind}, {n}, {chunks}>" for n in (4, 1) for chunks in _CHUNKS]
 
 
-FILES = ("add_layer_norm", "attention", "attention_general", "bias_activation", "embed_layer_norm", "pool", "trial")
+FILES = (
+    "add_layer_norm",
+    "attention",
+    "attention_general",
+    "bias_activation",
+    "embed_layer_norm",
+    "pool",
+    "take_rows",
+    "trial",
+)
 
 
 def storages_on(architecture):

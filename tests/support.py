@@ -14,6 +14,11 @@ CARDS = json.loads((Path(__file__).parent / "cards.json").read_text("utf-8"))["c
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
+def flushed(xp):
+    """Return below which size a float32 may become 0: CuPy compiles its own kernels so that subnormal numbers do."""
+    return 0.0 if xp is np else float(np.finfo(np.float32).tiny)
+
+
 def load(path):
     """Return the arrays and the metadata of a safetensors file."""
     with safe_open(path, framework="numpy") as file:

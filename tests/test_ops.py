@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from support import ROOT, assert_as_accurate
+from support import ROOT, assert_as_accurate, flushed
 
 from minibert import ops
 from minibert.arrays import array_namespace
@@ -100,7 +100,10 @@ def abramowitz_stegun(x):
 @DTYPES
 def test_erf_is_within_the_last_place(xp, dtype):
     """``erf`` is within 1.5 units in the last place in float32 and 2 in float64, from denormals to the largest."""
-    assert_erf(lambda x: host(erf(xp.asarray(x))), erf_points(dtype))
+    points = erf_points(dtype)
+    if dtype == np.float32:
+        points = points[np.abs(points) >= 100 * flushed(xp)]  # smaller ones have intermediate results that are flushed
+    assert_erf(lambda x: host(erf(xp.asarray(x))), points)
 
 
 def test_erf_bound_excludes_the_usual_formula():
@@ -404,4 +407,4 @@ def test_l2_normalize_of_anything(xp, x):
     length = np.linalg.norm(x.astype(np.float64), axis=-1)
     got = np.linalg.norm(host(ops.l2_normalize(xp.asarray(x))).astype(np.float64), axis=-1)
 
-    np.testing.assert_allclose(got, length / np.maximum(length, 1e-12), rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(got, length / np.maximum(length, 1e-12), rtol=1e-6, atol=1e-30 + 1e12 * flushed(xp))

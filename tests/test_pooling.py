@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from support import MODES, assert_as_accurate
+from support import MODES, assert_as_accurate, flushed
 
 from minibert import pooling
 from minibert.pooling import pool
@@ -180,8 +180,8 @@ def test_mean_lies_between_the_tokens(xp, hidden, mode):
     """A mean is nowhere below the smallest token value, nor above the largest (P4, P6)."""
     vector = pooled(xp, [mode], hidden, np.ones(hidden.shape[:2]))
 
-    assert (vector >= hidden.min(axis=1)).all()
-    assert (vector <= hidden.max(axis=1)).all()
+    assert (vector >= hidden.min(axis=1) - flushed(xp)).all()
+    assert (vector <= hidden.max(axis=1) + flushed(xp)).all()
 
 
 @settings(deadline=None)

@@ -144,8 +144,12 @@ class Device(Protocol):
         """Write ``x @ weight`` to ``out``, or add it to what is there; sums are in float32."""
         ...
 
-    def take(self, x: Any, rows: Any, out: Any) -> None:
-        """Write some rows of ``x`` to ``out``."""
+    def write(self, array: Any, host: Array) -> None:
+        """Copy an array of the host to one there; the former may change as soon as this returns."""
+        ...
+
+    def record(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Return a function that does the launches and products of ``call`` again, which makes and copies no array."""
         ...
 
 
@@ -261,9 +265,7 @@ class FusedCuda:
         width = weight.shape[1]
         self._require_float("bias", bias, width)
         y = self.linear("inner", x, weight, packing, longest_sum)
-        at_once = 16 // self.storage.dtype.itemsize
-        if width % at_once:
-            at_once = 1
+        at_once = self._at_once(width)
         kernel = Kernel(
             "bias_activation", f"bias_activation<{self.storage.cuda}, {ACTIVATIONS[activation]}, {at_once}>"
         )
@@ -284,8 +286,11 @@ class FusedCuda:
         """Return some rows of ``x``."""
         self._require("x", x, x.shape)
         out = self._array("rows", len(rows), x.shape[1])
-        if len(rows):
-            self.device.take(x, self.device.upload(rows.astype(np.int32)), out)
+        at_once = self._at_once(x.shape[1])
+        kernel = Kernel("take_rows", f"take_rows<{self.storage.cuda}, {at_once}>")
+        numbers = np.int32(len(rows)), np.int32(x.shape[1])
+        blocks = -(-len(rows) * (x.shape[1] // at_once) // 256)
+        self._launch(kernel, (blocks, 1), 256, (out, x, self.device.upload(rows.astype(np.int32)), *numbers))
         return out
 
     def pool(
@@ -333,6 +338,11 @@ class FusedCuda:
         tiles = self.device.upload(host)
         self._tiles.append((queries, keys, size, tiles, len(host)))
         return tiles, len(host)
+
+    def _at_once(self, width: int) -> int:
+        """Return how many numbers of a row of this width a thread reads at once: 16 bytes, or a single one."""
+        at_once = 16 // self.storage.dtype.itemsize
+        return 1 if width % at_once else at_once
 
     def _launch_rows(self, name: str, x: Any, arguments: tuple[Any, ...], norm: LayerNorm, eps: float) -> None:
         """Launch a kernel that normalizes rows of the shape of ``x``."""

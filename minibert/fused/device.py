@@ -258,7 +258,13 @@ class CudaDevice:
             return self._cupy.empty(shape, dtype)
 
     def upload(self, host: Array) -> Any:
-        """Return a copy of an array of the host, which may change as soon as this returns.
+        """Return a copy of an array of the host, which may change as soon as this returns."""
+        array = self._cupy.empty(host.shape, host.dtype)
+        self.write(array, host)
+        return array
+
+    def write(self, array: Any, host: Array) -> None:
+        """Copy an array of the host to one on the GPU; the former may change as soon as this returns.
 
         It goes by pinned memory, from which the GPU copies without the host's help.
         """
@@ -266,9 +272,7 @@ class CudaDevice:
         staged = np.frombuffer(pinned, host.dtype, host.size).reshape(host.shape)
         staged[...] = host
         self._of_thread.pinned.append(pinned)  # until it has been copied
-        array = self._cupy.empty(host.shape, host.dtype)
         array.set(staged, stream=self._of_thread.stream.stream)
-        return array
 
     def place(self, host: Array) -> Any:
         """Return a copy of an array of the host, for use by many streams once :meth:`settle` was called."""
@@ -328,9 +332,19 @@ class CudaDevice:
         stream, workspace = self._of_thread.stream
         self._products.multiply(product, storage, pointers, stream.ptr, workspace.data.ptr)
 
-    def take(self, x: Any, rows: Any, out: Any) -> None:
-        """Write some rows of ``x`` to ``out``."""
-        self._cupy.take(x, rows, axis=0, out=out)
+    def record(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Return a function that asks this thread's stream for all that ``call`` asks of it: the same work, at once.
+
+        It is recorded as a CUDA graph. ``call`` may launch kernels and multiply matrices, in memory that stays; it may
+        neither make arrays nor copy.
+        """
+        stream = self._of_thread.stream.stream
+        stream.begin_capture()
+        try:
+            call()
+        finally:
+            graph = stream.end_capture()
+        return lambda: graph.launch(stream)
 
     def _function(self, kernel: Kernel) -> Any:
         """Return a kernel that can be launched."""
