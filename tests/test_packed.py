@@ -20,6 +20,7 @@ from minibert.modules import Pooling
 from minibert.pipeline import Pipeline
 from minibert.repo import ModelRepo
 from minibert.threads import one_blas_thread
+from minibert.token_ids import TokenIds
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 EACH_CARD = pytest.mark.parametrize("card", CARDS)
@@ -294,7 +295,7 @@ class RecordingFused(FusedCpu):
 def features_of(pipeline, texts, prompt_length=0, *, method="sentence_features", fused=None):
     """Return the features of each group of texts; and how many tokens were ``pooled``, where they were at once."""
     fused = fused or RecordingFused(pipeline.params.embeddings.word.dtype)
-    features = list(getattr(pipeline, method)([row.tolist() for row in texts], fused, prompt_length))
+    features = list(getattr(pipeline, method)(TokenIds.of(texts), fused, prompt_length))
     if method == "sentence_features" and pipeline.at_once:
         features[0]["pooled"] = fused.pooled
     return features
