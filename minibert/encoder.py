@@ -228,8 +228,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     @property
     def tokenizer(self) -> Any:
-        """The ``tokenizers.Tokenizer``."""
-        return self._pipeline.tokenizer.backend
+        """A copy of the ``tokenizers.Tokenizer``: what is changed in it does not change what ``encode`` returns."""
+        return self._pipeline.tokenizer.public_copy
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the vectors that ``encode`` returns."""

@@ -4,6 +4,7 @@ The splitting itself is done by the ``tokenizers`` library; :mod:`minibert.token
 """
 
 import dataclasses
+import functools
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,11 @@ class TextTokenizer:
     def special_tokens(self) -> int:
         """How many special tokens go around every text: the shortest that a text can be."""
         return len(self.prefix) + len(self.suffix)
+
+    @functools.cached_property
+    def public_copy(self) -> Tokenizer:
+        """A copy of the backend for others, made once: what they change in it changes no id that is made here."""
+        return Tokenizer.from_str(self.backend.to_str())
 
     def __call__(self, texts: Sequence[str], max_length: int) -> TokenizedTexts:
         """Return the ids of ``texts``, each cut to ``max_length`` tokens, at least the special ones.
