@@ -3,19 +3,32 @@
 Nothing here can change a result: a text's vector does not depend on its batch.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
+
+import numpy as np
 
 from minibert.fused.operations import Fused
+from minibert.typing import Array, Int
 
 logger = logging.getLogger("minibert")
 
 #: Texts that are tokenized in one call, at most: enough to keep the tokenizer's threads busy.
-_TOKENIZE_AT_ONCE = 1024
+_TOKENIZE_AT_ONCE = 4096
+#: Batches, for each thread, that are tokenized in one call, if they are not too many texts.
+_BATCHES_AT_ONCE = 2
+#: Calls of the tokenizer that are ahead of what is in use: one is done or going on, the next can start at once.
+_CALLS_AHEAD = 2
+
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 
 class Batch(NamedTuple):
@@ -23,11 +36,35 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: The index of each text.
-        ids: Its token ids.
+        lengths: How many tokens it has.
+        tokenized: What the tokenizer returned for it. Its ids are made of that when they are needed.
     """
 
-    rows: list[int]
-    ids: list[list[int]]
+    rows: Int[Array, "texts"]
+    lengths: Int[Array, "texts"]
+    tokenized: list[Any]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens all of them have."""
+        return int(self.lengths.sum())
+
+    def part(self, which: slice) -> Self:
+        """Return some of the texts."""
+        return type(self)(self.rows[which], self.lengths[which], self.tokenized[which])
+
+    def given_away(self, which: slice) -> Self:
+        """Return some of the texts, and keep nothing of what was tokenized for them: it is large."""
+        part = self.part(which)
+        self.tokenized[which] = [None] * len(part.rows)
+        return part
+
+    def merged(self, other: Self) -> Self:
+        """Return the texts of both, those with the most tokens first, and equal ones in their order."""
+        rows, lengths = np.concatenate([self.rows, other.rows]), np.concatenate([self.lengths, other.lengths])
+        order = _longest_first(lengths)
+        tokenized = self.tokenized + other.tokenized
+        return type(self)(rows[order], lengths[order], [tokenized[i] for i in order.tolist()])
 
 
 @dataclasses.dataclass
@@ -48,54 +85,96 @@ class Limits:
 
 
 def cut(
-    texts: Sequence[str], tokenize: Callable[[Sequence[int]], Sequence[list[int]]], limits: Limits
-) -> Iterator[Batch]:
+    texts: Sequence[str],
+    tokenize: Callable[[Int[Array, "n"]], tuple[Int[Array, "n"], list[Any]]],
+    limits: Limits,
+) -> Generator[Batch, None, None]:
     """Yield batches of texts, the longest first, so that equal lengths meet and the last batches are small.
 
-    Tokenization goes in pieces, just ahead of the batches, so that other threads compute meanwhile. Towards the end
-    batches shrink, for all threads to end at about the same time.
+    Tokenization goes in pieces, on a thread of its own, some pieces ahead of the batches. Towards the end batches
+    shrink, for all threads to end at about the same time. Close the generator if it is not used up: it waits for the
+    tokenizer.
 
     Args:
         texts: The texts.
-        tokenize: Returns the ids of the texts at some indices.
+        tokenize: Returns the number of tokens of each of the texts at some indices, and what is put in a batch for it.
         limits: How large batches may be.
     """
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    characters_left = sum(map(len, texts))
+    sizes = np.fromiter(map(len, texts), np.intp, len(texts))
+    order = _longest_first(sizes)
+    characters_up_to = np.concatenate([[0], np.cumsum(sizes[order])])
     characters, tokens = 4, 1  # of what is tokenized: an estimate of how many tokens the others have
-    waiting: list[tuple[int, list[int]]] = []
-    tokens_waiting = next_text = 0
-    while True:
-        while next_text < len(order) and tokens_waiting < limits.max_tokens:
-            wanted = 4 * limits.threads * limits.max_tokens * characters // tokens
-            piece: list[int] = []
-            for i in order[next_text : next_text + _TOKENIZE_AT_ONCE]:
-                if piece and wanted < len(texts[i]):
-                    break
-                wanted -= len(texts[i])
-                piece.append(i)
-            new = tokenize(piece)
-            waiting = sorted([*waiting, *zip(piece, new, strict=True)], key=lambda item: -len(item[1]))
-            next_text += len(piece)
-            tokens_waiting += sum(map(len, new))
-            tokens += sum(map(len, new))
-            characters += sum(len(texts[i]) for i in piece)
-            characters_left -= sum(len(texts[i]) for i in piece)
-        if not waiting:
-            return
-        left = tokens_waiting + characters_left * tokens // characters
-        budget = min(limits.max_tokens, max(limits.efficient_tokens, -(-left // limits.threads)))
-        batch = Batch([], [])
-        batch_tokens = 0
-        for i, ids in waiting:
-            if batch.rows and (batch_tokens + len(ids) > budget or len(batch.rows) == limits.max_texts):
-                break
-            batch.rows.append(i)
-            batch.ids.append(ids)
-            batch_tokens += len(ids)
-        del waiting[: len(batch.rows)]
-        tokens_waiting -= batch_tokens
-        yield batch
+    characters_left = int(characters_up_to[-1])
+
+    def pieces() -> Iterator[Int[Array, "n"]]:
+        start = 0
+        while start < len(order):
+            wanted = _BATCHES_AT_ONCE * limits.threads * limits.max_tokens * characters // tokens
+            stop = _last_within(characters_up_to, start, wanted)
+            stop = min(max(stop, start + 1), start + _TOKENIZE_AT_ONCE)
+            yield order[start:stop]
+            start = stop
+
+    none = np.zeros(0, np.intp)
+    waiting, tokens_waiting = Batch(none, none, []), 0
+    tokens_up_to, start = np.zeros(1, np.intp), 0  # in `waiting`, which is used up from its start
+    with contextlib.closing(ahead(lambda rows: Batch(rows, *tokenize(rows)), pieces())) as coming:
+        while True:
+            while tokens_waiting < limits.max_tokens and (new := next(coming, None)) is not None:
+                waiting, start = waiting.part(slice(start, None)).merged(new), 0
+                tokens_up_to = np.concatenate([[0], np.cumsum(waiting.lengths)])
+                new_characters = int(sizes[new.rows].sum())
+                tokens_waiting, tokens = tokens_waiting + new.tokens, tokens + new.tokens
+                characters, characters_left = characters + new_characters, characters_left - new_characters
+                del new
+            if start == len(waiting.rows):
+                return
+            left = tokens_waiting + characters_left * tokens // characters
+            budget = min(limits.max_tokens, max(limits.efficient_tokens, -(-left // limits.threads)))
+            stop = max(_last_within(tokens_up_to, start, budget), start + 1)
+            if limits.max_texts is not None:
+                stop = min(stop, start + limits.max_texts)
+            tokens_waiting -= int(tokens_up_to[stop] - tokens_up_to[start])
+            which, start = slice(start, stop), stop
+            yield waiting.given_away(which)
+
+
+def _longest_first(lengths: Int[Array, "n"]) -> Int[Array, "n"]:
+    """Return the indices of lengths in descending order; equal ones keep their order."""
+    longest = lengths.max(initial=0)
+    return np.argsort((longest - lengths).astype(np.min_scalar_type(longest)), kind="stable")  # 16 bits sort quickest
+
+
+def _last_within(up_to: Int[Array, "n"], start: int, most: int) -> int:
+    """Return the last index up to which, counted from ``start``, there is no more than ``most``."""
+    most = min(most, int(up_to[-1]))  # a user's limit need not fit in 64 bits
+    return int(np.searchsorted(up_to, up_to[start] + most, side="right")) - 1
+
+
+def ahead(function: Callable[[_Argument], _Result], arguments: Iterable[_Argument]) -> Generator[_Result, None, None]:
+    """Yield the function's results in order. Another thread makes them, before they are asked for.
+
+    So it should spend its time where other threads of Python can run. For a single argument no thread is started.
+    Close the generator if it is not used up: it waits for the thread.
+    """
+    remaining: Iterator[_Argument] = iter(arguments)
+    first = list(itertools.islice(remaining, 2))
+    if len(first) < 2:
+        yield from map(function, first)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    thread, results = ThreadPoolExecutor(1, "minibert-ahead"), deque[Any]()
+    remaining = itertools.chain(first, remaining)
+    try:
+        while True:
+            more = itertools.islice(remaining, 1 + _CALLS_AHEAD - len(results))
+            results.extend(thread.submit(function, argument) for argument in more)
+            if not results:
+                return
+            yield results.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def run(
@@ -133,6 +212,7 @@ def run(
                     if batch is None:
                         return
                     work_within_memory(batch, work, limits, fused)
+                    del batch  # before the lock: to free what was tokenized takes time
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread of the caller
             errors.append(error)
             stopped.set()
@@ -167,7 +247,7 @@ def work_within_memory(batch: Batch, work: Callable[[Batch, Fused], None], limit
         work(batch, fused)
     except MemoryError as error:
         fused.free()
-        tokens = sum(map(len, batch.ids))
+        tokens = batch.tokens
         if len(batch.rows) == 1:
             raise MemoryError(f"there is not enough memory for a single text, of {tokens} tokens: {error}") from error
         limits.max_tokens = min(limits.max_tokens, max(1, tokens // 2))
@@ -176,7 +256,7 @@ def work_within_memory(batch: Batch, work: Callable[[Batch, Fused], None], limit
     logger.warning("a batch of %d tokens did not fit in memory; going on with at most %d", tokens, limits.max_tokens)
     middle = len(batch.rows) // 2
     for half in (slice(None, middle), slice(middle, None)):
-        work_within_memory(Batch(batch.rows[half], batch.ids[half]), work, limits, fused)
+        work_within_memory(batch.part(half), work, limits, fused)
 
 
 def _wait(threads: Sequence[threading.Thread], ends: Sequence[threading.Event]) -> None:

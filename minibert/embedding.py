@@ -1,26 +1,31 @@
 """From texts to vectors: what a call of ``encode`` computes."""
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from minibert import ops
-from minibert.batches import Batch, Limits, cut, run, work_within_memory
+from minibert.batches import Batch, Limits, ahead, cut, run, work_within_memory
 from minibert.engines import Engine
 from minibert.errors import TruncationError
 from minibert.fused.operations import Fused
 from minibert.modules import Features
 from minibert.pipeline import Pipeline
 from minibert.threads import blas_threads
+from minibert.token_ids import TokenIds
+from minibert.typing import Array, Int
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
 
 #: Tokens of a text for which the products of its attention are too small for OpenBLAS to use threads: alone, they have
 #: threads for the products with the weights only, and of those it was tried that the bits are the same.
 _SHORT_TEXT = 40
+#: Texts that are tokenized in one call, where the ids of all texts are needed before anything is computed.
+_HELD_AT_ONCE = 1024
 
 
 class Request(NamedTuple):
@@ -50,16 +55,16 @@ class TruncationCount:
     cut: int = 0
     longest: int = 0
 
-    def add(self, lengths: Sequence[int]) -> None:
+    def add(self, lengths: Int[Array, "texts"]) -> None:
         """Count texts of so many tokens."""
         self.texts += len(lengths)
-        self.cut += sum(length > self.limit for length in lengths)
-        self.longest = max(self.longest, *lengths, 0)
+        self.cut += int(np.count_nonzero(lengths > self.limit))
+        self.longest = max(self.longest, int(lengths.max(initial=0)))
 
-    def refuse(self, lengths: Sequence[int]) -> None:
+    def refuse(self, lengths: Int[Array, "texts"]) -> None:
         """Raise TruncationError if one of these texts, the next ones, is too long."""
-        cut = [i for i, length in enumerate(lengths) if length > self.limit]
-        if cut:
+        cut = np.flatnonzero(lengths > self.limit)
+        if len(cut):
             raise TruncationError(
                 f"every text must have at most max_seq_length = {self.limit} tokens; item {self.texts + cut[0]} has "
                 f"{lengths[cut[0]]}{f', and {len(cut) - 1} more are too long' if len(cut) > 1 else ''}. Split it, or "
@@ -90,34 +95,56 @@ class Job(NamedTuple):
 
     def run(self, texts: list[str]) -> Any:
         """Return the vectors of ``texts``, ``(N, D)``, or a list of what else is requested. Equal texts are one."""
-        numbers: dict[str, int] = {}
-        which = [numbers.setdefault(text, len(numbers)) for text in texts]
-        unique = list(numbers)
-        lengths = [0] * len(unique)
+        unique = list(dict.fromkeys(texts))
+        which: slice | Int[Array, "texts"] = slice(None)  # of the unique ones, for each text
+        if len(unique) < len(texts):
+            numbers = dict(zip(unique, range(len(unique)), strict=True))
+            which = np.fromiter(map(numbers.__getitem__, texts), np.intp, len(texts))
+        lengths = np.zeros(len(unique), np.intp)
+        tokenizer, limit = self.pipeline.tokenizer, self.truncation.limit
 
-        def tokenize(indices: Sequence[int]) -> list[list[int]]:
-            found = self.pipeline.tokenizer([self.request.prompt + unique[i] for i in indices], self.truncation.limit)
-            for i, length in zip(indices, found.lengths, strict=True):
-                lengths[i] = length
-            return found.ids
+        def encode(rows: Int[Array, "n"]) -> list[Any]:
+            encodings = tokenizer.encode([self.request.prompt + unique[i] for i in rows.tolist()])
+            lengths[rows] = tokenizer.lengths(encodings)
+            return encodings
+
+        def tokenize(rows: Int[Array, "n"]) -> tuple[Int[Array, "n"], list[Any]]:
+            encodings = encode(rows)
+            return tokenizer.cut_lengths(lengths[rows], limit), encodings
+
+        def ids_of(encodings: list[Any]) -> TokenIds:
+            return tokenizer.ids(encodings, limit)
 
         if self.refuse_truncation:
-            ids = tokenize(range(len(unique)))
-            self.truncation.refuse([lengths[i] for i in which])
-            outputs = self._compute(unique, lambda indices: [ids[i] for i in indices])
+            pieces = (np.arange(len(unique))[start:][:_HELD_AT_ONCE] for start in range(0, len(unique), _HELD_AT_ONCE))
+            with contextlib.closing(ahead(encode, pieces)) as encoded:
+                held = TokenIds.joined(map(ids_of, encoded))
+            self.truncation.refuse(lengths[which])
+            outputs = self._compute(unique, lambda rows: (held.lengths[rows], rows.tolist()), held.take)
         else:
-            outputs = self._compute(unique, tokenize)
-        self.truncation.add([lengths[i] for i in which])
+            outputs = self._compute(unique, tokenize, ids_of)
+        self.truncation.add(lengths[which])
         self.progress(len(texts) - len(unique))
-        if len(unique) == len(texts):
+        if isinstance(which, slice):
             return outputs
         if self.request.output_value == "sentence_embedding":
             return self.engine.spread(outputs, which) if self.request.on_device else outputs[which]
-        first = {i: row for row, i in reversed(list(enumerate(which)))}  # it gets the arrays, its equals get copies
-        return [outputs[i] if first[i] == row else copy.deepcopy(outputs[i]) for row, i in enumerate(which)]
+        first = {i: row for row, i in reversed(list(enumerate(which.tolist())))}  # its equals get copies of its arrays
+        return [outputs[i] if first[i] == row else copy.deepcopy(outputs[i]) for row, i in enumerate(which.tolist())]
 
-    def _compute(self, texts: list[str], tokenize: Callable[[Sequence[int]], list[list[int]]]) -> Any:
-        """Return what is requested of ``texts``, which are all different: an array of vectors, or a list."""
+    def _compute(
+        self,
+        texts: list[str],
+        tokenize: Callable[[Int[Array, "n"]], tuple[Int[Array, "n"], list[Any]]],
+        ids_of: Callable[[list[Any]], TokenIds],
+    ) -> Any:
+        """Return what is requested of ``texts``, which are all different: an array of vectors, or a list.
+
+        Args:
+            texts: The texts.
+            tokenize: As :func:`minibert.batches.cut` takes it.
+            ids_of: Makes the ids of what ``tokenize`` returned for some texts.
+        """
         pipeline, request = self.pipeline, self.request
         prompt_length = 0
         if request.prompt:
@@ -130,7 +157,7 @@ class Job(NamedTuple):
 
         def work(batch: Batch, fused: Fused) -> None:
             start = 0
-            for features in features_of(batch.ids, fused, prompt_length):
+            for features in features_of(ids_of(batch.tokenized), fused, prompt_length):
                 group = features["sentence_embedding"][..., : request.truncate_dim]
                 rows = batch.rows[start : start + len(group)]
                 start += len(group)
@@ -139,17 +166,23 @@ class Job(NamedTuple):
                     vectors[rows] = group if request.on_device else fused.to_host(group)
                 else:
                     features["sentence_embedding"] = group
-                    for position, i in enumerate(rows):
+                    for position, i in enumerate(rows.tolist()):
                         outputs[i] = _output(features, request.output_value, position)
             self.progress(len(batch.rows))
 
         if len(texts) == 1:
-            ids = tokenize([0])
-            with self.engine.worker(blas_threads=self._blas_may_use_threads(len(ids[0]))) as fused:
-                work_within_memory(Batch([0], ids), work, self.limits, fused)
+            row = np.zeros(1, np.intp)
+            batch = Batch(row, *tokenize(row))
+            with self.engine.worker(blas_threads=self._blas_may_use_threads(batch.tokens)) as fused:
+                work_within_memory(batch, work, self.limits, fused)
         elif texts:
             limits = dataclasses.replace(self.limits, threads=min(self.limits.threads, len(texts)))
-            run(cut(texts, tokenize, limits), work, limits, self.engine.worker)
+            batches = cut(texts, tokenize, limits)
+            try:
+                run(batches, work, limits, self.engine.worker)
+            finally:
+                with contextlib.suppress(ValueError):  # after Ctrl-C while run ended: a thread is still in there
+                    batches.close()
         return vectors if wants_vectors else outputs
 
     def _blas_may_use_threads(self, tokens: int) -> bool:

@@ -228,8 +228,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     @property
     def tokenizer(self) -> Any:
-        """The ``tokenizers.Tokenizer``."""
-        return self._pipeline.tokenizer.backend
+        """A copy of the ``tokenizers.Tokenizer``: what is changed in it does not change what ``encode`` returns."""
+        return self._pipeline.tokenizer.public_copy
 
     def close(self) -> None:
         """Give back what is kept from call to call: on a GPU, streams and their memory. The weights stay.

@@ -17,7 +17,7 @@ from minibert.fused.operations import Fused
 from minibert.fused.rows import RowRule
 from minibert.packed import PackedParams
 from minibert.threads import one_blas_thread, usable_cores
-from minibert.typing import Array, DType
+from minibert.typing import Array, DType, Int
 
 #: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
 #: efficient matrix products, and few enough that a thread needs some 25 MB.
@@ -61,7 +61,7 @@ class Engine(Protocol):
         """Return an array for vectors, where they are computed."""
         ...
 
-    def spread(self, vectors: Any, rows: Sequence[int]) -> Any:
+    def spread(self, vectors: Any, rows: Int[Array, "n"]) -> Any:
         """Return some rows of an array of :meth:`empty`, each as often as it is named."""
         ...
 
@@ -108,7 +108,7 @@ class CpuEngine:
         """Return an array for vectors."""
         return np.empty((texts, width), self.dtype)
 
-    def spread(self, vectors: Array, rows: Sequence[int]) -> Array:
+    def spread(self, vectors: Array, rows: Int[Array, "n"]) -> Array:
         """Return some rows of an array, each as often as it is named."""
         return vectors[rows]
 
@@ -178,7 +178,7 @@ class CudaEngine:
         self.device.settle()  # whoever had this memory before is done with it
         return vectors
 
-    def spread(self, vectors: Any, rows: Sequence[int]) -> Any:
+    def spread(self, vectors: Any, rows: Int[Array, "n"]) -> Any:
         """Return some rows of an array on the GPU, each as often as it is named."""
         return self.device.spread(vectors, rows)
 

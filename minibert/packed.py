@@ -15,6 +15,7 @@ import numpy as np
 
 from minibert import checkpoint, params
 from minibert.config import BertConfig
+from minibert.errors import TokenizerError
 from minibert.fused.operations import Fused, partial_sums
 from minibert.fused.packing import Packing
 from minibert.fused.rows import RowRule, rule_for
@@ -153,7 +154,11 @@ def bert(
         fused: The operations.
         first_tokens: Where each text's first token lies, if the last layer shall compute only that one.
         output_hidden_states: Is called with the embeddings, and with the hidden states after each layer.
+
+    Raises:
+        TokenizerError: An id, or a position in a text, is not in the embedding tables.
     """
+    _require_in_tables(model.embeddings, ids, packing)
     x = fused.embed_layer_norm(model.embeddings, ids, packing, config.layer_norm_eps)
     output_hidden_states(x)
     *layers, last = model.layers
@@ -169,6 +174,22 @@ def bert(
     x = feed_forward(last.feed_forward, config, x, packing, fused)
     output_hidden_states(x)
     return x
+
+
+def _require_in_tables(tables: params.Embeddings, ids: Int[Array, "tokens"], packing: Packing) -> None:
+    """Raise TokenizerError unless each token has its embeddings: a GPU would read beyond the tables."""
+    least, most = int(ids.min(initial=0)), int(ids.max(initial=0))
+    words, positions, longest = len(tables.word), len(tables.position), int(packing.lengths.max(initial=0))
+    if least < 0 or most >= words:
+        raise TokenizerError(
+            f"token ids must be from 0 to {words - 1}, the rows of the word embeddings; there is an id "
+            f"{least if least < 0 else most}. Does the tokenizer belong to this model?"
+        )
+    if longest > positions:
+        raise TokenizerError(
+            f"a text must have at most {positions} tokens, the rows of the position embeddings; there is one of "
+            f"{longest}. Lower max_seq_length."
+        )
 
 
 def attend(

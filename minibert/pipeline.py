@@ -16,6 +16,7 @@ from minibert.fused.rows import RowRule
 from minibert.modules import AtOnce, Features, Flow, Module, Pooling
 from minibert.packed import PackedParams
 from minibert.repo import ModelRepo
+from minibert.token_ids import TokenIds
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array, Int
 
@@ -82,23 +83,18 @@ class Pipeline:
             at_once = at_once._replace(pooling=Pooling(at_once.pooling.modes, include_prompt=include_prompt))
         return dataclasses.replace(self, modules=chain, at_once=at_once)
 
-    def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Int[Array, "B S"]]:
+    def pad(self, ids: TokenIds) -> dict[str, Int[Array, "B S"]]:
         """Return ``input_ids``, ``token_type_ids`` and ``attention_mask`` of texts, padded at the end."""
-        longest = max((len(row) for row in ids), default=0)
-        input_ids = np.full((len(ids), longest), self.tokenizer.pad_id, np.int64)
-        attention_mask = np.zeros_like(input_ids)
-        for row, tokens in enumerate(ids):
-            input_ids[row, : len(tokens)] = tokens
-            attention_mask[row, : len(tokens)] = 1
+        attention_mask = np.arange(ids.lengths.max(initial=0)) < ids.lengths[:, None]
+        input_ids = np.full(attention_mask.shape, self.tokenizer.pad_id, np.int64)
+        input_ids[attention_mask] = ids.flat
         return {
             "input_ids": input_ids,
             "token_type_ids": np.zeros_like(input_ids),
-            "attention_mask": attention_mask,
+            "attention_mask": attention_mask.astype(np.int64),
         }
 
-    def sentence_features(
-        self, ids: Sequence[Sequence[int]], fused: Fused, prompt_length: int = 0
-    ) -> Iterator[Features]:
+    def sentence_features(self, ids: TokenIds, fused: Fused, prompt_length: int = 0) -> Iterator[Features]:
         """Yield the features of some texts, among them ``sentence_embedding``, by groups of texts, in order.
 
         Those vectors are where they were computed, and in memory of their own. Where nothing else is needed for them,
@@ -109,8 +105,8 @@ class Pipeline:
             fused: The operations to compute with.
             prompt_length: How many of each text's first tokens are a prompt.
         """
-        lengths, offsets = [len(row) for row in ids], [sum(row) for row in ids]
-        packing = Packing.of(lengths, offsets, self.row_rule)
+        offsets = self._offsets(ids)
+        packing = Packing.of(ids.lengths, offsets, self.row_rule)
         if self.at_once is None:
             yield from self._features(ids, packing, fused, prompt_length)
             return
@@ -118,7 +114,7 @@ class Pipeline:
         first = None
         if modules.takes_first_token(self.modules, prompt_length):
             first = packing.first_tokens(offsets, self.row_rule)
-        hidden = packed.bert(self.params, self.config, _flat(ids, packing), packing, fused, first)
+        hidden = packed.bert(self.params, self.config, ids.flat, packing, fused, first)
         exclude = 0 if pooling.include_prompt else prompt_length
         packing = packing if first is None else first
         vectors = fused.pool(pooling.modes, hidden, packing, exclude, normalize=normalize)
@@ -127,12 +123,12 @@ class Pipeline:
             module(features)
         yield features
 
-    def token_features(self, ids: Sequence[Sequence[int]], fused: Fused, prompt_length: int = 0) -> Iterator[Features]:
+    def token_features(self, ids: TokenIds, fused: Fused, prompt_length: int = 0) -> Iterator[Features]:
         """Yield all features of some texts, in the host's memory, by groups of equal length, in order.
 
         ``sentence_embedding`` has the bits that it has in :meth:`sentence_features`.
         """
-        packing = Packing.of([len(row) for row in ids], [sum(row) for row in ids], self.row_rule)
+        packing = Packing.of(ids.lengths, self._offsets(ids), self.row_rule)
         vectors = [features["sentence_embedding"] for features in self.sentence_features(ids, fused, prompt_length)]
         sentence = np.concatenate([fused.to_host(group) for group in vectors])
         start = 0
@@ -144,17 +140,18 @@ class Pipeline:
             start += texts
             yield features
 
-    def _features(
-        self, ids: Sequence[Sequence[int]], packing: Packing, fused: Fused, prompt_length: int
-    ) -> Iterator[Features]:
+    def _offsets(self, ids: TokenIds) -> Int[Array, "texts"] | None:
+        """Return a number for each text, of its own ids, for :meth:`Packing.of`; None where it needs none."""
+        return ids.sums() if self.row_rule.needs_offsets else None
+
+    def _features(self, ids: TokenIds, packing: Packing, fused: Fused, prompt_length: int) -> Iterator[Features]:
         layers: list[Array] = []
         all_layers = any(module.needs_all_layers for module in self.modules)
         keep = (lambda x: layers.append(fused.unpack(x, packing).copy())) if all_layers else (lambda _: None)
-        flat = _flat(ids, packing)
-        hidden = packed.bert(self.params, self.config, flat, packing, fused, output_hidden_states=keep)
+        hidden = packed.bert(self.params, self.config, ids.flat, packing, fused, output_hidden_states=keep)
         hidden = fused.unpack(hidden, packing)
         for group in packing.groups:
-            yield self._apply_modules(group, flat, hidden, layers, prompt_length)
+            yield self._apply_modules(group, ids.flat, hidden, layers, prompt_length)
 
     def _apply_modules(
         self, group: Group, ids: Int[Array, "tokens"], hidden: Array, layers: Sequence[Array], prompt_length: int
@@ -179,11 +176,6 @@ class Pipeline:
         for module in self.modules:
             module(features)
         return features
-
-
-def _flat(ids: Sequence[Sequence[int]], packing: Packing) -> Int[Array, "tokens"]:
-    """Return the ids of all tokens, text after text."""
-    return np.fromiter((token for row in ids for token in row), np.intp, packing.tokens)
 
 
 def open_flow(repo: ModelRepo, tokenizer: TextTokenizer) -> Flow:

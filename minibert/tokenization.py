@@ -4,25 +4,31 @@ The splitting itself is done by the ``tokenizers`` library; :mod:`minibert.token
 """
 
 import dataclasses
+import functools
+import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from tokenizers import Tokenizer, normalizers
+import numpy as np
+from tokenizers import Encoding, Tokenizer, normalizers
 
+from minibert.token_ids import TokenIds, starts_of
 from minibert.tokenizer_files import TokenizerFiles, build_tokenizer, library_errors
+from minibert.typing import Array, Int
 
 
 class TokenizedTexts(NamedTuple):
     """The token ids of some texts.
 
     Attributes:
-        ids: One list of ids a text, special tokens included, cut to the limit.
+        ids: The ids of each text, special tokens included, cut to the limit.
         lengths: How many tokens each text has before the cut, special tokens included.
     """
 
-    ids: list[list[int]]
-    lengths: list[int]
+    ids: TokenIds
+    lengths: Int[Array, "texts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,28 +99,53 @@ class TextTokenizer:
         """How many special tokens go around every text: the shortest that a text can be."""
         return len(self.prefix) + len(self.suffix)
 
+    @functools.cached_property
+    def public_copy(self) -> Tokenizer:
+        """A copy of the backend for others, made once: what they change in it changes no id that is made here."""
+        return Tokenizer.from_str(self.backend.to_str())
+
     def __call__(self, texts: Sequence[str], max_length: int) -> TokenizedTexts:
         """Return the ids of ``texts``, each cut to ``max_length`` tokens, at least the special ones.
 
         A text that holds the name of a special token, such as ``[SEP]``, gets that token's id, as in transformers.
         """
-        own = [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        room = max(max_length - self.special_tokens, 0)
-        ids = []
-        for content in own:
-            if len(content) <= room:
-                kept = content
-            else:
-                kept = content[len(content) - room :] if self.truncation_side == "left" else content[:room]
-            ids.append([*self.prefix, *kept, *self.suffix])
-        return TokenizedTexts(ids, [len(content) + self.special_tokens for content in own])
+        encodings = self.encode(texts)
+        return TokenizedTexts(self.ids(encodings, max_length), self.lengths(encodings))
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Return the library's own result for each text: the slow part, during which other threads of Python run."""
+        return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+
+    def lengths(self, encodings: Sequence[Encoding]) -> Int[Array, "texts"]:
+        """Return how many tokens each text has before it is cut, special tokens included."""
+        return np.fromiter(map(len, encodings), np.intp, len(encodings)) + self.special_tokens
+
+    def cut_lengths(self, lengths: Int[Array, "texts"], max_length: int) -> Int[Array, "texts"]:
+        """Return what :meth:`ids` leaves of texts of so many tokens."""
+        return np.minimum(lengths, max(max_length, self.special_tokens))
+
+    def ids(self, encodings: Sequence[Encoding], max_length: int) -> TokenIds:
+        """Return the ids of what :meth:`encode` returned, cut and with special tokens, as :meth:`__call__` does."""
+        whole = self.lengths(encodings)
+        # Each step of this chain is made in C. A text's ids are a list only until the next text's are.
+        own = map(operator.attrgetter("ids"), encodings)
+        parts = itertools.chain.from_iterable(zip(itertools.repeat(self.prefix), own, itertools.repeat(self.suffix)))
+        flat = np.fromiter(itertools.chain.from_iterable(parts), np.int32, whole.sum())
+        lengths = self.cut_lengths(whole, max_length)
+        lost = whole - lengths
+        if lost.any():
+            room = max(max_length - self.special_tokens, 0)
+            first_lost = len(self.prefix) + (0 if self.truncation_side == "left" else room)
+            after = np.arange(len(flat)) - np.repeat(starts_of(whole) + first_lost, whole)
+            flat = flat[(after < 0) | (after >= np.repeat(lost, whole))]
+        return TokenIds(flat, lengths)
 
     def prompt_length(self, prompt: str, max_length: int) -> int:
         """Return how many tokens a text's leading ``prompt`` takes, the special tokens before it included.
 
         Counted as sentence-transformers does: the prompt alone, less its last token if that is special.
         """
-        (ids,), _ = self([prompt], max_length)
+        ids = self([prompt], max_length).ids.flat.tolist()
         return len(ids) - (ids[-1:] != [] and ids[-1] in self.special_ids)
 
 

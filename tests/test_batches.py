@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -11,14 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibert import threads
-from minibert.batches import _TOKENIZE_AT_ONCE, Batch, Limits, cut, run
+from minibert.batches import _TOKENIZE_AT_ONCE, Batch, Limits, ahead, cut, run
 from minibert.engines import CpuEngine
 from minibert.fused.packing import Packing
+from minibert.fused.rows import RowRule
 
 FEWEST_TOKENS = CpuEngine.efficient_tokens
 PATIENCE = 10  # seconds until a test gives up waiting for another thread
 
 # ---------------------------------------------------------------- cut
+
+
+def lengths_of(ids):
+    """Return how many ids each text has."""
+    return np.array([len(each) for each in ids], np.intp)
 
 
 class Tokenizer:
@@ -29,11 +36,11 @@ class Tokenizer:
         self.calls, self.tokens = [], 0
 
     def __call__(self, indices):
-        """Return the ids of some texts."""
-        found = [self.ids(i) for i in indices]
-        self.calls.append(list(indices))
+        """Return the lengths and the ids of some texts."""
+        found = [self.ids(i) for i in indices.tolist()]
+        self.calls.append(indices.tolist())
         self.tokens += sum(map(len, found))
-        return found
+        return lengths_of(found), found
 
     def ids(self, i):
         """Return the ids of a text, which tell it from others."""
@@ -47,7 +54,7 @@ def batches(texts, tokenize=None, *, max_tokens=1024, max_texts=None, number=2):
 
 def sizes(texts, **limits):
     """Return how many tokens each batch has."""
-    return [sum(map(len, batch.ids)) for batch in batches(texts, **limits)]
+    return [batch.tokens for batch in batches(texts, **limits)]
 
 
 def share_of(left, number):
@@ -68,11 +75,12 @@ CALLS = {
 @settings(deadline=None)
 @given(**CALLS)
 def test_every_text_comes_once_with_its_ids(texts, characters, special, **limits):
-    """Every text is in one batch, with its own ids."""
+    """Every text is in one batch, with its own length and ids."""
     tokenize = Tokenizer(texts, characters, special)
-    found = [pair for batch in batches(texts, tokenize, **limits) for pair in zip(*batch, strict=True)]
+    found = [each for batch in batches(texts, tokenize, **limits) for each in zip(*batch, strict=True)]
+    expected = [(i, tokenize.ids(i)) for i in range(len(texts))]
 
-    assert sorted(found) == [(i, tokenize.ids(i)) for i in range(len(texts))]
+    assert sorted(found) == [(i, len(ids), ids) for i, ids in expected]
 
 
 @settings(deadline=None)
@@ -81,8 +89,8 @@ def test_limits(texts, characters, special, max_tokens, max_texts, number):
     """No batch is empty, none of several texts has more than max_tokens, and none has more than max_texts texts."""
     tokenize = Tokenizer(texts, characters, special)
     for batch in batches(texts, tokenize, max_tokens=max_tokens, max_texts=max_texts, number=number):
-        assert batch.rows
-        assert len(batch.rows) == 1 or sum(map(len, batch.ids)) <= max_tokens
+        assert len(batch.rows) > 0
+        assert len(batch.rows) == 1 or batch.tokens <= max_tokens
         assert max_texts is None or len(batch.rows) <= max_texts
 
 
@@ -90,7 +98,7 @@ def test_longest_first():
     """Texts come by length, the longest first, so that those of equal length meet; equal ones in their order."""
     texts = ["x" * (4 * (7 * i % 40)) for i in range(4000)]
     tokenize = Tokenizer(texts)
-    rows = [i for batch in batches(texts, tokenize, max_tokens=64) for i in batch.rows]
+    rows = [i for batch in batches(texts, tokenize, max_tokens=64) for i in batch.rows.tolist()]
 
     assert rows == sorted(rows, key=lambda i: (-len(texts[i]), i))
     assert len(tokenize.calls) > 10
@@ -98,8 +106,8 @@ def test_longest_first():
 
 def test_most_tokens_first():
     """Of the texts that are tokenized, that with the most tokens is the first, whatever its characters."""
-    found = batches(["x" * 10] * 100, lambda indices: [[0] * (1 + 7 * i % 40) for i in indices])
-    lengths = [len(ids) for batch in found for ids in batch.ids]
+    found = batches(["x" * 10] * 100, lambda indices: (1 + 7 * indices % 40, indices.tolist()))
+    lengths = [length for batch in found for length in batch.lengths]
 
     assert lengths == sorted(lengths, reverse=True)
 
@@ -113,12 +121,19 @@ def test_text_over_the_limit():
     """A text with more tokens than a batch may have is a batch of its own."""
     texts = ["x" * 8, "x" * 40_000, "x" * 8]
 
-    assert [batch.rows for batch in batches(texts, number=1)] == [[1], [0, 2]]
+    assert [batch.rows.tolist() for batch in batches(texts, number=1)] == [[1], [0, 2]]
 
 
 def test_many_texts_over_the_limit():
     """So are many of them, each."""
     assert sizes(["x" * 400] * 50, max_tokens=10) == [101] * 50
+
+
+def test_no_limit():
+    """Limits that no machine has, and that do not fit in 64 bits, are as good as none."""
+    found = batches(["x" * 36] * 3000, max_tokens=10**30, max_texts=10**30, number=1)
+
+    assert [batch.tokens for batch in found] == [30_000]
 
 
 def test_no_text():
@@ -174,31 +189,31 @@ def test_shares_count_texts_that_are_not_tokenized_yet():
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_tokenizer_is_asked_just_ahead(number):
-    """The tokenizer is never more than four batches a thread ahead of the one that is being filled."""
+    """The tokenizer is never more than six batches a thread ahead of the one that is being filled."""
     texts = ["x" * 40] * 20_000
     tokenize = Tokenizer(texts, special=0)
     given_out = 0
     for batch in cut(texts, tokenize, Limits(256, None, number, FEWEST_TOKENS)):
-        assert tokenize.tokens - given_out <= (4 * number + 1) * 256
-        given_out += sum(map(len, batch.ids))
+        assert tokenize.tokens - given_out <= (6 * number + 1) * 256
+        given_out += batch.tokens
 
 
 def test_tokenizer_learns_how_long_tokens_are():
-    """Where each character is a token, the tokenizer is too far ahead with the first piece only."""
+    """Where each character is a token, the tokenizer is too far ahead with the first pieces only."""
     texts = ["x" * 20] * 20_000
     tokenize = Tokenizer(texts, characters=1)
     batches(texts, tokenize, max_tokens=256)
-    first, *others = tokenize.calls
+    first, others = tokenize.calls[:3], tokenize.calls[3:]
 
-    assert len(first) > max(map(len, others))
-    assert max(map(len, others)) * 21 <= 1.1 * 4 * 2 * 256
+    assert min(map(len, first)) > max(map(len, others))
+    assert max(map(len, others)) * 21 <= 1.1 * 2 * 2 * 256
 
 
 def test_tokenizer_is_asked_for_many_short_texts_at_a_time():
     """Short texts are tokenized by the thousand at most: no call is long, and none is too short for its threads."""
-    texts = ["x"] * 5000
+    texts = ["x"] * 5 * _TOKENIZE_AT_ONCE
     tokenize = Tokenizer(texts)
-    batches(texts, tokenize, max_tokens=4096)
+    batches(texts, tokenize, max_tokens=16_384)
 
     assert {len(call) for call in tokenize.calls[:-1]} == {_TOKENIZE_AT_ONCE}
 
@@ -212,12 +227,92 @@ def test_tokenizer_is_asked_for_one_long_text_at_a_time():
     assert tokenize.calls == [[0], [1], [2]]
 
 
+def test_tokenized_texts_are_given_away():
+    """What was tokenized for a batch is in memory only as long as the batch is."""
+
+    class Encoding:
+        """What stands for a text."""
+
+    def tokenize(rows):
+        return np.full(len(rows), 10), [Encoding() for _ in rows]
+
+    with contextlib.closing(cut(["x" * 40] * 100, tokenize, Limits(100, None, 1, 1))) as generator:
+        batch = next(generator)
+        known = [weakref.ref(each) for each in batch.tokenized]
+        del batch
+
+        assert len(known) == 10
+        assert all(each() is None for each in known)
+
+
+# ---------------------------------------------------------------- ahead
+
+
+def test_results_are_in_order():
+    """The results are the function's, in the order of the arguments, which are used up."""
+    assert list(ahead(lambda x: x * x, iter(range(50)))) == [x * x for x in range(50)]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_thread_for_a_single_argument(count):
+    """No argument gives no result, and a single one is worked on in the thread that asks."""
+    assert list(ahead(lambda _: threading.current_thread(), range(count))) == [threading.current_thread()] * count
+
+
+def test_another_thread_is_ahead():
+    """While a result is in use, the next two are made; no more are begun."""
+    begun = []
+
+    def function(x):
+        begun.append(x)
+        return threading.current_thread()
+
+    results = ahead(function, range(50))
+    assert next(results) is not threading.current_thread()
+    end = time.monotonic() + PATIENCE
+    while len(begun) < 3 and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    results.close()
+
+    assert begun == [0, 1, 2]
+
+
+def test_error_of_the_other_thread():
+    """An error is raised where the result would have been, and the thread ends."""
+    before = set(threading.enumerate())
+    results = ahead(lambda x: 1 // (3 - x), range(10))
+
+    assert [next(results) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert set(threading.enumerate()) <= before
+
+
+def test_closing_waits_for_the_thread():
+    """Once it is closed, nothing is going on or begun any more."""
+    before, done = set(threading.enumerate()), []
+
+    def function(x):
+        time.sleep(0.02)
+        done.append(x)
+
+    results = ahead(function, range(10))
+    next(results)
+    results.close()
+    count = len(done)
+    time.sleep(0.05)
+
+    assert len(done) == count <= 3
+    assert set(threading.enumerate()) <= before
+
+
 # ---------------------------------------------------------------- run
 
 
 def numbered(count):
     """Return so many batches, each with its number as its only row."""
-    return [Batch([i], [[i]]) for i in range(count)]
+    return [Batch(np.array([i]), np.array([1]), [[i]]) for i in range(count)]
 
 
 def calls_of(batches, work, number):
@@ -237,9 +332,9 @@ class OutOfMemory:
 
     def __call__(self, batch, _fused):
         """Work on a batch."""
-        if sum(map(len, batch.ids)) > self.most:
+        if batch.tokens > self.most:
             raise MemoryError("no room")
-        self.done += batch.rows
+        self.done += batch.rows.tolist()
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -266,7 +361,7 @@ def test_out_of_memory_for_one_text():
 def until_cancelled(fused):
     """Do as an operation does that takes long: raise InterruptedError once it is cancelled."""
     x, weight = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
-    packing = Packing(2, 2, None, None, (), (slice(2),))
+    packing = Packing.of([2], [0], RowRule((0,), threads=False))
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         fused.linear("test", x, weight, packing, 2)

@@ -429,3 +429,43 @@ def test_plain_attributes(encoder):
     assert encoder.tokenizer.get_vocab_size() == 80
     assert encoder.similarity_fn_name == "cosine"
     assert encoder.dtype == np.float32
+
+
+# ---------------------------------------------------------------- the tokenizer is a copy
+
+
+def pad_to_12(tokenizer):
+    """Let a tokenizer fill texts up."""
+    tokenizer.enable_padding(length=12)
+
+
+def cut_to_3(tokenizer):
+    """Let a tokenizer cut texts."""
+    tokenizer.enable_truncation(3)
+
+
+def know_a_new_word(tokenizer):
+    """Give a tokenizer a token for which there is no embedding."""
+    assert tokenizer.add_tokens(["guitar and"]) == 1
+
+
+@pytest.mark.parametrize("change", [pad_to_12, cut_to_3, know_a_new_word])
+def test_changes_of_the_tokenizer_are_without_effect(change):
+    """What is changed in ``encoder.tokenizer`` changes no vector and no id."""
+    encoder = SentenceEncoder(twin("BertModel-128d"))
+    texts = [*TEXTS, "a guitar and a cat"]
+    vectors, inputs = encoder.encode(texts), encoder.tokenize(texts)
+    change(encoder.tokenizer)
+
+    np.testing.assert_array_equal(encoder.encode(texts), vectors)
+    np.testing.assert_array_equal(encoder.encode(texts[-1]), vectors[-1])
+    np.testing.assert_array_equal(encoder.tokenize(texts)["input_ids"], inputs["input_ids"])
+
+
+def test_tokenizer_gives_the_same_ids(encoder):
+    """It gives the ids that the encoder makes, and is the same object each time."""
+    ids, mask = (encoder.tokenize(TEXTS)[name] for name in ("input_ids", "attention_mask"))
+    own = encoder.tokenizer.encode_batch(TEXTS)
+
+    assert [each.ids for each in own] == [row[kept].tolist() for row, kept in zip(ids, mask.astype(bool), strict=True)]
+    assert encoder.tokenizer is encoder.tokenizer

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import tracemalloc
 
 import numpy as np
@@ -13,13 +14,14 @@ from support import CARDS, assert_as_accurate, copy_twin, edit_weights, twin, wr
 from minibert import checkpoint, model, modules, packed
 from minibert.config import BertConfig
 from minibert.engines import CpuEngine
-from minibert.errors import WeightsError
+from minibert.errors import TokenizerError, WeightsError
 from minibert.fused.cpu import FusedCpu
 from minibert.fused.packing import Packing
 from minibert.modules import Pooling
 from minibert.pipeline import Pipeline
 from minibert.repo import ModelRepo
 from minibert.threads import one_blas_thread
+from minibert.token_ids import TokenIds
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 EACH_CARD = pytest.mark.parametrize("card", CARDS)
@@ -294,7 +296,7 @@ class RecordingFused(FusedCpu):
 def features_of(pipeline, texts, prompt_length=0, *, method="sentence_features", fused=None):
     """Return the features of each group of texts; and how many tokens were ``pooled``, where they were at once."""
     fused = fused or RecordingFused(pipeline.params.embeddings.word.dtype)
-    features = list(getattr(pipeline, method)([row.tolist() for row in texts], fused, prompt_length))
+    features = list(getattr(pipeline, method)(TokenIds.of(texts), fused, prompt_length))
     if method == "sentence_features" and pipeline.at_once:
         features[0]["pooled"] = fused.pooled
     return features
@@ -442,3 +444,35 @@ def test_text_without_tokens(card, method, lengths):
     assert (vectors_of(features) == 0).all(axis=1).tolist() == [length == 0 for length in lengths]
     if method == "token_features":
         assert computed_tokens(features) == lengths
+
+
+# ---------------------------------------------------------------- ids that no table has
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([2, 80, 3], "token ids must be from 0 to 79, the rows of the word embeddings; there is an id 80. Does"),
+        ([2, -1, 3], "there is an id -1"),
+        ([2, 2**31 - 1], "there is an id 2147483647"),
+        ([5] * 513, "a text must have at most 512 tokens, the rows of the position embeddings; there is one of 513"),
+    ],
+    ids=["one too large", "negative", "largest of all", "too long"],
+)
+@pytest.mark.parametrize("method", ["sentence_features", "token_features"])
+def test_what_is_not_in_the_tables(ids, message, method):
+    """An id or a position without a row in its table is an error, in any text of a batch; nothing is read there."""
+    pipeline = open_pipeline(twin(MEAN_CARD))
+    fused = RecordingFused("float64")
+    fused.embed_layer_norm = lambda *_: pytest.fail("the tables are read")
+
+    with pytest.raises(TokenizerError, match=re.escape(message)):
+        features_of(pipeline, [[2, 79, 3], ids, [5]], method=method, fused=fused)
+
+
+@pytest.mark.parametrize("method", ["sentence_features", "token_features"])
+def test_all_that_is_in_the_tables(method):
+    """The last id and the last position can be used."""
+    features = features_of(open_pipeline(twin(MEAN_CARD)), [[0, 79], [5] * 512], method=method)
+
+    assert np.isfinite(vectors_of(features)).all()

@@ -303,17 +303,17 @@ def test_float16_error_of_the_kernels(minilm, executor):
     from minibert.fused.rows import RowRule
 
     texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])[:12]
-    rows = SentenceEncoder(minilm)._pipeline.tokenizer(texts, 64).ids
+    ids = SentenceEncoder(minilm)._pipeline.tokenizer(texts, 64).ids
     storage, config = STORAGES["float16"], BertConfig.from_file(minilm / "config.json")
-    packing = Packing.of([len(row) for row in rows], [0] * len(rows), RowRule((0,), threads=False))
+    packing = Packing.of(ids.lengths, None, RowRule((0,), threads=False))
     fused = FusedCuda(executor, storage)
     model = packed.load(minilm, config, np.float32, lambda x: storage.narrow(x) if x.ndim == 2 else x)
-    ours = fused.unpack(packed.bert(model, config, np.concatenate(rows), packing, fused), packing)
+    ours = fused.unpack(packed.bert(model, config, ids.flat, packing, fused), packing)
 
     def peer(dtype):
         module = AutoModel.from_pretrained(minilm, dtype=dtype, attn_implementation="eager").eval()
         with torch.inference_mode():
-            each = [module(torch.tensor([row])).last_hidden_state[0].to(torch.float64).numpy() for row in rows]
+            each = [module(torch.tensor([row.tolist()])).last_hidden_state[0].to(torch.float64).numpy() for row in ids]
         return np.concatenate(each)
 
     truth = peer(torch.float64)

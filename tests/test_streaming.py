@@ -157,6 +157,30 @@ def test_memory_does_not_grow_with_the_stream():
     assert peaks[2] - peaks[1] < 16_000 * 16 * 4 / 4
 
 
+def test_memory_of_ids_that_are_checked_first(changeable, monkeypatch):
+    """With ``on_truncate="error"`` a token's id takes 4 bytes while the first texts are computed, and its text little.
+
+    Little is 500 bytes here, for texts of 400 tokens.
+    """
+    texts, held = [f"{i} " + "the cat " * 199 for i in range(1000)], []
+
+    def sentence_features(_pipeline, ids, *_arguments):
+        held.append(tracemalloc.get_traced_memory()[0])
+        yield {"sentence_embedding": np.zeros((len(ids), 16), np.float32)}
+
+    monkeypatch.setattr("minibert.pipeline.Pipeline.sentence_features", sentence_features)
+    changeable.on_truncate = "error"
+    changeable.encode(texts[:10])  # makes what is made once
+    tracemalloc.start()
+    try:
+        changeable.encode(texts)
+    finally:
+        tracemalloc.stop()
+
+    assert changeable.truncation.longest > 400
+    assert held[1] < 1000 * (400 * 4.5 + 500)
+
+
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [(None, TypeError, "item 7 is a missing value"), (b"a", TypeError, "item 7"), ("\udc80", ValueError, "item 7")],
@@ -352,7 +376,7 @@ def batches(monkeypatch):
     sentence_features = Pipeline.sentence_features
 
     def spy(pipeline, ids, *arguments):
-        lengths.append([len(row) for row in ids])
+        lengths.append(ids.lengths.tolist())
         return sentence_features(pipeline, ids, *arguments)
 
     monkeypatch.setattr(Pipeline, "sentence_features", spy)
@@ -385,13 +409,13 @@ def test_batch_size(encoder, batches):
 def tokenized(monkeypatch):
     """Return a list that gets every text that is tokenized."""
     texts = []
-    call = TextTokenizer.__call__
+    encode = TextTokenizer.encode
 
-    def spy(tokenizer, some, max_length):
+    def spy(tokenizer, some):
         texts.extend(some)
-        return call(tokenizer, some, max_length)
+        return encode(tokenizer, some)
 
-    monkeypatch.setattr(TextTokenizer, "__call__", spy)
+    monkeypatch.setattr(TextTokenizer, "encode", spy)
     return texts
 
 

@@ -17,6 +17,11 @@ TEXTS = json.loads(METADATA["texts"])
 VARIANTS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 
 
+def ids_of(tokenizer, texts, limit=10_000):
+    """Return a list of ids for each text."""
+    return [ids.tolist() for ids in tokenizer(texts, limit).ids]
+
+
 @pytest.mark.parametrize("limit", [512, 12])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ids_are_those_of_transformers(variant, limit):
@@ -26,7 +31,7 @@ def test_ids_are_those_of_transformers(variant, limit):
     ids, _ = tokenizer(TEXTS, limit)
 
     for text, own, reference in zip(TEXTS, ids, expected, strict=True):
-        assert own == reference.tolist(), f"{text!r}"
+        assert own.tolist() == reference.tolist(), f"{text!r}"
 
 
 def test_corpus_tells_the_variants_apart():
@@ -42,8 +47,8 @@ def test_file_casing_yields_to_the_config():
     lower_by_default = TextTokenizer.from_folder(FOLDER / "json-cased-file-lower-default")
     cased_by_config = TextTokenizer.from_folder(FOLDER / "json-lower-file-cased-config")
 
-    assert lower_by_default(["Hello"], 9).ids == lower_by_default(["hello"], 9).ids
-    assert cased_by_config(["Hello"], 9).ids != cased_by_config(["hello"], 9).ids
+    assert ids_of(lower_by_default, ["Hello"]) == ids_of(lower_by_default, ["hello"])
+    assert ids_of(cased_by_config, ["Hello"]) != ids_of(cased_by_config, ["hello"])
 
 
 def test_truncation_and_padding_of_the_file_are_overridden():
@@ -61,7 +66,7 @@ def test_lengths_are_counted_before_the_cut():
     whole = tokenizer(TEXTS, 10_000)
     cut = tokenizer(TEXTS, 5)
 
-    assert cut.lengths == whole.lengths == [len(ids) for ids in whole.ids]
+    assert cut.lengths.tolist() == whole.lengths.tolist() == [len(ids) for ids in whole.ids]
     assert [len(ids) for ids in cut.ids] == [min(length, 5) for length in whole.lengths]
 
 
@@ -70,15 +75,38 @@ def test_smallest_limits(limit, expected):
     """A limit of 2 leaves the special tokens alone."""
     tokenizer = TextTokenizer.from_folder(FOLDER / "vocab")
 
-    assert len(tokenizer(["hello hello hello"], limit).ids[0]) == expected
+    assert len(ids_of(tokenizer, ["hello hello hello"], limit)[0]) == expected
+
+
+@pytest.mark.parametrize("limit", [0, 2, 3, 4, 7, 30])
+@pytest.mark.parametrize("variant", ["vocab", "vocab-left"])
+def test_cut(variant, limit):
+    """Each text keeps its special tokens, and of its own the first, or the last with truncation_side "left"."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / variant)
+    room, left = max(limit - 2, 0), variant == "vocab-left"
+    whole = ids_of(tokenizer, TEXTS)
+    expected = [[first, *(own[max(len(own) - room, 0) :] if left else own[:room]), last] for first, *own, last in whole]
+
+    assert max(map(len, whole)) > 30
+    assert ids_of(tokenizer, TEXTS, limit) == expected
+
+
+def test_ids_are_one_array():
+    """The ids of all texts are one int32 array, cut or not, and no text gives an empty one."""
+    tokenizer = TextTokenizer.from_folder(FOLDER / "vocab")
+    for texts, limit in ((TEXTS, 512), (TEXTS, 5), ([], 512)):
+        ids, lengths = tokenizer(texts, limit)
+
+        assert (ids.flat.dtype, ids.flat.ndim) == (np.int32, 1)
+        assert len(ids.flat) == ids.lengths.sum()
+        assert len(ids) == len(lengths) == len(texts)
 
 
 def test_blank_text_is_the_special_tokens():
     """An empty text, or one of white space and zero-width characters, is [CLS][SEP] (T5)."""
     tokenizer = TextTokenizer.from_folder(FOLDER / "vocab")
-    ids = tokenizer(["", "   ", "\u200b\n\t"], 9).ids
 
-    assert ids == [[2, 3]] * 3
+    assert ids_of(tokenizer, ["", "   ", "\u200b\n\t"]) == [[2, 3]] * 3
 
 
 def test_word_of_101_characters_is_unknown():
@@ -87,7 +115,7 @@ def test_word_of_101_characters_is_unknown():
     (split_up, unknown), _ = tokenizer(["x" * 100, "x" * 101], 512)
 
     assert len(split_up) == 102
-    assert unknown == [2, 1, 3]
+    assert unknown.tolist() == [2, 1, 3]
 
 
 def test_windows_line_ends_in_the_vocabulary(tmp_path):
@@ -95,10 +123,9 @@ def test_windows_line_ends_in_the_vocabulary(tmp_path):
     lines = (FOLDER / "vocab" / "vocab.txt").read_bytes()
     (tmp_path / "vocab.txt").write_bytes(lines.replace(b"\n", b"\r\n"))
 
-    assert (
-        TextTokenizer.from_folder(tmp_path)(TEXTS, 512).ids
-        == TextTokenizer.from_folder(FOLDER / "vocab")(TEXTS, 512).ids
-    )
+    own, expected = (ids_of(TextTokenizer.from_folder(folder), TEXTS) for folder in (tmp_path, FOLDER / "vocab"))
+
+    assert own == expected
 
 
 def test_do_lower_case_of_the_repo_lowers_a_cased_tokenizer():
@@ -106,7 +133,7 @@ def test_do_lower_case_of_the_repo_lowers_a_cased_tokenizer():
     cased = TextTokenizer.from_folder(FOLDER / "vocab-cased")
     lowered = TextTokenizer.from_folder(FOLDER / "vocab-cased", do_lower_case=True)
 
-    assert lowered(["HELLO Straße"], 99).ids == cased(["hello straße"], 99).ids != cased(["HELLO Straße"], 99).ids
+    assert ids_of(lowered, ["HELLO Straße"]) == ids_of(cased, ["hello straße"]) != ids_of(cased, ["HELLO Straße"])
 
 
 def test_prompt_length_leaves_out_a_special_last_token():
@@ -187,7 +214,7 @@ def test_class_is_that_of_transformers(name, variant, tmp_path):
     edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=name)
     peer = AutoTokenizer.from_pretrained(tmp_path)
 
-    ids = TextTokenizer.from_folder(tmp_path)(TEXTS, 10_000).ids
+    ids = ids_of(TextTokenizer.from_folder(tmp_path), TEXTS)
     assert ids == [peer(text, truncation=False, padding=False)["input_ids"] for text in TEXTS]
 
 
@@ -198,8 +225,8 @@ def test_real_vocabulary(minilm):
     texts = json.loads(metadata["unicode"])
     ids, _ = TextTokenizer.from_folder(minilm)(texts, 256)
 
-    np.testing.assert_array_equal([len(row) for row in ids], arrays["unicode.lengths"])
-    np.testing.assert_array_equal([i for row in ids for i in row], arrays["unicode.ids"])
+    np.testing.assert_array_equal(ids.lengths, arrays["unicode.lengths"])
+    np.testing.assert_array_equal(ids.flat, arrays["unicode.ids"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

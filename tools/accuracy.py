@@ -67,7 +67,7 @@ def _unit_mean(hidden: Array, mask: Array) -> Array:
 
 def _batches(folder: Path, texts: Sequence[str], batch_size: int) -> Iterator[tuple[Array, Array]]:
     tokenizer = TextTokenizer.from_folder(folder)
-    rows = tokenizer(list(texts), 256).ids
+    rows = list(tokenizer(list(texts), 256).ids)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         ids = np.zeros((len(batch), max(map(len, batch))), np.int64)

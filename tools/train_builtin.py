@@ -68,7 +68,8 @@ def start_of_words(
     The teacher's vector of each token as a text of its own, less their mean by frequency, reduced to the student's
     width, and scaled to a standard deviation of 0.05.
     """
-    tokens = [encoder.tokenizer.id_to_token(i).removeprefix("##") for i in range(len(counts))]
+    tokenizer = encoder.tokenizer
+    tokens = [tokenizer.id_to_token(i).removeprefix("##") for i in range(len(counts))]
     vectors = encoder.encode(tokens)
     vectors = (vectors - (counts[:, None] * vectors).sum(axis=0) / counts.sum()) @ directions
     return (vectors * (0.05 / vectors.std())).astype(np.float32)

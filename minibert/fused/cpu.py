@@ -36,7 +36,7 @@ class FusedCpu:
     ) -> Float[Array, "T H"]:
         """Return the sum of each token's word, position and type embedding, layer-normalized; all are of type 0."""
         x = self._array("hidden", packing.rows, tables.word.shape[1])
-        position = np.concatenate([np.tile(np.arange(group.tokens), group.texts) for group in packing.groups])
+        position = packing.positions()
         if packing.token_at is not None:
             ids, position = ids[packing.token_at], position[packing.token_at]
         at = np.resize(np.arange(len(ids)), packing.rows)

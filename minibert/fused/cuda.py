@@ -182,8 +182,8 @@ class FusedCuda:
         x = self._array("hidden", packing.rows, width)
         if packing.rows == 0:
             return x
-        positions = np.concatenate([np.tile(np.arange(group.tokens), group.texts) for group in packing.groups])
-        both = np.stack([np.resize(ids, packing.rows), np.resize(positions, packing.rows)]).astype(np.int32)
+        both = np.empty((2, packing.rows), np.int32)
+        both[0], both[1] = np.resize(ids, packing.rows), np.resize(packing.positions(), packing.rows)
         of_tokens = self.device.upload(both)
         self._launch_rows(
             "embed_layer_norm",

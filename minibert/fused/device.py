@@ -17,7 +17,7 @@ from minibert.errors import DeviceError
 from minibert.fused.cublaslt import MOST_ALIGNMENT, WORKSPACE_BYTES, CublasLt, Product
 from minibert.fused.cuda import Kernel, Storage
 from minibert.fused.products import Products
-from minibert.typing import Array
+from minibert.typing import Array, Int
 
 logger = logging.getLogger("minibert")
 
@@ -286,7 +286,7 @@ class CudaDevice:
         self._of_thread.pinned = []
         return host
 
-    def spread(self, array: Any, rows: Sequence[int]) -> Any:
+    def spread(self, array: Any, rows: Int[Array, "n"]) -> Any:
         """Return some rows of an array, each as often as it is named."""
         with self._context():
             spread = self._cupy.take(array, self._cupy.asarray(rows), axis=0)

@@ -1,12 +1,13 @@
 """Where each text's tokens lie in a packed array: one row a token, no padding."""
 
+import itertools
 from collections.abc import Sequence
-from itertools import groupby
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from minibert.fused.rows import RowRule
+from minibert.token_ids import starts_of
 from minibert.typing import Array, Int, Shaped
 
 
@@ -39,6 +40,7 @@ class Packing(NamedTuple):
         token_at: The token in each row, where ``row_of`` is not None; those that are to fill up hold token 0.
         groups: The texts in order.
         products: Runs of rows that go into one matrix product each.
+        lengths: How many tokens each text has.
     """
 
     tokens: int
@@ -47,9 +49,15 @@ class Packing(NamedTuple):
     token_at: Int[Array, "rows"] | None
     groups: tuple[Group, ...]
     products: tuple[slice, ...]
+    lengths: Int[Array, "texts"]
 
     @classmethod
-    def of(cls, lengths: Sequence[int], offsets: Sequence[int], rule: RowRule) -> Self:
+    def of(
+        cls,
+        lengths: Sequence[int] | Int[Array, "texts"],
+        offsets: Sequence[int] | Int[Array, "texts"] | None,
+        rule: RowRule,
+    ) -> Self:
         """Return the packing of texts.
 
         Token j of a text goes to some row of the class that position ``offset + j`` of a tile has. So its class is
@@ -57,51 +65,68 @@ class Packing(NamedTuple):
 
         Args:
             lengths: Tokens of each text; equal lengths that follow each other become one group.
-            offsets: A number for each text that depends on nothing but the text, and is different in others.
+            offsets: A number for each text that depends on nothing but the text, and is different in others; None will
+                do where the rule needs none.
             rule: Which rows have the same bits.
         """
-        groups = []
-        start = 0
-        for tokens, same in groupby(lengths):
-            texts = sum(1 for _ in same)
-            groups.append(Group(start, texts, tokens))
-            start += texts * tokens
+        lengths = np.asarray(lengths, np.intp)
+        tokens = int(lengths.sum())
+        groups = _groups(lengths)
         if not rule.period:
-            ends = np.cumsum(lengths)
-            products = tuple(slice(end - length, end) for end, length in zip(ends.tolist(), lengths, strict=True))
-            return cls(start, start, None, None, tuple(groups), products)
-        if rule.period == 1:
-            rows = start if start != 1 else 2  # a single row would be a product of a vector, which takes other code
-            return cls(start, rows, None, None, tuple(groups), (slice(rows),))
-        row_of = _rows(lengths, offsets, np.array(rule.classes))
+            ends = np.cumsum(lengths).tolist()
+            products = tuple(itertools.starmap(slice, itertools.pairwise([0, *ends])))
+            return cls(tokens, tokens, None, None, groups, products, lengths)
+        if not rule.needs_offsets:
+            rows = tokens if tokens != 1 else 2  # a single row would be a product of a vector, which takes other code
+            return cls(tokens, rows, None, None, groups, (slice(rows),), lengths)
+        if offsets is None:
+            raise ValueError(f"offsets must be given for a rule of period {rule.period}; they are None.")
+        row_of = _rows(lengths, np.asarray(offsets), np.array(rule.classes))
         rows = -(-int(row_of.max(initial=-1) + 1) // rule.period) * rule.period
         token_at = np.zeros(rows, np.intp)
-        token_at[row_of] = np.arange(start)
-        return cls(start, rows, row_of, token_at, tuple(groups), (slice(rows),))
+        token_at[row_of] = np.arange(tokens)
+        return cls(tokens, rows, row_of, token_at, groups, (slice(rows),), lengths)
 
-    def first_tokens(self, offsets: Sequence[int], rule: RowRule) -> "Packing":
+    @property
+    def starts(self) -> Int[Array, "texts"]:
+        """The index of each text's first token; of a text without tokens, of the next one's."""
+        return starts_of(self.lengths)
+
+    def positions(self) -> Int[Array, "tokens"]:
+        """Return the position of each token in its text."""
+        return np.arange(self.tokens) - np.repeat(self.starts, self.lengths)
+
+    def first_tokens(self, offsets: Sequence[int] | Int[Array, "texts"] | None, rule: RowRule) -> "Packing":
         """Return the packing of each text's first token alone, if it has one, in the same groups of texts."""
         groups: list[Group] = []
         start = 0
         for group in self.groups:
             groups.append(Group(start, group.texts, min(group.tokens, 1)))
             start += group.texts * groups[-1].tokens
-        lengths = [group.tokens for group in groups for _ in range(group.texts)]
-        return Packing.of(lengths, offsets, rule)._replace(groups=tuple(groups))
+        return Packing.of(np.minimum(self.lengths, 1), offsets, rule)._replace(groups=tuple(groups))
 
     def rows_of_first(self, first_tokens: "Packing") -> Int[Array, "R"]:
         """Return the row here of what each row of ``first_tokens`` has."""
-        with_tokens = [group for group in self.groups if group.tokens]
-        none = np.zeros(0, np.intp)
-        first = np.concatenate([none, *(group.start + group.tokens * np.arange(group.texts) for group in with_tokens)])
+        first = self.starts[self.lengths > 0]
         rows = first if self.row_of is None else self.row_of[first]
         return np.resize(rows, first_tokens.rows) if first_tokens.token_at is None else rows[first_tokens.token_at]
 
 
-def _rows(lengths: Sequence[int], offsets: Sequence[int], classes: Int[Array, "period"]) -> Int[Array, "tokens"]:
+def _groups(lengths: Int[Array, "texts"]) -> tuple[Group, ...]:
+    """Return the runs of equal lengths."""
+    if len(lengths) == 0:
+        return ()
+    first = np.flatnonzero(np.concatenate([[True], lengths[1:] != lengths[:-1]]))
+    texts = np.diff(first, append=len(lengths))
+    columns = starts_of(lengths)[first].tolist(), texts.tolist(), lengths[first].tolist()
+    return tuple(map(Group, *columns))
+
+
+def _rows(
+    lengths: Int[Array, "texts"], offsets: Int[Array, "texts"], classes: Int[Array, "period"]
+) -> Int[Array, "tokens"]:
     """Return the row of each token: the next free one of its class."""
-    starts = np.cumsum([0, *lengths[:-1]])
-    positions = np.arange(sum(lengths)) - np.repeat(starts - np.array(offsets), lengths)
+    positions = np.arange(lengths.sum()) - np.repeat(starts_of(lengths) - offsets, lengths)
     of_token = classes[positions % len(classes)]
     rows = np.empty(len(positions), np.intp)
     for number in range(classes.max() + 1):

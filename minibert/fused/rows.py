@@ -41,6 +41,11 @@ class RowRule(NamedTuple):
         """How many rows a tile has."""
         return len(self.classes)
 
+    @property
+    def needs_offsets(self) -> bool:
+        """Whether it matters where in a tile a text starts."""
+        return self.period > 1
+
 
 def rule_for(shapes: Iterable[tuple[int, int]], dtype: DType) -> RowRule:
     """Return the rule that holds for the products with weights of all these shapes, ``(in, out)``."""
