@@ -89,8 +89,9 @@ attention(T* __restrict__ context, const T* __restrict__ q, const T* __restrict_
 #pragma unroll
         for (int i = 0; i < 4; ++i) {  // rows quad (even i) and quad + 8 (odd); columns pair (i < 2) and pair + 8
           const float* const bias = query_bias + column + d * 16 + i / 2 * 8 + pair;
-          const T* const numbers = reinterpret_cast<const T*>(&q_fragments[d][i]);
-          q_fragments[d][i] = pack<T>(to_float(numbers[0]) + bias[0], to_float(numbers[1]) + bias[1]);
+          float low, high;
+          unpack<T>(q_fragments[d][i], low, high);
+          q_fragments[d][i] = pack<T>(low + bias[0], high + bias[1]);
         }
       }
     }
@@ -172,7 +173,7 @@ attention(T* __restrict__ context, const T* __restrict__ q, const T* __restrict_
     const float share = 1.f / total[row];
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      *reinterpret_cast<unsigned*>(out + n * 8) = pack<T>(sums[n][2 * row] * share, sums[n][2 * row + 1] * share);
+      store_pair(out + n * 8, pack<T>(sums[n][2 * row] * share, sums[n][2 * row + 1] * share));
     }
   }
 }

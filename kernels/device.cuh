@@ -68,6 +68,19 @@ DEVICE unsigned pack<bfloat16>(float low, float high) {
 }
 #endif
 
+// The two numbers of a register, as `pack` put them there.
+template <class T>
+DEVICE void unpack(unsigned both, float& low, float& high) {
+  low = to_float(T{(unsigned short)(both & 0xffff)});
+  high = to_float(T{(unsigned short)(both >> 16)});
+}
+
+// Writes a register that `pack` made as two neighbouring numbers, at a multiple of 4 bytes.
+template <class T>
+DEVICE void store_pair(T* to, unsigned both) {
+  *reinterpret_cast<unsigned*>(to) = both;
+}
+
 // Begins to copy 16 bytes from global to shared memory, both aligned to 16. On Turing it is an ordinary copy.
 DEVICE void copy_async(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800

@@ -60,6 +60,12 @@ FAULTS = {
     ),
     "bias of the wrong columns": ("attention.cu", "+ i / 2 * 8 + pair", 1, "+ pair"),
     "one tile of values short": ("attention.cu", "K + 2 * TILE * D;", 1, "K + 3 * TILE * D;"),
+    "type of a register punned": (
+        "attention.cu",
+        "unpack<T>(q_fragments[d][i], low, high);",
+        1,
+        "const T* x = reinterpret_cast<const T*>(&q_fragments[d][i]); low = to_float(x[0]), high = to_float(x[1]);",
+    ),
     "general: barrier dropped": ("attention_general.cu", "__syncthreads();", 1, ""),
     "general: sums not rescaled": ("attention_general.cu", "sums[n][i] *= rescale;", 1, ";"),
     "general: mask dropped": ("attention_general.cu", "if (lane < here) {", 1, "{"),

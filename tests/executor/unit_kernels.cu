@@ -16,6 +16,16 @@ __global__ void pack_pairs(unsigned* out, const float* in) {
   out[threadIdx.x] = pack<T>(in[2 * threadIdx.x], in[2 * threadIdx.x + 1]);
 }
 
+template <class T>
+__global__ void unpack_pairs(float* out, const unsigned* in) {
+  unpack<T>(in[threadIdx.x], out[2 * threadIdx.x], out[2 * threadIdx.x + 1]);
+}
+
+template <class T>
+__global__ void store_pairs(T* out, const unsigned* in) {
+  store_pair(out + 2 * threadIdx.x, in[threadIdx.x]);
+}
+
 // Copies 32 rows of 16 bytes in two groups, and adds a number after each wait.
 __global__ void copy_rows(float* out, const float* in) {
   DYNAMIC_SHARED(memory);
@@ -52,7 +62,7 @@ __global__ void load_four(unsigned* out, const uint4* in) {
 template <class T>
 __global__ void add_product(float* c, const T* a, const T* b) {
   const int i = threadIdx.x / 4, j = threadIdx.x % 4 * 2;
-  const auto two = [](const T* from) { return *reinterpret_cast<const unsigned*>(from); };
+  const auto two = [](const T* from) { return from[0].bits | (unsigned)from[1].bits << 16; };
   const unsigned of_a[4] = {two(a + i * 16 + j), two(a + (i + 8) * 16 + j), two(a + i * 16 + j + 8),
                             two(a + (i + 8) * 16 + j + 8)};
   float of_c[4] = {c[i * 8 + j], c[i * 8 + j + 1], c[(i + 8) * 8 + j], c[(i + 8) * 8 + j + 1]};
