@@ -1,6 +1,6 @@
 """All kernels, by file: every template argument that minibert.fused.cuda may ask for."""
 
-from minibert.fused.cuda import _CHUNKS, _TENSOR_CORE_SIZES, ACTIVATIONS, STORAGES
+from minibert.fused.cuda import _ROW_LAYOUTS, _TENSOR_CORE_SIZES, ACTIVATIONS, STORAGES
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
@@ -18,7 +18,8 @@ def names_of(file, storage):
         structs = sorted(set(ACTIVATIONS.values()))
         at_once = 16 // STORAGES[storage].dtype.itemsize
         return [f"bias_activation<{kind}, {struct}, {n}>" for struct in structs for n in (at_once, 1)]
-    return [f"{file}<{kind}, {n}, {chunks}>" for n in (4, 1) for chunks in _CHUNKS]
+    layouts = _ROW_LAYOUTS[STORAGES[storage].dtype.itemsize]
+    return [f"{file}<{kind}, {n}, {chunks}>" for n in layouts for chunks in layouts[n]]
 
 
 FILES = ("add_layer_norm", "attention", "attention_general", "bias_activation", "embed_layer_norm", "pool")

@@ -71,6 +71,9 @@ FAULTS = {
     "general: mask dropped": ("attention_general.cu", "if (lane < here) {", 1, "{"),
     "layer norm: E[x^2] - E[x]^2": ("layer_norm.cuh", TWICE, 1, SINGLE),
     "layer norm: padding counted": ("layer_norm.cuh", "if (vector(c) < width / N)", 1, ""),
+    "layer norm: scale of other columns": ("layer_norm.cuh", "gamma + i * N", 1, "gamma + i"),
+    "layer norm: bias of other columns": ("add_layer_norm.cu", "bias + i * N", 1, "bias + i * 4"),
+    "layer norm: one vector of two read": ("common.cuh", "to[i + j] = v.at[j]", 1, "to[j] = v.at[j]"),
     "gelu: not clipped": ("activations.cuh", "fminf(x * x, 36.f)", 1, "x * x"),
     "pool: prompt counted": ("pool.cu", "(float)(tokens - first)", 1, "(float)tokens"),
     "pool: barrier dropped": ("pool.cu", "__syncthreads();", 1, ""),
@@ -81,6 +84,8 @@ FAULTS = {
 TESTS = {
     "attention.cu": "test_attention and float16",
     "attention_general.cu": "test_attention and float32",
+    "add_layer_norm.cu": "add_layer_norm",
+    "common.cuh": "layer_norm",
     "layer_norm.cuh": "layer_norm or equal_values",
     "activations.cuh": "gelu",
     "pool.cu": "test_pool",

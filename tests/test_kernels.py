@@ -19,18 +19,28 @@ from kernel_cases import (
 
 from minibert import ops, pooling
 from minibert.errors import ConfigError
-from minibert.fused.cuda import ACTIVATIONS, POOLING_MODES, STORAGES, FusedCuda, attention_tiles, row_layout
+from minibert.fused.cuda import (
+    _ROW_LAYOUTS,
+    ACTIVATIONS,
+    POOLING_MODES,
+    STORAGES,
+    FusedCuda,
+    attention_tiles,
+    row_layout,
+)
 from minibert.params import Embeddings, LayerNorm
 
 EACH_BATCH = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 FLOAT16 = STORAGES["float16"]
+#: Multiples of 8, of 4 and of neither; with vectors of some lanes missing and not; each number of vectors a lane.
+ROW_WIDTHS = [8, 36, 38, 128, 312, 384, 500, 502, 516, 768, 1024, 1536, 2048]
 
 
 # ---------------------------------------------------------------- layer norms
 
 
 @EACH_STORAGE
-@pytest.mark.parametrize("width", [8, 36, 38, 128, 312, 384, 768, 1024, 1536])
+@pytest.mark.parametrize("width", ROW_WIDTHS)
 def test_embed_layer_norm(device, storage, width):
     """Word, position and type embedding of each token are added and normalized; positions count in each text."""
     bench = Bench(device, storage)
@@ -50,7 +60,7 @@ def test_embed_layer_norm(device, storage, width):
 
 
 @EACH_STORAGE
-@pytest.mark.parametrize("width", [8, 36, 38, 128, 312, 384, 768, 1024, 1536])
+@pytest.mark.parametrize("width", ROW_WIDTHS)
 @pytest.mark.parametrize("rows", [1, 4, 5, 30])
 def test_add_layer_norm(device, storage, width, rows):
     """The sum of three is normalized, in the memory of the first."""
@@ -99,18 +109,42 @@ def test_layer_norm_with_a_large_mean(device, storage):
 
 
 @pytest.mark.parametrize(
-    ("width", "layout"), [(4, (4, 1)), (128, (4, 1)), (132, (4, 3)), (2048, (4, 16)), (30, (1, 1))]
+    ("width", "itemsize", "layout"),
+    [
+        (8, 2, (8, 1)),
+        (384, 2, (8, 2)),
+        (768, 2, (8, 3)),
+        (1024, 2, (8, 4)),
+        (2048, 2, (8, 8)),
+        (516, 2, (4, 16)),
+        (2044, 2, (4, 16)),
+        (30, 2, (1, 4)),
+        (128, 4, (4, 1)),
+        (132, 4, (4, 3)),
+        (2048, 4, (4, 16)),
+        (30, 4, (1, 4)),
+    ],
 )
-def test_row_layout(width, layout):
-    """A warp holds a row in the fewest vectors a lane that there is a kernel for."""
-    assert row_layout(width) == layout
+def test_row_layout(width, itemsize, layout):
+    """A warp reads vectors of 16 bytes where the width allows, and the fewest a lane that there is a kernel for."""
+    assert row_layout(width, itemsize) == layout
 
 
-@pytest.mark.parametrize("width", [2052, 514])
-def test_too_wide_rows_are_refused(width):
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_every_row_layout_is_of_vectors_that_can_be_loaded(itemsize):
+    """No vector has more than 16 bytes, the widest have, and all kinds of widths up to the limits have a kernel."""
+    layouts = _ROW_LAYOUTS[itemsize]
+
+    assert max(layouts) * itemsize == 16
+    assert all(row_layout(width, itemsize) for width in [*range(1, 513), *range(516, 2049, 4)])
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("width", [2052, 2056, 514])
+def test_too_wide_rows_are_refused(width, itemsize):
     """A hidden size for which there is no kernel is an error that says the limit."""
     with pytest.raises(ConfigError, match=f"hidden_size must be at most .* it is {width}"):
-        row_layout(width)
+        row_layout(width, itemsize)
 
 
 # ---------------------------------------------------------------- activations

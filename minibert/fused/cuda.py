@@ -16,8 +16,10 @@ _TILE, _GENERAL_TILE = 64, 16
 _WARP = 32
 #: Rows of a block of the two kernels that normalize: a warp a row.
 _ROWS = 4
-#: How many vectors of a row a lane may have there; each is a kernel of its own.
-_CHUNKS = (1, 3, 6, 8, 16)
+#: How a warp may hold a row there, by the bytes of a number: how many numbers a vector has, the most first, and how
+#: many vectors a lane has. Each pair is a kernel of its own. The first vectors have 16 bytes; the others are for the
+#: few models whose rows are no multiple of those.
+_ROW_LAYOUTS = {2: {8: (1, 2, 3, 4, 8), 4: (4, 16), 1: (4, 16)}, 4: {4: (1, 3, 6, 8, 16), 1: (4, 16)}}
 #: Head sizes that attention.cu has tensor-core code for.
 _TENSOR_CORE_SIZES = (16, 32, 64, 128)
 _LARGEST_HEAD = 128
@@ -340,7 +342,7 @@ class FusedCuda:
         self._require("x", x, (rows, width))
         self._require_float("the layer norm's weight", norm.weight, width)
         self._require_float("the layer norm's bias", norm.bias, width)
-        template = f"{name}<{self.storage.cuda}, {', '.join(map(str, row_layout(width)))}>"
+        template = f"{name}<{self.storage.cuda}, {', '.join(map(str, row_layout(width, x.dtype.itemsize)))}>"
         numbers = (np.float32(eps), np.int32(rows), np.int32(width))
         grid = (-(-rows // _ROWS), 1)
         self._launch(Kernel(name, template), grid, _ROWS * _WARP, (*arguments, norm.weight, norm.bias, *numbers))
@@ -381,7 +383,7 @@ class FusedCuda:
 
 def require_supported(hidden_size: int, heads: int) -> None:
     """Raise ConfigError unless there are kernels for such a model."""
-    row_layout(hidden_size)
+    row_layout(hidden_size, 2)  # the limits are the same for all storages
     if hidden_size > heads * _LARGEST_HEAD:
         raise ConfigError(
             f"on a GPU, the head size must be at most {_LARGEST_HEAD}: hidden_size / num_attention_heads is "
@@ -389,17 +391,18 @@ def require_supported(hidden_size: int, heads: int) -> None:
         )
 
 
-def row_layout(width: int) -> tuple[int, int]:
-    """Return how a warp holds a row in layer_norm.cuh: numbers in a vector, and vectors a lane.
+def row_layout(width: int, itemsize: int) -> tuple[int, int]:
+    """Return how a warp holds a row in layer_norm.cuh, of numbers of so many bytes: numbers a vector, vectors a lane.
 
     Raises:
         ConfigError: There is no kernel for rows of this width.
     """
-    at_once = 1 if width % 4 else 4
-    for chunks in _CHUNKS:
+    layouts = _ROW_LAYOUTS[itemsize]
+    at_once = next(numbers for numbers in layouts if width % numbers == 0)
+    for chunks in layouts[at_once]:
         if width <= at_once * _WARP * chunks:
             return at_once, chunks
-    most = at_once * _WARP * _CHUNKS[-1]
+    most = at_once * _WARP * layouts[at_once][-1]
     raise ConfigError(
         f"on a GPU, hidden_size must be at most {most}{' unless it is a multiple of 4' if most < 2048 else ''}; "
         f"it is {width}."
