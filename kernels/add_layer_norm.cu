@@ -16,14 +16,14 @@ add_layer_norm(T* __restrict__ x, const T* __restrict__ y, const float* __restri
   for (int c = 0; c < CHUNKS; ++c) {
     const int i = row.vector(c);
     Vector<T, N> old{}, added{};
-    Vector<float, N> b{};
+    float b[N] = {};
     if (i < width / N) {
       old = reinterpret_cast<const Vector<T, N>*>(x + start)[i];
       added = reinterpret_cast<const Vector<T, N>*>(y + start)[i];
-      b = reinterpret_cast<const Vector<float, N>*>(bias)[i];
+      load_floats(b, bias + i * N);
     }
 #pragma unroll
-    for (int j = 0; j < N; ++j) row.at[c][j] = to_float(added.at[j]) + b.at[j] + to_float(old.at[j]);
+    for (int j = 0; j < N; ++j) row.at[c][j] = to_float(added.at[j]) + b[j] + to_float(old.at[j]);
   }
   layer_norm(x + start, row, gamma, beta, eps, width);
 }

@@ -20,6 +20,19 @@ struct alignas(N * sizeof(T)) Vector {
   T at[N];
 };
 
+// Reads N floats, in vectors of up to 16 bytes: `from` is a multiple of that.
+template <int N>
+DEVICE void load_floats(float (&to)[N], const float* from) {
+  constexpr int AT_ONCE = N < 4 ? N : 4;
+  static_assert(N % AT_ONCE == 0);
+#pragma unroll
+  for (int i = 0; i < N; i += AT_ONCE) {
+    const auto v = *reinterpret_cast<const Vector<float, AT_ONCE>*>(from + i);
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) to[i + j] = v.at[j];
+  }
+}
+
 // The sum of what the lanes of a warp have, in each of them.
 DEVICE float warp_sum(float x) {
 #pragma unroll

@@ -68,6 +68,19 @@ DEVICE unsigned pack<bfloat16>(float low, float high) {
 }
 #endif
 
+// The two numbers of a register, as `pack` put them there.
+template <class T>
+DEVICE void unpack(unsigned both, float& low, float& high) {
+  low = to_float(T{(unsigned short)(both & 0xffff)});
+  high = to_float(T{(unsigned short)(both >> 16)});
+}
+
+// Writes a register that `pack` made as two neighbouring numbers, at a multiple of 4 bytes.
+template <class T>
+DEVICE void store_pair(T* to, unsigned both) {
+  *reinterpret_cast<unsigned*>(to) = both;
+}
+
 // Begins to copy 16 bytes from global to shared memory, both aligned to 16. On Turing it is an ordinary copy.
 DEVICE void copy_async(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
@@ -75,6 +88,17 @@ DEVICE void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 #else
   *reinterpret_cast<uint4*>(shared) = *reinterpret_cast<const uint4*>(global);
+#endif
+}
+
+// The same; or begins to fill the 16 bytes with zeros, and does not read.
+DEVICE void copy_or_zero_async(void* shared, const void* global, bool copies) {
+#if __CUDA_ARCH__ >= 800
+  const unsigned to = (unsigned)__cvta_generic_to_shared(shared);
+  const int bytes = copies ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+  *reinterpret_cast<uint4*>(shared) = copies ? *reinterpret_cast<const uint4*>(global) : uint4{0, 0, 0, 0};
 #endif
 }
 

@@ -2,7 +2,7 @@
 //
 //   word (V, width), position (P, width), token_type (width,): the tables; all tokens are of one type
 //   ids, positions (rows,)      gamma, beta (width,)      x (rows, width)
-//   N       numbers in a vector: width is a multiple of it
+//   N       numbers in a vector, of up to 16 bytes: width is a multiple of it
 //   CHUNKS  vectors a lane: width <= 32 N CHUNKS
 //   grid    ceil(rows / 4) blocks of 128 threads: a warp a row
 #include "layer_norm.cuh"

@@ -52,11 +52,12 @@ DEVICE void layer_norm(T* out, Row<N, CHUNKS>& row, const float* gamma, const fl
   for (int c = 0; c < CHUNKS; ++c) {
     const int i = row.vector(c);
     if (i < width / N) {
-      const auto g = reinterpret_cast<const Vector<float, N>*>(gamma)[i];
-      const auto b = reinterpret_cast<const Vector<float, N>*>(beta)[i];
+      float g[N], b[N];
+      load_floats(g, gamma + i * N);
+      load_floats(b, beta + i * N);
       Vector<T, N> y;
 #pragma unroll
-      for (int j = 0; j < N; ++j) y.at[j] = from_float<T>(row.at[c][j] * scale * g.at[j] + b.at[j]);
+      for (int j = 0; j < N; ++j) y.at[j] = from_float<T>(row.at[c][j] * scale * g[j] + b[j]);
       reinterpret_cast<Vector<T, N>*>(out)[i] = y;
     }
   }

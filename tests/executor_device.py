@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 KERNELS = kernel_folder()
 FLAGS = (
     "-std=c++17",
-    "-fno-strict-aliasing",
+    "-Werror=strict-aliasing",  # a kernel must not read a variable as another type
+    "-Wstrict-aliasing=2",
     "-mavx2",
     "-mfma",
     "-mf16c",

@@ -1,40 +1,36 @@
 """All kernels, by file: every template argument that minibert.fused.cuda may ask for."""
 
-from minibert.fused.cuda import _CHUNKS, _TENSOR_CORE_SIZES, ACTIVATIONS, STORAGES
+from minibert.fused.cuda import _ROW_LAYOUTS, _TENSOR_CORE_SIZES, ACTIVATIONS, STORAGES
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
 def names_of(file, storage):
     """Return the names of a file's kernels for a kind of storage."""
-    kind = STORAGES[storage].cuda
-    if file == "attention":
-        return [] if storage == "float32" else [f"attention<{kind}, {size}>" for size in _TENSOR_CORE_SIZES]
-    if file == "attention_general":
-        return [f"attention_general<{kind}, {chunks}>" for chunks in (1, 2, 3, 4)]
-    if file == "pool":
-        return [f"pool<{kind}>"]
-    if file == "bias_activation":
-        structs = sorted(set(ACTIVATIONS.values()))
-        at_once = 16 // STORAGES[storage].dtype.itemsize
-        return [f"bias_activation<{kind}, {struct}, {n}>" for struct in structs for n in (at_once, 1)]
-    if file == "take_rows":
-        return [f"take_rows<{kind}, {n}>" for n in (16 // STORAGES[storage].dtype.itemsize, 1)]
-    if file == "trial":
-        return [f"repeat_rows<{kind}>", f"compare_rows<{kind}>"]
-    return [f"{file}<{kind}, {n}, {chunks}>" for n in (4, 1) for chunks in _CHUNKS]
+    return _kernels(storage)[file]
 
 
-FILES = (
-    "add_layer_norm",
-    "attention",
-    "attention_general",
-    "bias_activation",
-    "embed_layer_norm",
-    "pool",
-    "take_rows",
-    "trial",
-)
+def _kernels(storage):
+    """Return the names of all kernels for a kind of storage, by file."""
+    kind, itemsize = STORAGES[storage].cuda, STORAGES[storage].dtype.itemsize
+    sizes = [] if storage == "float32" else _TENSOR_CORE_SIZES
+    vectors = (16 // itemsize, 1)
+    layouts = [f"{n}, {chunks}" for n, all_chunks in _ROW_LAYOUTS[itemsize].items() for chunks in all_chunks]
+    activations = sorted(set(ACTIVATIONS.values()))
+    return {
+        "add_layer_norm": [f"add_layer_norm<{kind}, {layout}>" for layout in layouts],
+        "attention": [f"attention<{kind}, {size}>" for size in sizes],
+        "attention_general": [f"attention_general<{kind}, {chunks}>" for chunks in (1, 2, 3, 4)],
+        "attention_short": [f"attention_short<{kind}, {size}>" for size in sizes],
+        "bias_activation": [f"bias_activation<{kind}, {each}, {n}>" for each in activations for n in vectors],
+        "embed_layer_norm": [f"embed_layer_norm<{kind}, {layout}>" for layout in layouts],
+        "pool": [f"pool<{kind}>"],
+        "take_rows": [f"take_rows<{kind}, {n}>" for n in vectors],
+        "trial": [f"repeat_rows<{kind}>", f"compare_rows<{kind}>"],
+    }
+
+
+FILES = tuple(_kernels("float32"))
 
 
 def storages_on(architecture):

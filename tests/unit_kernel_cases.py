@@ -42,11 +42,14 @@ def conversions(name):
     rounded = storage.widen(storage.narrow(between))
     pairs = rng.standard_normal(64).astype(np.float32)
     halves = storage.narrow(pairs).view(np.uint16).astype(np.uint32)
+    both = (halves[::2] | halves[1::2] << 16).astype(np.uint32)
     a, b, c = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((16, 16), (16, 8), (16, 8)))
     columns = storage.narrow(np.ascontiguousarray(b.T))
     yield Case(f"widen<{name}>", np.zeros_like(numbers), (stored, np.int32(len(stored))), numbers)
     yield Case(f"round_trip<{name}>", np.zeros_like(between), (between, np.int32(len(between))), rounded)
-    yield Case(f"pack_pairs<{name}>", np.zeros(32, np.uint32), (pairs,), halves[::2] | halves[1::2] << 16)
+    yield Case(f"pack_pairs<{name}>", np.zeros(32, np.uint32), (pairs,), both)
+    yield Case(f"unpack_pairs<{name}>", np.zeros(64, np.float32), (both,), storage.widen(storage.narrow(pairs)))
+    yield Case(f"store_pairs<{name}>", np.zeros(64, storage.dtype), (both,), storage.narrow(pairs))
     yield Case(f"add_product<{name}>", c.copy(), (storage.narrow(a), columns), c + a @ b)  # exact: small integers
 
 
@@ -60,6 +63,8 @@ def cases():
     yield from conversions("float16")
     yield from conversions("bfloat16")
     yield Case("copy_rows", np.zeros((64, 4), np.float32), (rows,), np.concatenate([rows, rows[::-1]]))
+    some = np.concatenate([rows[:20], np.zeros((12, 4), np.float32)])
+    yield Case("copy_some_rows", np.ones((32, 4), np.float32), (rows[:20], np.int32(20)), some)
     for transposed in (False, True):
         each = matrices.swapaxes(1, 2) if transposed else matrices
         pairs = np.ascontiguousarray(each).view(np.uint32)  # (matrix, row, pair); lane l has row l / 4, pair l % 4

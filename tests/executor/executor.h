@@ -445,6 +445,18 @@ unsigned pack(float low, float high) {
   return (unsigned)from_float<T>(low).bits | (unsigned)from_float<T>(high).bits << 16;
 }
 
+template <class T>
+void unpack(unsigned both, float& low, float& high) {
+  low = to_float(T{(uint16_t)(both & 0xffff)});
+  high = to_float(T{(uint16_t)(both >> 16)});
+}
+template <class T>
+void store_pair(T* to, unsigned both) {
+  if ((uintptr_t)to % 4) executor::fail("store_pair: an address is not a multiple of 4");
+  to[0] = T{(uint16_t)(both & 0xffff)};
+  to[1] = T{(uint16_t)(both >> 16)};
+}
+
 UNWATCHED inline void queue_copy(void* to, const void* from) {
   executor::Fiber* me = executor::block->current;
   if (me->copy_count == executor::MOST_COPIES) executor::fail("too many copies under way for the executor");
@@ -452,8 +464,12 @@ UNWATCHED inline void queue_copy(void* to, const void* from) {
 }
 inline void copy_async(void* shared, const void* global) {
   if (((uintptr_t)shared | (uintptr_t)global) % 16) executor::fail("copy_async: an address is not a multiple of 16");
-  *static_cast<uint4*>(shared) = {~0u, ~0u, ~0u, ~0u};
+  memset(shared, 0xff, 16);
   queue_copy(shared, global);
+}
+inline void copy_or_zero_async(void* shared, const void* global, bool copies) {
+  static const uint4 zeros{};
+  copy_async(shared, copies ? global : &zeros);
 }
 UNWATCHED inline void end_copy_group() {
   executor::Fiber* me = executor::block->current;
@@ -487,7 +503,11 @@ UNWATCHED void exchange_matrices(unsigned (&fragments)[4], const uint4& row) {
   memcpy(rows[lane], &row, 16);
   executor::meet(TRANSPOSED ? executor::Collective::LOAD_TRANSPOSED : executor::Collective::LOAD_MATRICES,
                  [](unsigned char (*)[executor::SLOT]) {});
-  const auto at = [&](int m, int r, int c) { return (unsigned)reinterpret_cast<const uint16_t*>(rows[m * 8 + r])[c]; };
+  const auto at = [&](int m, int r, int c) UNWATCHED {
+    uint16_t number;
+    memcpy(&number, rows[m * 8 + r] + 2 * c, 2);
+    return (unsigned)number;
+  };
   const int i = lane / 4, j = lane % 4 * 2;
   for (int m = 0; m < 4; ++m) {
     fragments[m] = TRANSPOSED ? at(m, j, i) | at(m, j + 1, i) << 16 : at(m, i, j) | at(m, i, j + 1) << 16;
@@ -496,7 +516,8 @@ UNWATCHED void exchange_matrices(unsigned (&fragments)[4], const uint4& row) {
 template <bool TRANSPOSED>
 void load_matrices_as(unsigned (&fragments)[4], const void* row) {
   if ((uintptr_t)row % 16) executor::fail("load_matrices: an address is not a multiple of 16");
-  const uint4 numbers = *static_cast<const uint4*>(row);  // here, where the sanitizers see it
+  uint4 numbers;
+  memcpy(&numbers, row, 16);  // here, where the sanitizers see it
   exchange_matrices<TRANSPOSED>(fragments, numbers);
 }
 inline void load_matrices(unsigned (&fragments)[4], const void* row) { load_matrices_as<false>(fragments, row); }

@@ -16,6 +16,16 @@ __global__ void pack_pairs(unsigned* out, const float* in) {
   out[threadIdx.x] = pack<T>(in[2 * threadIdx.x], in[2 * threadIdx.x + 1]);
 }
 
+template <class T>
+__global__ void unpack_pairs(float* out, const unsigned* in) {
+  unpack<T>(in[threadIdx.x], out[2 * threadIdx.x], out[2 * threadIdx.x + 1]);
+}
+
+template <class T>
+__global__ void store_pairs(T* out, const unsigned* in) {
+  store_pair(out + 2 * threadIdx.x, in[threadIdx.x]);
+}
+
 // Copies 32 rows of 16 bytes in two groups, and adds a number after each wait.
 __global__ void copy_rows(float* out, const float* in) {
   DYNAMIC_SHARED(memory);
@@ -30,6 +40,16 @@ __global__ void copy_rows(float* out, const float* in) {
   for (int i = 0; i < 4; ++i) out[4 * t + i] = first[4 * t + i];
   wait_for_copies<0>();
   for (int i = 0; i < 4; ++i) out[4 * (WARP + t) + i] = second[4 * t + i];
+}
+
+// Copies the first `rows` of 32 rows of 16 bytes; the others become zeros, and are not read.
+__global__ void copy_some_rows(float* out, const float* in, int rows) {
+  DYNAMIC_SHARED(memory);
+  float* const numbers = reinterpret_cast<float*>(memory) + 4 * threadIdx.x;
+  copy_or_zero_async(numbers, in + 4 * threadIdx.x, (int)threadIdx.x < rows);
+  end_copy_group();
+  wait_for_copies<0>();
+  for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = numbers[i];
 }
 
 // Loads four 8x8 matrices, one after the other in memory.
@@ -52,7 +72,7 @@ __global__ void load_four(unsigned* out, const uint4* in) {
 template <class T>
 __global__ void add_product(float* c, const T* a, const T* b) {
   const int i = threadIdx.x / 4, j = threadIdx.x % 4 * 2;
-  const auto two = [](const T* from) { return *reinterpret_cast<const unsigned*>(from); };
+  const auto two = [](const T* from) { return from[0].bits | (unsigned)from[1].bits << 16; };
   const unsigned of_a[4] = {two(a + i * 16 + j), two(a + (i + 8) * 16 + j), two(a + i * 16 + j + 8),
                             two(a + (i + 8) * 16 + j + 8)};
   float of_c[4] = {c[i * 8 + j], c[i * 8 + j + 1], c[(i + 8) * 8 + j], c[(i + 8) * 8 + j + 1]};
