@@ -164,7 +164,7 @@ class CudaEngine:
 
         params = packed.load(folder, config, np.float32, place)
         self.device.settle()
-        return params, RowRule((0,), threads=False)
+        return params, RowRule((0,), threads=False, graded=True)
 
     def place(self, weights: Array) -> Any:
         """Return weights of a module on the GPU, in float32."""

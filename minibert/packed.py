@@ -214,7 +214,7 @@ def attend_first(
     """Return :func:`attend` of each text's first token alone: keys and values of all tokens, one query a text."""
     hidden = x.shape[1]
     K, V = np.split(fused.linear("qkv", x, layer.qkv[:, hidden:], packing, _NO_LIMIT), 2, axis=1)
-    x = fused.take_rows(x, packing.rows_of_first(first_tokens))
+    x = fused.take_first(x, packing, first_tokens)
     Q = fused.linear("query", x, layer.qkv[:, :hidden], first_tokens, _NO_LIMIT)
     heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, first_tokens, packing)
     y = fused.linear("output", heads, layer.output, first_tokens, _LONGEST_SUM)

@@ -114,10 +114,15 @@ class Pipeline:
         first = None
         if modules.takes_first_token(self.modules, prompt_length):
             first = packing.first_tokens(offsets, self.row_rule)
-        hidden = packed.bert(self.params, self.config, ids.flat, packing, fused, first)
+        pooled = packing if first is None else first
         exclude = 0 if pooling.include_prompt else prompt_length
-        packing = packing if first is None else first
-        vectors = fused.pool(pooling.modes, hidden, packing, exclude, normalize=normalize)
+
+        def compute() -> Array:
+            hidden = packed.bert(self.params, self.config, ids.flat, packing, fused, first)
+            return fused.pool(pooling.modes, hidden, pooled, exclude, normalize=normalize)
+
+        key = pooling.modes, exclude, normalize, first is None
+        vectors = fused.recorded(key, ids.flat, packing, first, compute)
         features: Features = {"sentence_embedding": vectors}
         for module in rest:
             module(features)

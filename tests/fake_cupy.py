@@ -411,7 +411,8 @@ class CublasLt:
         y *= alpha
         if beta:  # C may be NaN otherwise
             y += beta * storage.widen(c)
-        c[...] = storage.narrow(y)
+        with np.errstate(over="ignore", invalid="ignore"):
+            c[...] = storage.narrow(y) if storage.name == "bfloat16" else y.astype(storage.dtype)
 
     @staticmethod
     def _matrix(pointer, facts):

@@ -1,7 +1,7 @@
 """The fused operations on a CPU: numpy, in place, over blocks of rows that stay in the cache."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -133,8 +133,9 @@ class FusedCpu:
             return x[: packing.tokens]
         return np.take(x, packing.row_of, axis=0, out=self._array(name, packing.tokens, x.shape[1]), mode="clip")
 
-    def take_rows(self, x: Float[Array, "T H"], rows: Int[Array, "R"]) -> Float[Array, "R H"]:
-        """Return some rows of ``x``."""
+    def take_first(self, x: Float[Array, "T H"], packing: Packing, first_tokens: Packing) -> Float[Array, "R H"]:
+        """Return the rows of each text's first token."""
+        rows = packing.rows_of_first(first_tokens)
         return np.take(x, rows, axis=0, out=self._array("rows", len(rows), x.shape[1]), mode="clip")
 
     def pool(
@@ -158,6 +159,17 @@ class FusedCpu:
             vectors.append(pooling.pool(modes, of_tokens, mask, exclude=exclude))
         together = np.concatenate(vectors)
         return ops.l2_normalize(together) if normalize else together
+
+    def recorded(
+        self,
+        key: Hashable,  # noqa: ARG002
+        ids: Int[Array, "tokens"],  # noqa: ARG002
+        packing: Packing,  # noqa: ARG002
+        first_tokens: Packing | None,  # noqa: ARG002
+        compute: Callable[[], Float[Array, "n D"]],
+    ) -> Float[Array, "n D"]:
+        """Return ``compute()``."""
+        return compute()
 
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
         """Return the tokens' rows of ``x``, in the tokens' order."""

@@ -1,6 +1,6 @@
 """The fused operations on an NVIDIA GPU: matrix products by cuBLAS, and between them the kernels in kernels/*.cu."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -8,6 +8,18 @@ import numpy as np
 from minibert.errors import ConfigError
 from minibert.fused.operations import partial_sums
 from minibert.fused.packing import Packing
+from minibert.fused.recordings import Recordings
+from minibert.fused.tables import (
+    Batch,
+    Table,
+    Tables,
+    attention_tiles,
+    cu_seqlens,
+    rows_of_first,
+    tokens,
+    with_empty_texts,
+    with_empty_tiles,
+)
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, Float, Int
 
@@ -172,22 +184,21 @@ class FusedCuda:
         self.storage = storage
         self.cancelled: Callable[[], bool] = lambda: False
         self._memory: dict[str, Any] = {}
-        self._tiles: list[tuple[Packing, Packing, tuple[int, int], Any, Any]] = []
+        self._tables = Tables(device.upload)
+        self._recordings = Recordings(device, self._tables)
 
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
     ) -> Float[Array, "T H"]:
         """Return the sum of each token's word, position and type embedding, layer-normalized; all are of type 0."""
-        self._tiles.clear()  # a new batch
         width = tables.word.shape[1]
         for name, table in (("word", tables.word), ("position", tables.position), ("token_type", tables.token_type)):
             self._require(f"the {name} table", table, (len(table), width))
         x = self._array("hidden", packing.rows, width)
         if packing.rows == 0:
             return x
-        both = np.empty((2, packing.rows), np.int32)
-        both[0], both[1] = np.resize(ids, packing.rows), np.resize(packing.positions(), packing.rows)
-        of_tokens = self.device.upload(both)
+        self._tables.of(packing, ids=ids)
+        of_tokens = self._tables.get("tokens", Table(tokens))
         self._launch_rows(
             "embed_layer_norm",
             x,
@@ -240,7 +251,10 @@ class FusedCuda:
         has_tensor_cores = self.storage.name != "float32" and size in _TENSOR_CORE_SIZES
         on_tensor_cores = has_tensor_cores and of_tensor_cores <= self.device.shared_memory
         longest_short = _SHORT_KEYS if has_tensor_cores and of_short <= self.device.shared_memory else 0
-        short, tiles = self._tiles_of(queries, keys, _TILE if on_tensor_cores else _GENERAL_TILE, longest_short)
+        first = queries is not keys
+        self._tables.of(keys, first_tokens=queries if first else None)
+        short = self._tiles_of(_SHORT_TILE, 1, longest_short, first=first)
+        tiles = self._tiles_of(_TILE if on_tensor_cores else _GENERAL_TILE, longest_short + 1, None, first=first)
         context = self._array("context", queries.rows, width)
         strides = np.int32(q.strides[0] // itemsize), np.int32(k.strides[0] // itemsize)
         arrays, numbers = (context, q, k, v, query_bias), (*strides, np.int32(heads))
@@ -286,15 +300,17 @@ class FusedCuda:
         self._launch_rows("add_layer_norm", x, (x, y, bias), norm, eps)
         return x
 
-    def take_rows(self, x: Float[Array, "T H"], rows: Int[Array, "R"]) -> Float[Array, "R H"]:
-        """Return some rows of ``x``."""
-        self._require("x", x, x.shape)
-        out = self._array("rows", len(rows), x.shape[1])
-        at_once = self._at_once(x.shape[1])
+    def take_first(self, x: Float[Array, "T H"], packing: Packing, first_tokens: Packing) -> Float[Array, "R H"]:
+        """Return the rows of each text's first token."""
+        width = x.shape[1]
+        self._require("x", x, (packing.rows, width))
+        self._tables.of(packing, first_tokens=first_tokens)
+        rows = self._tables.get("rows of first", Table(rows_of_first))
+        out = self._array("rows", first_tokens.rows, width)
+        at_once = self._at_once(width)
         kernel = Kernel("take_rows", f"take_rows<{self.storage.cuda}, {at_once}>")
-        numbers = np.int32(len(rows)), np.int32(x.shape[1])
-        blocks = -(-len(rows) * (x.shape[1] // at_once) // 256)
-        self._launch(kernel, (blocks, 1), 256, (out, x, self.device.upload(rows.astype(np.int32)), *numbers))
+        blocks = -(-len(rows) * (width // at_once) // 256)
+        self._launch(kernel, (blocks, 1), 256, (out, x, rows, np.int32(len(rows)), np.int32(width)))
         return out
 
     def pool(
@@ -310,15 +326,29 @@ class FusedCuda:
         if len(modes) > _MOST_MODES:
             raise ConfigError(f"on a GPU, pooling_mode must name at most {_MOST_MODES} modes; it names {len(modes)}.")
         self._require("hidden", hidden, (packing.rows, hidden.shape[1]))
-        lengths = [group.tokens for group in packing.groups for _ in range(group.texts)]
         width = hidden.shape[1]
-        out = self.device.empty((len(lengths), len(modes) * width), np.dtype(np.float32))
-        cu_seqlens = self.device.upload(np.cumsum([0, *lengths]).astype(np.int32))
+        self._tables.of_pooled(packing)
+        bounds = self._tables.get("cu_seqlens", Table(cu_seqlens, with_empty_texts))
+        shape = len(bounds) - 1, len(modes) * width
+        out = self._recordings.array("vectors", shape, np.dtype(np.float32))
+        if out is None:
+            out = self.device.empty(shape, np.dtype(np.float32))
         codes = sum(POOLING_MODES[mode] << 4 * position for position, mode in enumerate(modes))
         numbers = (codes, exclude, normalize, width)
-        arguments = (out, hidden, cu_seqlens, *(np.int32(number) for number in numbers))
-        self._launch(Kernel("pool", f"pool<{self.storage.cuda}>"), (len(lengths), 1), 256, arguments, 32)
+        arguments = (out, hidden, bounds, *(np.int32(number) for number in numbers))
+        self._launch(Kernel("pool", f"pool<{self.storage.cuda}>"), (shape[0], 1), 256, arguments, 32)
         return out
+
+    def recorded(
+        self,
+        key: Hashable,
+        ids: Int[Array, "tokens"],
+        packing: Packing,
+        first_tokens: Packing | None,
+        compute: Callable[[], Float[Array, "n D"]],
+    ) -> Float[Array, "n D"]:
+        """Return ``compute()``: for a small batch, by a CUDA graph that was recorded of another one of its shape."""
+        return self._recordings.run(key, Batch(ids, packing, first_tokens), compute)[: len(packing.lengths)]
 
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
         """Return the tokens' rows of ``x`` on the host, in float32."""
@@ -331,24 +361,16 @@ class FusedCuda:
     def free(self) -> None:
         """Give all memory back."""
         self._memory.clear()
-        self._tiles.clear()
+        self._tables.begin(None)
+        self._recordings.clear()
 
-    def _tiles_of(self, queries: Packing, keys: Packing, size: int, longest_short: int) -> tuple[Any, Any]:
-        """Return tiles on the device, made once a batch: of texts of at most so many keys, and of the others.
+    def _tiles_of(self, size: int, least_keys: int, most_keys: int | None, *, first: bool) -> Any:
+        """Return tiles of the batch on the device; see :func:`attention_tiles`."""
 
-        Those of the others have up to ``size`` queries; see :func:`attention_tiles`.
-        """
-        sizes = size, longest_short
-        for known_queries, known_keys, known_sizes, short, tiles in self._tiles:
-            if known_queries is queries and known_keys is keys and known_sizes == sizes:
-                return short, tiles
-        host = attention_tiles(queries, keys, _SHORT_TILE, most_keys=longest_short)
-        count = len(host)
-        both = self.device.upload(
-            np.concatenate([host, attention_tiles(queries, keys, size, least_keys=longest_short + 1)])
-        )
-        self._tiles.append((queries, keys, sizes, both[:count], both[count:]))
-        return both[:count], both[count:]
+        def make(batch: Batch) -> Int[Array, "n 4"]:
+            return attention_tiles(batch, size, least_keys=least_keys, most_keys=most_keys, first=first)
+
+        return self._tables.get(("tiles", size, least_keys, most_keys, first), Table(make, with_empty_tiles))
 
     def _at_once(self, width: int) -> int:
         """Return how many numbers of a row of this width a thread reads at once: 16 bytes, or a single one."""
@@ -391,6 +413,9 @@ class FusedCuda:
 
     def _array(self, name: str, *shape: int) -> Any:
         """Return memory that is kept under ``name``: what was there is overwritten."""
+        recorded = self._recordings.array(name, shape, self.storage.dtype)
+        if recorded is not None:
+            return recorded
         size = shape[0] * shape[1]
         memory = self._memory.get(name)
         if memory is None or memory.size < size:
@@ -426,32 +451,3 @@ def row_layout(width: int, itemsize: int) -> tuple[int, int]:
         f"on a GPU, hidden_size must be at most {most}{' unless it is a multiple of 4' if most < 2048 else ''}; "
         f"it is {width}."
     )
-
-
-def attention_tiles(
-    queries: Packing, keys: Packing, size: int, *, least_keys: int = 1, most_keys: int | None = None
-) -> Int[Array, "n 4"]:
-    """Return the tiles of attention.cu: first key, number of keys, first query, number of queries, at most ``size``.
-
-    They are of the texts whose number of keys is within the bounds.
-
-    Raises:
-        ValueError: The tokens are not in order: another row rule than the device's was used.
-    """
-    if queries.row_of is not None or keys.row_of is not None:
-        raise ValueError("on a GPU, texts must be packed in order, without a row rule; the rows are permuted.")
-    first_query, of_queries = texts_of(queries)
-    first_key, of_keys = texts_of(keys)
-    wanted = least_keys <= of_keys if most_keys is None else (least_keys <= of_keys) & (of_keys <= most_keys)
-    tiles_of_text = np.where(wanted, -(-of_queries // size), 0)
-    text = np.repeat(np.arange(len(of_keys)), tiles_of_text)
-    number = np.arange(len(text)) - np.repeat(np.cumsum(tiles_of_text) - tiles_of_text, tiles_of_text)
-    first, left = first_query[text] + size * number, of_queries[text] - size * number
-    return np.stack([first_key[text], of_keys[text], first, np.minimum(left, size)], axis=1).astype(np.int32)
-
-
-def texts_of(packing: Packing) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
-    """Return the first row of each text of a packing, and how many rows it has."""
-    _, texts, tokens = np.array(packing.groups, np.int64).reshape(-1, 3).T
-    lengths = np.repeat(tokens, texts)
-    return np.cumsum(lengths) - lengths, lengths

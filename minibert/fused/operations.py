@@ -1,6 +1,6 @@
 """What the packed forward pass is written in: the signatures that each kind of device has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from minibert.fused.packing import Packing
@@ -66,8 +66,8 @@ class Fused(Protocol):
         """Return LayerNorm(x + y + bias) in the memory of ``x``; ``y`` may be used up."""
         ...
 
-    def take_rows(self, x: Float[Array, "T H"], rows: Int[Array, "R"]) -> Float[Array, "R H"]:
-        """Return some rows of ``x``."""
+    def take_first(self, x: Float[Array, "T H"], packing: Packing, first_tokens: Packing) -> Float[Array, "R H"]:
+        """Return the rows of each text's first token."""
         ...
 
     def pool(
@@ -82,6 +82,25 @@ class Fused(Protocol):
         """Return one vector a text, by :func:`minibert.pooling.pool`, in memory of its own; of length 1 if wanted.
 
         Of a text without tokens, whose vector is made of one masked zero, most modes give zeros.
+        """
+        ...
+
+    def recorded(
+        self,
+        key: Hashable,
+        ids: Int[Array, "tokens"],
+        packing: Packing,
+        first_tokens: Packing | None,
+        compute: Callable[[], Float[Array, "n D"]],
+    ) -> Float[Array, "n D"]:
+        """Return ``compute()``, which may be played from a recording; the next call may overwrite it.
+
+        Args:
+            key: What tells the work from other work of the same model.
+            ids: The ids of all tokens.
+            packing: Where they lie.
+            first_tokens: Where each text's first token lies, if it is computed alone in the last layer.
+            compute: Computes vectors by operations of this object, from these facts alone.
         """
         ...
 

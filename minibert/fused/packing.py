@@ -77,7 +77,7 @@ class Packing(NamedTuple):
             products = tuple(itertools.starmap(slice, itertools.pairwise([0, *ends])))
             return cls(tokens, tokens, None, None, groups, products, lengths)
         if not rule.needs_offsets:
-            rows = tokens if tokens != 1 else 2  # a single row would be a product of a vector, which takes other code
+            rows = rule.rows_for(tokens)
             return cls(tokens, rows, None, None, groups, (slice(rows),), lengths)
         if offsets is None:
             raise ValueError(f"offsets must be given for a rule of period {rule.period}; they are None.")

@@ -6,8 +6,8 @@ Here an algorithm is used for a number of rows only after a trial: on numbers wh
 order of summation gives other bits, all its rows must have the bits that a first algorithm gave for 4,096 rows. Of
 those that pass, the fastest one is taken.
 
-Products have a padded number of rows: each number needs a trial of its own, as an algorithm may treat some parts of
-the output in another way.
+An algorithm may treat some parts of an output in another way than others. So each number of rows needs a trial of its
+own; :func:`minibert.fused.rows.graded` keeps them few.
 """
 
 import logging
@@ -34,17 +34,6 @@ _PERIOD = 127
 #: From so many rows on, the fastest algorithm is looked for: products of fewer rows take little more than a launch.
 _WORTH_TIMING = 1024
 _TIMES = 3
-#: How many steps of padded rows there are from one power of two to the next, and the smallest step.
-_STEPS, _SMALLEST_STEP = 8, 16
-
-
-def padded(rows: int) -> int:
-    """Return a number of rows, rounded up to one of the few that products are computed with.
-
-    Up to 256 it is a multiple of 16; beyond, there are 8 numbers from each power of two to the next.
-    """
-    step = max(_SMALLEST_STEP, 1 << max(0, rows - 1).bit_length() >> 4)
-    return -(-rows // step) * step
 
 
 class Gpu(Device, Protocol):

@@ -21,6 +21,8 @@ _PERIODS = (1, 4, 8, 12, 16, 24, 48)
 _ROWS = (2, 3, 5, 8, 17, 30)
 #: Rows of one more product that is tried on threads: so many that BLAS has use for them, unless the weights are tiny.
 _ROWS_FOR_THREADS = 256
+#: Of graded numbers of rows: the smallest step, and the binary logarithm of 2 times the steps between powers of two.
+_SMALLEST_STEP, _STEPS_BITS = 16, 4
 
 
 class RowRule(NamedTuple):
@@ -31,10 +33,12 @@ class RowRule(NamedTuple):
             every tile of every product whose number of rows is a multiple of ``len(classes)``. No class at all means
             that nothing was found: every text needs a product of its own.
         threads: Whether the bits are the same, too, when BLAS uses several threads.
+        graded: Whether the number of rows is rounded up by :func:`graded`, so that few numbers occur.
     """
 
     classes: tuple[int, ...]
     threads: bool
+    graded: bool = False
 
     @property
     def period(self) -> int:
@@ -45,6 +49,18 @@ class RowRule(NamedTuple):
     def needs_offsets(self) -> bool:
         """Whether it matters where in a tile a text starts."""
         return self.period > 1
+
+    def rows_for(self, tokens: int) -> int:
+        """Return how many rows so many tokens get, where they are in order."""
+        if self.graded:
+            return graded(tokens)
+        return tokens if tokens != 1 else 2  # a single row would be a product of a vector, which takes other code
+
+
+def graded(rows: int) -> int:
+    """Return a number of rows, rounded up: to a multiple of 16 up to 256; then 8 numbers lie from 2^n to 2^(n+1)."""
+    step = max(_SMALLEST_STEP, 1 << max(0, rows - 1).bit_length() >> _STEPS_BITS)
+    return -(-rows // step) * step
 
 
 def rule_for(shapes: Iterable[tuple[int, int]], dtype: DType) -> RowRule:
