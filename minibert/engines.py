@@ -1,6 +1,7 @@
 """What computes: a CPU's threads, or the streams of a GPU."""
 
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ _EFFICIENT_TOKENS = 192
 _GPU_BATCH_TOKENS, _GPU_EFFICIENT_TOKENS = 16_384, 4096
 #: While one stream computes, the texts of the other are packed and copied.
 _STREAMS = 2
+#: With this variable at 0, small batches are not recorded as CUDA graphs.
+_GRAPHS = "MINIBERT_CUDA_GRAPHS"
 
 
 class Engine(Protocol):
@@ -198,7 +201,10 @@ class CudaEngine:
 
         with self._lock:
             idle = self._idle.pop() if self._idle else None
-        stream, fused = idle or (self.device.new_stream(), FusedCuda(self.device, self.storage))
+        if idle is None:
+            record = os.environ.get(_GRAPHS, "1") != "0"
+            idle = self.device.new_stream(), FusedCuda(self.device, self.storage, record=record)
+        stream, fused = idle
         fused.cancelled = cancelled
         try:
             with self.device.on(stream):

@@ -24,7 +24,8 @@ def _kernels(storage):
         "attention_short": [f"attention_short<{kind}, {size}>" for size in sizes],
         "bias_activation": [f"bias_activation<{kind}, {each}, {n}>" for each in activations for n in vectors],
         "embed_layer_norm": [f"embed_layer_norm<{kind}, {layout}>" for layout in layouts],
-        "pool": [f"pool<{kind}>"],
+        "l2_normalize": [f"l2_normalize<{n}>" for n in vectors] if storage == "float32" else [],
+        "pool": [f"pool<{kind}, {n}>" for n in vectors],
         "take_rows": [f"take_rows<{kind}, {n}>" for n in vectors],
         "trial": [f"repeat_rows<{kind}>", f"compare_rows<{kind}>"],
     }

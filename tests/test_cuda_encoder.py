@@ -189,6 +189,7 @@ def test_token_embeddings(cuda):
 
 def test_streams_are_kept(stand_in, monkeypatch):
     """Calls use the streams and the memory of the calls before, and no more at a time than asked for."""
+    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "0")
     streams, arrays = [], []
     new_stream, empty = type(stand_in).new_stream, type(stand_in).empty
     monkeypatch.setattr(type(stand_in), "new_stream", lambda self: streams.append(new_stream(self)))
@@ -206,6 +207,42 @@ def test_streams_are_kept(stand_in, monkeypatch):
     assert arrays == [(1, encoder.get_embedding_dimension())]  # what pooling returns, and nothing else
 
 
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_recorded_batches(stand_in, monkeypatch, tmp_path, mode):
+    """The third batch of a shape is played from a recording; it gives what launches one by one give."""
+    folder = copy_twin(tmp_path)
+    write_module(folder / "1_Pooling", {"embedding_dimension": 128, "pooling_mode": mode})
+    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "0")
+    plain = SentenceEncoder(folder, device="cuda")
+    monkeypatch.delenv("MINIBERT_CUDA_GRAPHS")
+    encoder = SentenceEncoder(folder, device="cuda")
+    played, record = [], type(stand_in).record
+
+    def counted(self, call):
+        play = record(self, call)
+        played.append("recorded")
+        return lambda: (played.append("played"), play())
+
+    monkeypatch.setattr(type(stand_in), "record", counted)
+    calls = [TEXTS[0], "Other words.", "A third of them.", TEXTS[2], ["One more.", "", TEXTS[2]], ["Now two.", "Two."]]
+    for texts in (*calls, *calls[::-1]):
+        for options in ({}, {"normalize_embeddings": True}, {"prompt": "A prompt: "}):
+            np.testing.assert_array_equal(encoder.encode(texts, **options), plain.encode(texts, **options))
+
+    assert played.count("played") > played.count("recorded") >= 2
+
+
+def test_without_memory_for_recordings(stand_in, monkeypatch, caplog):
+    """Then batches are launched one by one, and it is said once."""
+    encoder = SentenceEncoder(twin(CARD), device="cuda")
+    expected = encoder.encode(TEXTS[0])
+    limit_memory(stand_in, monkeypatch, 16_000)
+    for _ in range(3):
+        np.testing.assert_array_equal(encoder.encode(TEXTS[0]), expected)
+
+    assert caplog.text.count("not enough memory to record batches") == 1
+
+
 def test_batches_before_are_forgotten(stand_in, monkeypatch):
     """Of what was uploaded, no more is kept than of the last batch."""
     uploaded, upload = [], type(stand_in).upload
@@ -216,11 +253,12 @@ def test_batches_before_are_forgotten(stand_in, monkeypatch):
         return array
 
     monkeypatch.setattr(type(stand_in), "upload", recorded)
+    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "0")
     encoder = SentenceEncoder(twin(CARD), device="cuda", num_threads=1, max_batch_tokens=20)
     encoder.encode([f"Text number {i}." for i in range(30)])
 
     assert len(uploaded) > 20
-    assert sum(reference() is not None for reference in uploaded) == 1  # the tiles of attention
+    assert sum(reference() is not None for reference in uploaded) == 4  # ids, two kinds of tiles, where texts begin
 
 
 def test_out_of_memory_halves_the_budget(stand_in, monkeypatch, caplog):

@@ -25,9 +25,9 @@ from minibert.fused.cuda import (
     POOLING_MODES,
     STORAGES,
     FusedCuda,
-    attention_tiles,
     row_layout,
 )
+from minibert.fused.tables import Batch, attention_tiles, cu_seqlens, with_empty_texts, with_empty_tiles
 from minibert.params import Embeddings, LayerNorm
 
 EACH_BATCH = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -287,9 +287,9 @@ def test_a_head_too_large_for_shared_memory_takes_the_general_kernel(device, mon
 
 def test_attention_tiles():
     """A tile has up to 64 queries of one text; texts without tokens have none."""
-    packing = packing_of([130, 3, 3, 0])
+    batch = Batch(None, packing_of([130, 3, 3, 0]))
 
-    assert attention_tiles(packing, packing, 64).tolist() == [
+    assert attention_tiles(batch, 64).tolist() == [
         [0, 130, 0, 64],
         [0, 130, 64, 64],
         [0, 130, 128, 2],
@@ -301,13 +301,23 @@ def test_attention_tiles():
 def test_attention_tiles_of_some_texts():
     """The tiles of the texts whose number of keys is within bounds; of each text, one query will do."""
     keys = packing_of([130, 16, 0, 17, 1])
-    first = keys.first_tokens([0] * 5, ANY_ROW)
+    batch = Batch(None, keys, keys.first_tokens(None, ANY_ROW))
 
-    assert attention_tiles(keys, keys, 16, most_keys=16).tolist() == [[130, 16, 130, 16], [163, 1, 163, 1]]
-    assert attention_tiles(first, keys, 16, most_keys=16).tolist() == [[130, 16, 1, 1], [163, 1, 3, 1]]
-    assert attention_tiles(first, keys, 64, least_keys=17).tolist() == [[0, 130, 0, 1], [146, 17, 2, 1]]
-    assert attention_tiles(keys, keys, 16, most_keys=0).shape == (0, 4)
-    assert attention_tiles(packing_of([]), packing_of([]), 16).shape == (0, 4)
+    assert attention_tiles(batch, 16, most_keys=16).tolist() == [[130, 16, 130, 16], [163, 1, 163, 1]]
+    assert attention_tiles(batch, 16, most_keys=16, first=True).tolist() == [[130, 16, 1, 1], [163, 1, 3, 1]]
+    assert attention_tiles(batch, 64, least_keys=17, first=True).tolist() == [[0, 130, 0, 1], [146, 17, 2, 1]]
+    assert attention_tiles(batch, 16, most_keys=0).shape == (0, 4)
+    assert attention_tiles(Batch(None, packing_of([])), 16).shape == (0, 4)
+
+
+@pytest.mark.parametrize(("texts", "grown"), [(0, 0), (1, 1), (2, 2), (3, 4), (5, 8)])
+def test_tables_grow_to_few_lengths(texts, grown):
+    """Tiles without queries, and texts without tokens, come after those that are there, up to a power of two."""
+    batch = Batch(None, packing_of([3] * texts))
+    tiles, bounds = attention_tiles(batch, 64), cu_seqlens(batch)
+
+    assert with_empty_tiles(tiles).tolist() == [*tiles.tolist(), *[[0] * 4] * (grown - texts)]
+    assert with_empty_texts(bounds).tolist() == [*bounds.tolist(), *[3 * texts] * (grown - texts)]
 
 
 SIXTEEN_BITS = pytest.mark.parametrize("storage", [FLOAT16, STORAGES["bfloat16"]], ids=["float16", "bfloat16"])
@@ -380,19 +390,20 @@ def test_tiles_without_queries_are_passed_over(device, storage, size, monkeypatc
 @pytest.mark.parametrize(
     "modes", [*((mode,) for mode in POOLING_MODES), ("mean", "cls"), tuple(POOLING_MODES)], ids="+".join
 )
-def test_pool(device, storage, modes, exclude, normalize):
+@pytest.mark.parametrize("width", [136, 37])
+def test_pool(device, storage, width, modes, exclude, normalize):
     """Each mode, alone and beside others, of texts with and without tokens, less a prompt's."""
     bench = Bench(device, storage)
     lengths = [70, 17, 6, 6, 2, 1, 0, 0]
     if "max" in modes and normalize:
         lengths = [length for length in lengths if length > exclude]  # else a length is infinite
-    hidden = normal(sum(lengths), 300)
+    hidden = normal(sum(lengths), width)
     ends = np.cumsum(lengths)
 
     def definition(hidden, round_):
         rows = []
         for end, length in zip(ends, lengths, strict=True):
-            tokens = hidden[end - length : end] if length else np.zeros((1, 300), hidden.dtype)
+            tokens = hidden[end - length : end] if length else np.zeros((1, width), hidden.dtype)
             mask = np.full((1, len(tokens)), length > 0)
             rows.append(pooling.pool(modes, tokens[None], mask, exclude=exclude)[0])
         return ops.l2_normalize(np.stack(rows)) if normalize else np.stack(rows)
@@ -406,6 +417,21 @@ def test_pool(device, storage, modes, exclude, normalize):
     np.testing.assert_array_equal(actual[same], truth[same].astype(np.float32))
     assert np.isfinite(actual[~same]).all()
     assert np.abs(actual[~same] - truth[~same]).max() <= 3e-6 * np.abs(truth[~same]).max()
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("width", [136, 37])
+def test_pooling_does_not_depend_on_the_batch(device, storage, width):
+    """A text's vector has the bits that it has alone, whatever the others are."""
+    bench = Bench(device, storage)
+    texts = [normal(length, width, seed=length) for length in [300, 1, 16, 17, 33, 70]]
+
+    def bits(texts):
+        packing = packing_of([len(text) for text in texts])
+        stored = bench.stored(np.resize(np.concatenate(texts), (packing.rows, width)))
+        return bench.back(bench.fused.pool(tuple(POOLING_MODES), stored, packing, normalize=True)).view(np.uint32)
+
+    np.testing.assert_array_equal(bits(texts), np.concatenate([bits([text]) for text in texts]))
 
 
 def test_pooling_a_text_of_zeros_gives_zeros(device):
@@ -442,12 +468,15 @@ def test_linear(device, storage):
 
 
 @EACH_STORAGE
-def test_take_rows(device, storage):
-    """Rows are copied as they are."""
+@pytest.mark.parametrize("width", [8, 37])
+def test_take_first(device, storage, width):
+    """The rows of first tokens are copied as they are; a text without tokens has none."""
     bench = Bench(device, storage)
-    x = bench.rounded(normal(9, 8))
+    packing = packing_of([4, 0, 1, 4])
+    x = bench.rounded(normal(9, width))
+    first = bench.fused.take_first(bench.stored(x), packing, packing.first_tokens(None, ANY_ROW))
 
-    np.testing.assert_array_equal(bench.back(bench.fused.take_rows(bench.stored(x), np.array([8, 0, 0]))), x[[8, 0, 0]])
+    np.testing.assert_array_equal(bench.back(first), x[[0, 4, 5]])
 
 
 def test_no_tokens_launch_nothing(executor):

@@ -27,7 +27,7 @@ from minibert.typing import Array, Float, Int
 #: attention_short.cu; and the most keys of a text that the last is for.
 _TILE, _GENERAL_TILE, _SHORT_TILE, _SHORT_KEYS = 64, 16, 16, 16
 _WARP = 32
-#: Rows of a block of the two kernels that normalize: a warp a row.
+#: Rows of a block of the kernels that normalize: a warp a row.
 _ROWS = 4
 #: How a warp may hold a row there, by the bytes of a number: how many numbers a vector has, the most first, and how
 #: many vectors a lane has. Each pair is a kernel of its own. The first vectors have 16 bytes; the others are for the
@@ -36,6 +36,8 @@ _ROW_LAYOUTS = {2: {8: (1, 2, 3, 4, 8), 4: (4, 16), 1: (4, 16)}, 4: {4: (1, 3, 6
 #: Head sizes that attention.cu has tensor-core code for.
 _TENSOR_CORE_SIZES = (16, 32, 64, 128)
 _LARGEST_HEAD = 128
+#: Vectors of columns that a block of pool.cu has, and its warps, each with three statistics of every column.
+_POOL_VECTORS, _POOL_WARPS, _STATISTICS = 16, 8, 3
 #: Modes that pool.cu can put side by side: four bits each in an int.
 _MOST_MODES = 7
 
@@ -178,14 +180,14 @@ class FusedCuda:
         cancelled: The next matrix product raises InterruptedError once this returns true.
     """
 
-    def __init__(self, device: Device, storage: Storage) -> None:
-        """Make the operations for arrays of ``storage``."""
+    def __init__(self, device: Device, storage: Storage, *, record: bool = False) -> None:
+        """Make the operations for arrays of ``storage``; with ``record``, small batches are recorded."""
         self.device = device
         self.storage = storage
         self.cancelled: Callable[[], bool] = lambda: False
         self._memory: dict[str, Any] = {}
         self._tables = Tables(device.upload)
-        self._recordings = Recordings(device, self._tables)
+        self._recordings = Recordings(device, self._tables, enabled=record)
 
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
@@ -283,7 +285,7 @@ class FusedCuda:
         width = weight.shape[1]
         self._require_float("bias", bias, width)
         y = self.linear("inner", x, weight, packing, longest_sum)
-        at_once = self._at_once(width)
+        at_once = vector_of(width, self.storage.dtype.itemsize)
         kernel = Kernel(
             "bias_activation", f"bias_activation<{self.storage.cuda}, {ACTIVATIONS[activation]}, {at_once}>"
         )
@@ -307,7 +309,7 @@ class FusedCuda:
         self._tables.of(packing, first_tokens=first_tokens)
         rows = self._tables.get("rows of first", Table(rows_of_first))
         out = self._array("rows", first_tokens.rows, width)
-        at_once = self._at_once(width)
+        at_once = vector_of(width, self.storage.dtype.itemsize)
         kernel = Kernel("take_rows", f"take_rows<{self.storage.cuda}, {at_once}>")
         blocks = -(-len(rows) * (width // at_once) // 256)
         self._launch(kernel, (blocks, 1), 256, (out, x, rows, np.int32(len(rows)), np.int32(width)))
@@ -334,9 +336,20 @@ class FusedCuda:
         if out is None:
             out = self.device.empty(shape, np.dtype(np.float32))
         codes = sum(POOLING_MODES[mode] << 4 * position for position, mode in enumerate(modes))
-        numbers = (codes, exclude, normalize, width)
-        arguments = (out, hidden, bounds, *(np.int32(number) for number in numbers))
-        self._launch(Kernel("pool", f"pool<{self.storage.cuda}>"), (shape[0], 1), 256, arguments, 32)
+        at_once = vector_of(width, self.storage.dtype.itemsize)
+        columns = _POOL_VECTORS * at_once
+        self._launch(
+            Kernel("pool", f"pool<{self.storage.cuda}, {at_once}>"),
+            (shape[0], -(-width // columns)),
+            _POOL_WARPS * _WARP,
+            (out, hidden, bounds, np.int32(codes), np.int32(exclude), np.int32(width)),
+            4 * _STATISTICS * _POOL_WARPS * columns,
+        )
+        if normalize:
+            rows, width = shape
+            kernel = Kernel("l2_normalize", f"l2_normalize<{vector_of(width, 4)}>")
+            grid = (-(-rows // _ROWS), 1)
+            self._launch(kernel, grid, _ROWS * _WARP, (out, np.int32(rows), np.int32(width)))
         return out
 
     def recorded(
@@ -371,11 +384,6 @@ class FusedCuda:
             return attention_tiles(batch, size, least_keys=least_keys, most_keys=most_keys, first=first)
 
         return self._tables.get(("tiles", size, least_keys, most_keys, first), Table(make, with_empty_tiles))
-
-    def _at_once(self, width: int) -> int:
-        """Return how many numbers of a row of this width a thread reads at once: 16 bytes, or a single one."""
-        at_once = 16 // self.storage.dtype.itemsize
-        return 1 if width % at_once else at_once
 
     def _launch_rows(self, name: str, x: Any, arguments: tuple[Any, ...], norm: LayerNorm, eps: float) -> None:
         """Launch a kernel that normalizes rows of the shape of ``x``."""
@@ -451,3 +459,8 @@ def row_layout(width: int, itemsize: int) -> tuple[int, int]:
         f"on a GPU, hidden_size must be at most {most}{' unless it is a multiple of 4' if most < 2048 else ''}; "
         f"it is {width}."
     )
+
+
+def vector_of(width: int, itemsize: int) -> int:
+    """Return how many numbers of a row a kernel reads at once: 16 bytes, or one number where rows are no multiple."""
+    return 1 if width * itemsize % 16 else 16 // itemsize

@@ -5,6 +5,7 @@ recording has fixed memory and fixed numbers of rows, texts and tiles. What is d
 the tables, which are written before it is played.
 """
 
+import logging
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from minibert.fused.tables import Batch, Table, Tables
 from minibert.typing import Array
+
+logger = logging.getLogger("minibert")
 
 #: Batches of more rows are not recorded: the host has launched their kernels long before they have run.
 MOST_ROWS = 1024
@@ -94,7 +97,14 @@ class Recordings:
             return known.vectors
         while len(self._recordings) >= _MOST:
             del self._recordings[next(iter(self._recordings))]
-        return self._record(shape, batch, host, compute)
+        try:
+            return self._record(shape, batch, host, compute)
+        except MemoryError as error:
+            logger.warning("there is not enough memory to record batches: %s", error)
+            self.clear()
+            self.enabled = False
+            self._tables.begin(batch)
+            return compute()
 
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Return an array of the fixed memory while a batch is recorded; None at other times."""
