@@ -2,7 +2,7 @@
 // any type: where attention.cu does not apply. The arguments are as there, and `size`, the head size.
 //
 //   CHUNKS  numbers of a head that a lane has: size <= 32 CHUNKS
-//   tiles   of up to 16 queries
+//   tiles   of up to 16 queries; without any, a tile is passed over
 //   grid    tiles x heads blocks of 128 threads: 4 warps of 4 queries
 //   shared  (16 size + 32 (size + 1) + 32 size) floats
 //
@@ -16,14 +16,15 @@ __global__ void __launch_bounds__(THREADS, 5)
 attention_general(T* __restrict__ context, const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                   const float* __restrict__ query_bias, const int4* __restrict__ tiles, int q_stride, int kv_stride,
                   int heads, int size) {
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int4 tile = tiles[blockIdx.x];
+  const int keys = tile.y, queries = tile.w, column = blockIdx.y * size;
+  if (queries == 0) return;  // the whole block
   DYNAMIC_SHARED(memory);
   float* const Q = reinterpret_cast<float*>(memory);
   float* const K = Q + QUERIES * size;      // rows of size + 1, so that a column of keys is in different banks
   float* const V = K + KEYS * (size + 1);
 
-  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const int4 tile = tiles[blockIdx.x];
-  const int keys = tile.y, queries = tile.w, column = blockIdx.y * size;
   q += (size_t)tile.z * q_stride + column;  // 64 bits: there may be more than 2^31 numbers
   k += (size_t)tile.x * kv_stride + column;
   v += (size_t)tile.x * kv_stride + column;

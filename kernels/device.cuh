@@ -91,6 +91,17 @@ DEVICE void copy_async(void* shared, const void* global) {
 #endif
 }
 
+// The same; or begins to fill the 16 bytes with zeros, and does not read.
+DEVICE void copy_or_zero_async(void* shared, const void* global, bool copies) {
+#if __CUDA_ARCH__ >= 800
+  const unsigned to = (unsigned)__cvta_generic_to_shared(shared);
+  const int bytes = copies ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+  *reinterpret_cast<uint4*>(shared) = copies ? *reinterpret_cast<const uint4*>(global) : uint4{0, 0, 0, 0};
+#endif
+}
+
 // Ends a group: all copies that this thread has begun since the last group.
 DEVICE void end_copy_group() {
 #if __CUDA_ARCH__ >= 800

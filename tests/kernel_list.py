@@ -8,8 +8,8 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 def names_of(file, storage):
     """Return the names of a file's kernels for a kind of storage."""
     kind = STORAGES[storage].cuda
-    if file == "attention":
-        return [] if storage == "float32" else [f"attention<{kind}, {size}>" for size in _TENSOR_CORE_SIZES]
+    if file in {"attention", "attention_short"}:
+        return [] if storage == "float32" else [f"{file}<{kind}, {size}>" for size in _TENSOR_CORE_SIZES]
     if file == "attention_general":
         return [f"attention_general<{kind}, {chunks}>" for chunks in (1, 2, 3, 4)]
     if file == "pool":
@@ -22,7 +22,15 @@ def names_of(file, storage):
     return [f"{file}<{kind}, {n}, {chunks}>" for n in layouts for chunks in layouts[n]]
 
 
-FILES = ("add_layer_norm", "attention", "attention_general", "bias_activation", "embed_layer_norm", "pool")
+FILES = (
+    "add_layer_norm",
+    "attention",
+    "attention_general",
+    "attention_short",
+    "bias_activation",
+    "embed_layer_norm",
+    "pool",
+)
 
 
 def storages_on(architecture):

@@ -10,10 +10,14 @@ from executor_device import FLAGS, HERE, KERNELS, require_compiler
 
 pytestmark = pytest.mark.slow
 
-#: Faults that a sanitizer must see, so that its silence means something: what is replaced in attention.cu, and by what.
+#: Faults that a sanitizer must see, so that its silence means something: the file, what is replaced there, and by what.
 FAULTS = {
-    "address": ("first + r < rows ? first + r : rows - 1", "first + r"),
-    "thread": ("__syncthreads();       // for all threads; and nobody reads the other tile of keys any more", ""),
+    "address": ("attention.cuh", "const bool is_there = r < rows;", "const bool is_there = true;"),
+    "thread": (
+        "attention.cu",
+        "__syncthreads();       // for all threads; and nobody reads the other tile of keys any more",
+        "",
+    ),
 }
 
 
@@ -38,17 +42,17 @@ def test_kernels_are_clean(tmp_path, sanitizer):
     done = build_and_run(tmp_path, sanitizer, KERNELS)
 
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == ["attention: ok", "attention_general: ok", "pool: ok"]
+    assert done.stdout.splitlines() == ["attention: ok", "attention_short: ok", "attention_general: ok", "pool: ok"]
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitizers_see(tmp_path, sanitizer):
     """A fault of the kind that a sanitizer is for is reported."""
-    old, new = FAULTS[sanitizer]
+    file, old, new = FAULTS[sanitizer]
     kernels = shutil.copytree(KERNELS, tmp_path / "kernels")
-    source = (kernels / "attention.cu").read_text("utf-8")
+    source = (kernels / file).read_text("utf-8")
     assert old in source
-    (kernels / "attention.cu").write_text(source.replace(old, new), "utf-8")
+    (kernels / file).write_text(source.replace(old, new), "utf-8")
     done = build_and_run(tmp_path, sanitizer, kernels)
 
     assert done.returncode != 0

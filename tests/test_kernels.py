@@ -198,9 +198,9 @@ def test_gelu_of_every_16_bit_number(device, storage):
 def test_attention(device, storage, lengths, size):
     """Each text attends to itself, in each head, for the head sizes that tensor cores have code for."""
     check_attention(device, storage, lengths, size)
-    kernel = "attention_general" if storage.name == "float32" else "attention"
+    kernels = {"attention" if length > 16 else "attention_short" for length in lengths}
 
-    assert {launch.split("<")[0] for launch in device.launches} == {kernel}
+    assert kernels_of(device) == ({"attention_general"} if storage.name == "float32" else kernels)
 
 
 @EACH_STORAGE
@@ -210,7 +210,7 @@ def test_attention_of_any_head_size(device, storage, lengths, size):
     """The general kernel takes the other head sizes up to 128."""
     check_attention(device, storage, lengths, size)
 
-    assert {launch.split("<")[0] for launch in device.launches} == {"attention_general"}
+    assert kernels_of(device) == {"attention_general"}
 
 
 @EACH_STORAGE
@@ -244,6 +244,11 @@ def test_attention_of_first_tokens(device, storage, size):
     compare_attention(bench, q, k, v, normal(2 * size, seed=3), 2, [1] * 5, keys)
 
 
+def kernels_of(device):
+    """Return the files of the kernels that were launched."""
+    return {launch.split("<")[0] for launch in device.launches}
+
+
 def check_attention(device, storage, lengths, size, scale=1.0, heads=2):
     """Compare random queries, keys and values of some texts."""
     bench = Bench(device, storage)
@@ -273,11 +278,11 @@ def compare_attention(bench, q, k, v, bias, heads, queries, keys):
 
 
 def test_a_head_too_large_for_shared_memory_takes_the_general_kernel(device, monkeypatch):
-    """On Turing, whose blocks have 64 KiB, five tiles of 128 columns do not fit."""
+    """On Turing, whose blocks have 64 KiB, five tiles of 128 columns do not fit; those of short texts do."""
     monkeypatch.setattr(device, "shared_memory", 64 * 1024)
     check_attention(device, FLOAT16, [5, 17], 128)
 
-    assert {launch.split("<")[0] for launch in device.launches} == {"attention_general"}
+    assert kernels_of(device) == {"attention_general", "attention_short"}
 
 
 def test_attention_tiles():
@@ -291,6 +296,79 @@ def test_attention_tiles():
         [130, 3, 130, 3],
         [133, 3, 133, 3],
     ]
+
+
+def test_attention_tiles_of_some_texts():
+    """The tiles of the texts whose number of keys is within bounds; of each text, one query will do."""
+    keys = packing_of([130, 16, 0, 17, 1])
+    first = keys.first_tokens([0] * 5, ANY_ROW)
+
+    assert attention_tiles(keys, keys, 16, most_keys=16).tolist() == [[130, 16, 130, 16], [163, 1, 163, 1]]
+    assert attention_tiles(first, keys, 16, most_keys=16).tolist() == [[130, 16, 1, 1], [163, 1, 3, 1]]
+    assert attention_tiles(first, keys, 64, least_keys=17).tolist() == [[0, 130, 0, 1], [146, 17, 2, 1]]
+    assert attention_tiles(keys, keys, 16, most_keys=0).shape == (0, 4)
+    assert attention_tiles(packing_of([]), packing_of([]), 16).shape == (0, 4)
+
+
+SIXTEEN_BITS = pytest.mark.parametrize("storage", [FLOAT16, STORAGES["bfloat16"]], ids=["float16", "bfloat16"])
+
+
+def bits_of_attention(bench, texts, size, heads=2):
+    """Return the bits of each text's context, of texts given by their queries, keys and values side by side."""
+    lengths = [len(text) for text in texts]
+    width, packing = heads * size, packing_of(lengths)
+    wide = bench.stored(np.resize(np.concatenate(texts), (packing.rows, 3 * width)))
+    q, k, v = (wide[:, i * width : (i + 1) * width] for i in range(3))
+    context = bench.fused.attention(q, k, v, bench.stored(normal(width, seed=3)), heads, packing, packing)
+    host = bench.device.download(context).view(np.uint16)
+    return np.split(host[: packing.tokens], np.cumsum(lengths)[:-1])
+
+
+@SIXTEEN_BITS
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_short_texts_have_the_same_bits_by_both_kernels(device, storage, size, monkeypatch):
+    """What attention_short.cu gives for a text is, bit for bit, what attention.cu gives."""
+    bench = Bench(device, storage)
+    texts = [normal(length, 6 * size, seed=length) for length in [1, 2, 7, 8, 9, 15, 16]]
+    short = bits_of_attention(bench, texts, size)
+    assert kernels_of(device) == {"attention_short"}
+    device.launches.clear()
+    monkeypatch.setattr("minibert.fused.cuda._SHORT_KEYS", 0)
+    long = bits_of_attention(Bench(device, storage), texts, size)
+
+    assert kernels_of(device) == {"attention"}
+    for ours, theirs in zip(short, long, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@SIXTEEN_BITS
+@pytest.mark.parametrize("size", [32, 128, 24])
+def test_attention_does_not_depend_on_the_batch(device, storage, size):
+    """A text's bits are those that it has alone, among texts of other kernels, too; even if those are NaN."""
+    bench = Bench(device, storage)
+    texts = [normal(length, 6 * size, seed=length) for length in [5, 70, 16, 17, 1, 33]]
+    alone = [bits_of_attention(bench, [text], size)[0].copy() for text in texts]
+    nan = [np.full((length, 6 * size), np.nan, np.float32) for length in [3, 20, 9]]
+    if storage.name == "float16":
+        bench.stored = lambda numbers: device.upload(numbers.astype(np.float16) if numbers.ndim == 2 else numbers)
+    together = bits_of_attention(bench, [texts[0], nan[0], *texts[1:4], nan[1], texts[4], nan[2], texts[5]], size)
+
+    for i, place in enumerate([0, 2, 3, 4, 6, 8]):
+        np.testing.assert_array_equal(together[place], alone[i])
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("size", [32, 24])
+def test_tiles_without_queries_are_passed_over(device, storage, size, monkeypatch):
+    """Nothing is read for them: where their rows would be, there is no memory."""
+
+    def with_idle_tiles(*args, **bounds):
+        tiles = attention_tiles(*args, **bounds)
+        idle = np.array([[2**30, 5, 2**30, 0]], np.int32)
+        return np.concatenate([idle, tiles, idle, idle]) if len(tiles) else tiles
+
+    monkeypatch.setattr("minibert.fused.cuda.attention_tiles", with_idle_tiles)
+    check_attention(device, storage, [70, 17, 16, 3, 1], size)
 
 
 # ---------------------------------------------------------------- pooling

@@ -63,6 +63,8 @@ def cases():
     yield from conversions("float16")
     yield from conversions("bfloat16")
     yield Case("copy_rows", np.zeros((64, 4), np.float32), (rows,), np.concatenate([rows, rows[::-1]]))
+    some = np.concatenate([rows[:20], np.zeros((12, 4), np.float32)])
+    yield Case("copy_some_rows", np.ones((32, 4), np.float32), (rows[:20], np.int32(20)), some)
     for transposed in (False, True):
         each = matrices.swapaxes(1, 2) if transposed else matrices
         pairs = np.ascontiguousarray(each).view(np.uint32)  # (matrix, row, pair); lane l has row l / 4, pair l % 4

@@ -11,8 +11,9 @@ from minibert.fused.packing import Packing
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, Float, Int
 
-#: Queries of a text that a block of attention.cu, and of attention_general.cu, works on.
-_TILE, _GENERAL_TILE = 64, 16
+#: Queries of a text that a block of attention.cu works on, one of attention_general.cu, and a warp of
+#: attention_short.cu; and the most keys of a text that the last is for.
+_TILE, _GENERAL_TILE, _SHORT_TILE, _SHORT_KEYS = 64, 16, 16, 16
 _WARP = 32
 #: Rows of a block of the two kernels that normalize: a warp a row.
 _ROWS = 4
@@ -167,7 +168,7 @@ class FusedCuda:
         self.storage = storage
         self.cancelled: Callable[[], bool] = lambda: False
         self._memory: dict[str, Any] = {}
-        self._tiles: list[tuple[Packing, Packing, int, Any, int]] = []
+        self._tiles: list[tuple[Packing, Packing, tuple[int, int], Any, Any]] = []
 
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
@@ -230,24 +231,25 @@ class FusedCuda:
         if k.strides[0] != v.strides[0]:
             raise ValueError(f"k and v must have the same strides; they have {k.strides[0]} and {v.strides[0]}.")
         self._require_float("query_bias", query_bias, width)
-        of_tensor_cores = 5 * _TILE * size * self.storage.dtype.itemsize  # bytes of shared memory
-        on_tensor_cores = (
-            self.storage.name != "float32"
-            and size in _TENSOR_CORE_SIZES
-            and of_tensor_cores <= self.device.shared_memory
-        )
-        tiles, count = self._tiles_of(queries, keys, _TILE if on_tensor_cores else _GENERAL_TILE)
+        itemsize, kind = self.storage.dtype.itemsize, self.storage.cuda
+        of_tensor_cores, of_short = 5 * _TILE * size * itemsize, 4 * 3 * _SHORT_TILE * size * itemsize  # shared memory
+        has_tensor_cores = self.storage.name != "float32" and size in _TENSOR_CORE_SIZES
+        on_tensor_cores = has_tensor_cores and of_tensor_cores <= self.device.shared_memory
+        longest_short = _SHORT_KEYS if has_tensor_cores and of_short <= self.device.shared_memory else 0
+        short, tiles = self._tiles_of(queries, keys, _TILE if on_tensor_cores else _GENERAL_TILE, longest_short)
         context = self._array("context", queries.rows, width)
-        itemsize = self.storage.dtype.itemsize
         strides = np.int32(q.strides[0] // itemsize), np.int32(k.strides[0] // itemsize)
-        arguments = (context, q, k, v, query_bias, tiles, *strides, np.int32(heads))
+        arrays, numbers = (context, q, k, v, query_bias), (*strides, np.int32(heads))
+        kernel = Kernel("attention_short", f"attention_short<{kind}, {size}>")
+        grid = -(-len(short) * heads // 4), 1
+        self._launch(kernel, grid, 128, (*arrays, short, *numbers, np.int32(len(short))), of_short)
         if on_tensor_cores:
-            kernel = Kernel("attention", f"attention<{self.storage.cuda}, {size}>")
-            self._launch(kernel, (count, heads), 128, arguments, of_tensor_cores)
+            kernel = Kernel("attention", f"attention<{kind}, {size}>")
+            self._launch(kernel, (len(tiles), heads), 128, (*arrays, tiles, *numbers), of_tensor_cores)
         else:
-            kernel = Kernel("attention_general", f"attention_general<{self.storage.cuda}, {-(-size // _WARP)}>")
+            kernel = Kernel("attention_general", f"attention_general<{kind}, {-(-size // _WARP)}>")
             shared = 4 * (_GENERAL_TILE * size + _WARP * (2 * size + 1))
-            self._launch(kernel, (count, heads), 128, (*arguments, np.int32(size)), shared)
+            self._launch(kernel, (len(tiles), heads), 128, (*arrays, tiles, *numbers, np.int32(size)), shared)
         return context
 
     def linear_activation(
@@ -326,15 +328,22 @@ class FusedCuda:
         self._memory.clear()
         self._tiles.clear()
 
-    def _tiles_of(self, queries: Packing, keys: Packing, size: int) -> tuple[Any, int]:
-        """Return the tiles of :func:`attention_tiles` on the device, and how many; made once a batch."""
-        for known_queries, known_keys, known_size, tiles, count in self._tiles:
-            if known_queries is queries and known_keys is keys and known_size == size:
-                return tiles, count
-        host = attention_tiles(queries, keys, size)
-        tiles = self.device.upload(host)
-        self._tiles.append((queries, keys, size, tiles, len(host)))
-        return tiles, len(host)
+    def _tiles_of(self, queries: Packing, keys: Packing, size: int, longest_short: int) -> tuple[Any, Any]:
+        """Return tiles on the device, made once a batch: of texts of at most so many keys, and of the others.
+
+        Those of the others have up to ``size`` queries; see :func:`attention_tiles`.
+        """
+        sizes = size, longest_short
+        for known_queries, known_keys, known_sizes, short, tiles in self._tiles:
+            if known_queries is queries and known_keys is keys and known_sizes == sizes:
+                return short, tiles
+        host = attention_tiles(queries, keys, _SHORT_TILE, most_keys=longest_short)
+        count = len(host)
+        both = self.device.upload(
+            np.concatenate([host, attention_tiles(queries, keys, size, least_keys=longest_short + 1)])
+        )
+        self._tiles.append((queries, keys, sizes, both[:count], both[count:]))
+        return both[:count], both[count:]
 
     def _launch_rows(self, name: str, x: Any, arguments: tuple[Any, ...], norm: LayerNorm, eps: float) -> None:
         """Launch a kernel that normalizes rows of the shape of ``x``."""
@@ -409,24 +418,30 @@ def row_layout(width: int, itemsize: int) -> tuple[int, int]:
     )
 
 
-def attention_tiles(queries: Packing, keys: Packing, size: int) -> Int[Array, "n 4"]:
+def attention_tiles(
+    queries: Packing, keys: Packing, size: int, *, least_keys: int = 1, most_keys: int | None = None
+) -> Int[Array, "n 4"]:
     """Return the tiles of attention.cu: first key, number of keys, first query, number of queries, at most ``size``.
+
+    They are of the texts whose number of keys is within the bounds.
 
     Raises:
         ValueError: The tokens are not in order: another row rule than the device's was used.
     """
     if queries.row_of is not None or keys.row_of is not None:
         raise ValueError("on a GPU, texts must be packed in order, without a row rule; the rows are permuted.")
-    tiles = [np.zeros((0, 4), np.int32)]
-    for of_queries, of_keys in zip(queries.groups, keys.groups, strict=True):
-        if of_queries.tokens == 0 or of_keys.tokens == 0:
-            continue
-        text = np.arange(of_keys.texts)
-        for first in range(0, of_queries.tokens, size):
-            tile = np.empty((of_keys.texts, 4), np.int32)
-            tile[:, 0] = of_keys.start + of_keys.tokens * text
-            tile[:, 1] = of_keys.tokens
-            tile[:, 2] = of_queries.start + of_queries.tokens * text + first
-            tile[:, 3] = min(size, of_queries.tokens - first)
-            tiles.append(tile)
-    return np.concatenate(tiles)
+    first_query, of_queries = texts_of(queries)
+    first_key, of_keys = texts_of(keys)
+    wanted = least_keys <= of_keys if most_keys is None else (least_keys <= of_keys) & (of_keys <= most_keys)
+    tiles_of_text = np.where(wanted, -(-of_queries // size), 0)
+    text = np.repeat(np.arange(len(of_keys)), tiles_of_text)
+    number = np.arange(len(text)) - np.repeat(np.cumsum(tiles_of_text) - tiles_of_text, tiles_of_text)
+    first, left = first_query[text] + size * number, of_queries[text] - size * number
+    return np.stack([first_key[text], of_keys[text], first, np.minimum(left, size)], axis=1).astype(np.int32)
+
+
+def texts_of(packing: Packing) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """Return the first row of each text of a packing, and how many rows it has."""
+    _, texts, tokens = np.array(packing.groups, np.int64).reshape(-1, 3).T
+    lengths = np.repeat(tokens, texts)
+    return np.cumsum(lengths) - lengths, lengths

@@ -467,6 +467,10 @@ inline void copy_async(void* shared, const void* global) {
   memset(shared, 0xff, 16);
   queue_copy(shared, global);
 }
+inline void copy_or_zero_async(void* shared, const void* global, bool copies) {
+  static const uint4 zeros{};
+  copy_async(shared, copies ? global : &zeros);
+}
 UNWATCHED inline void end_copy_group() {
   executor::Fiber* me = executor::block->current;
   if (me->group_count == executor::MOST_GROUPS) executor::fail("too many copy groups for the executor");

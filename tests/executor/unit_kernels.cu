@@ -42,6 +42,16 @@ __global__ void copy_rows(float* out, const float* in) {
   for (int i = 0; i < 4; ++i) out[4 * (WARP + t) + i] = second[4 * t + i];
 }
 
+// Copies the first `rows` of 32 rows of 16 bytes; the others become zeros, and are not read.
+__global__ void copy_some_rows(float* out, const float* in, int rows) {
+  DYNAMIC_SHARED(memory);
+  float* const numbers = reinterpret_cast<float*>(memory) + 4 * threadIdx.x;
+  copy_or_zero_async(numbers, in + 4 * threadIdx.x, (int)threadIdx.x < rows);
+  end_copy_group();
+  wait_for_copies<0>();
+  for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = numbers[i];
+}
+
 // Loads four 8x8 matrices, one after the other in memory.
 template <bool TRANSPOSED>
 __global__ void load_four(unsigned* out, const uint4* in) {

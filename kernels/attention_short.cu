@@ -1,0 +1,53 @@
+// What attention.cu computes, for texts of up to 16 keys: a warp has a text and a head, and waits for no other warp.
+// The bits are those that attention.cu would give. The arguments are as there, and `count`, the number of tiles.
+//
+//   tiles   of up to 16 queries, and of texts of 1 to 16 keys; without queries, a tile is passed over
+//   grid    ceil(count heads / 4) blocks of 128 threads: 4 warps; the heads of a tile are neighbours
+//   shared  4 * 3 * 16 * D numbers
+#include "attention.cuh"
+
+constexpr int TILE = 16;  // queries, and keys, of a warp
+constexpr int THREADS = 128;
+
+template <class T, int D>
+__global__ void __launch_bounds__(THREADS, D <= 64 ? 8 : 4)
+attention_short(T* __restrict__ context, const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
+                const float* __restrict__ query_bias, const int4* __restrict__ tiles, int q_stride, int kv_stride,
+                int heads, int count) {
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  const int number = blockIdx.x * (THREADS / WARP) + warp;
+  if (number >= count * heads) return;  // a whole warp
+  const int4 tile = tiles[number / heads];
+  const int keys = tile.y, queries = tile.w, column = number % heads * D;
+  if (queries == 0) return;  // a whole warp
+  DYNAMIC_SHARED(memory);
+  T* const Q = reinterpret_cast<T*>(memory) + warp * 3 * TILE * D;
+  T* const K = Q + TILE * D;
+  T* const V = K + TILE * D;
+
+  copy_tile<T, D, TILE, WARP>(Q, q + (size_t)tile.z * q_stride + column, queries, q_stride, lane);
+  copy_tile<T, D, TILE, WARP>(K, k + (size_t)tile.x * kv_stride + column, keys, kv_stride, lane);
+  end_copy_group();
+  copy_tile<T, D, TILE, WARP>(V, v + (size_t)tile.x * kv_stride + column, keys, kv_stride, lane);
+  end_copy_group();
+
+  wait_for_copies<1>();  // queries and keys are here
+  __syncwarp();          // for all lanes
+  unsigned q_fragments[D / 16][4];
+  load_queries<T, D>(q_fragments, Q, query_bias + column);
+  float scores[TILE / 8][4] = {};
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d) add_scores<T, D>(scores[0], scores[1], q_fragments[d], K, d);
+  float total[2] = {0, 0};
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    float most = -INFINITE;
+    weigh<TILE / 8, true>(scores, row, keys, most, total[row]);
+  }
+
+  wait_for_copies<0>();  // values are here
+  __syncwarp();          // for all lanes
+  float sums[D / 8][4] = {};
+  add_values<T, D>(sums, scores[0], scores[1], V);
+  store_rows<T, D>(context + (size_t)tile.z * heads * D + column, heads * D, Q, sums, total, queries);
+}
