@@ -39,9 +39,9 @@ DEVICE void weigh_tile(float (&scores)[TILE / 8][4], float (&sums)[D / 8][4], fl
   }
 }
 
-// Blocks that a multiprocessor is to have room for: as many as registers allow without spilling. One of Turing has
-// shared memory for fewer.
-#if __CUDA_ARCH__ >= 800
+// Blocks that a multiprocessor is to have room for: as many as registers allow without spilling. Where shared memory is
+// small, there is room for fewer anyway.
+#if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
 constexpr int resident_blocks(int D) { return D <= 16 ? 5 : D <= 64 ? 4 : 2; }
 #else
 constexpr int resident_blocks(int D) { return D <= 16 ? 5 : D <= 32 ? 3 : 1; }

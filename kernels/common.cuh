@@ -33,6 +33,20 @@ DEVICE void load_floats(float (&to)[N], const float* from) {
   }
 }
 
+// Writes N floats, in the same way.
+template <int N>
+DEVICE void store_floats(float* to, const float (&from)[N]) {
+  constexpr int AT_ONCE = N < 4 ? N : 4;
+  static_assert(N % AT_ONCE == 0);
+#pragma unroll
+  for (int i = 0; i < N; i += AT_ONCE) {
+    Vector<float, AT_ONCE> v;
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) v.at[j] = from[i + j];
+    *reinterpret_cast<Vector<float, AT_ONCE>*>(to + i) = v;
+  }
+}
+
 // The sum of what the lanes of a warp have, in each of them.
 DEVICE float warp_sum(float x) {
 #pragma unroll

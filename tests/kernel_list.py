@@ -13,7 +13,9 @@ def names_of(file, storage):
     if file == "attention_general":
         return [f"attention_general<{kind}, {chunks}>" for chunks in (1, 2, 3, 4)]
     if file == "pool":
-        return [f"pool<{kind}>"]
+        return [f"pool<{kind}, {n}>" for n in (16 // STORAGES[storage].dtype.itemsize, 1)]
+    if file == "l2_normalize":
+        return ["l2_normalize<4>", "l2_normalize<1>"] if storage == "float32" else []
     if file == "bias_activation":
         structs = sorted(set(ACTIVATIONS.values()))
         at_once = 16 // STORAGES[storage].dtype.itemsize
@@ -29,6 +31,7 @@ FILES = (
     "attention_short",
     "bias_activation",
     "embed_layer_norm",
+    "l2_normalize",
     "pool",
 )
 

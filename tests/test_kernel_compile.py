@@ -84,7 +84,7 @@ def test_a_kernel_is_compiled_once(nvrtc, tmp_path, monkeypatch):
     """The machine code is kept; a new process finds it by its source, name, architecture and compiler."""
     from minibert.fused import device
 
-    kernel = Kernel("pool", f"pool<{STORAGES['float32'].cuda}>")
+    kernel = Kernel("pool", f"pool<{STORAGES['float32'].cuda}, 4>")
     first = device.cached_kernel(kernel, 90, tmp_path / "new")
     monkeypatch.setattr(device, "compile_kernels", None)
 
@@ -100,5 +100,5 @@ def test_an_unknown_architecture_is_an_error(nvrtc):
     from minibert.errors import DeviceError
     from minibert.fused.device import compile_kernels
 
-    with pytest.raises(DeviceError, match="cannot compile pool<float> for sm_13"):
-        compile_kernels("pool", ["pool<float>"], 13)
+    with pytest.raises(DeviceError, match="cannot compile pool<float, 4> for sm_13"):
+        compile_kernels("pool", ["pool<float, 4>"], 13)

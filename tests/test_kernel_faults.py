@@ -76,11 +76,10 @@ FAULTS = {
     "short: lanes not waited for at the values": ("attention_short.cu", "__syncwarp();", 2, ""),
     "short: mask dropped": ("attention_short.cu", "weigh<TILE / 8, true>", 1, "weigh<TILE / 8, false>"),
     "short: another text's tile": ("attention_short.cu", "tiles[number / heads]", 1, "tiles[blockIdx.x]"),
-    "short: another head": ("attention_short.cu", "number % heads * D", 1, "warp % heads * D"),
+    "short: another head": ("attention_short.cu", "number % heads * D", 1, "blockIdx.x % heads * D"),
     "short: idle warps not left out": ("attention_short.cu", "if (number >= count * heads) return;", 1, ""),
     "short: idle tiles not passed over": ("attention_short.cu", "if (queries == 0) return;", 1, ""),
     "short: keys taken for values": ("attention_short.cu", "scores[1], V);", 1, "scores[1], K);"),
-    "short: shared memory of the next warp": ("attention_short.cu", "warp * 3 * TILE * D", 1, "warp * 2 * TILE * D"),
     "general: idle tiles not passed over": ("attention_general.cu", "if (queries == 0) return;", 1, ""),
     "general: barrier dropped": ("attention_general.cu", "__syncthreads();", 1, ""),
     "general: sums not rescaled": ("attention_general.cu", "sums[n][i] *= rescale;", 1, ";"),
@@ -93,6 +92,29 @@ FAULTS = {
     "gelu: not clipped": ("activations.cuh", "fminf(x * x, 36.f)", 1, "x * x"),
     "pool: prompt counted": ("pool.cu", "(float)(tokens - first)", 1, "(float)tokens"),
     "pool: barrier dropped": ("pool.cu", "__syncthreads();", 1, ""),
+    "pool: second group of a warp dropped": (
+        "pool.cu",
+        "sum[j] += __shfl_xor_sync(ALL_LANES, sum[j], VECTORS);",
+        1,
+        "",
+    ),
+    "pool: a warp dropped": ("pool.cu", "int w = 0; w < WARPS;", 1, "int w = 1; w < WARPS;"),
+    "pool: a group takes another's tokens": ("pool.cu", "t = first + group;", 1, "t = first + group / 2;"),
+    "pool: another slice": ("pool.cu", "width + blockIdx.y * COLUMNS;  // 64", 1, "width;  // 64"),
+    "pool: last slice not cut": (
+        "pool.cu",
+        "if (c >= COLUMNS || c >= columns) return;",
+        1,
+        "if (c >= COLUMNS) return;",
+    ),
+    "normalization: part of a row": ("l2_normalize.cu", "warp_sum(squares)", 1, "squares"),
+    "normalization: zeros divided by zero": (
+        "l2_normalize.cu",
+        "fmaxf(sqrtf(warp_sum(squares)), 1e-12f)",
+        1,
+        "sqrtf(warp_sum(squares))",
+    ),
+    "normalization: rows past the end": ("l2_normalize.cu", "if (r >= rows) return;", 1, ""),
 }
 ATTENTION = "(test_attention or both_kernels or passed_over) and float16"
 #: The tests that are to catch a fault in a file.
@@ -105,6 +127,7 @@ TESTS = {
     "common.cuh": "layer_norm",
     "layer_norm.cuh": "layer_norm or equal_values",
     "activations.cuh": "gelu",
+    "l2_normalize.cu": "test_pool",
     "pool.cu": "test_pool",
     None: "layer_norm or attention or both_kernels or passed_over or pool or gelu",
 }

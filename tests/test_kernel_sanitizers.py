@@ -10,14 +10,18 @@ from executor_device import FLAGS, HERE, KERNELS, require_compiler
 
 pytestmark = pytest.mark.slow
 
-#: Faults that a sanitizer must see, so that its silence means something: the file, what is replaced there, and by what.
+#: Faults that a sanitizer must see, so that its silence means something: which, the file, what is replaced, by what.
 FAULTS = {
-    "address": ("attention.cuh", "const bool is_there = r < rows;", "const bool is_there = true;"),
-    "thread": (
+    "rows past the end": ("address", "attention.cuh", "const bool is_there = r < rows;", "const bool is_there = true;"),
+    "columns past the end": ("address", "pool.cu", "if (vector * N < columns)", ""),
+    "barrier dropped": (
+        "thread",
         "attention.cu",
         "__syncthreads();       // for all threads; and nobody reads the other tile of keys any more",
         "",
     ),
+    "tile of the next warp": ("thread", "attention_short.cu", "warp * 3 * TILE * D", "warp * 2 * TILE * D"),
+    "barrier of the pool dropped": ("thread", "pool.cu", "__syncthreads();", ""),
 }
 
 
@@ -45,10 +49,10 @@ def test_kernels_are_clean(tmp_path, sanitizer):
     assert done.stdout.splitlines() == ["attention: ok", "attention_short: ok", "attention_general: ok", "pool: ok"]
 
 
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_sanitizers_see(tmp_path, sanitizer):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_sanitizers_see(tmp_path, fault):
     """A fault of the kind that a sanitizer is for is reported."""
-    file, old, new = FAULTS[sanitizer]
+    sanitizer, file, old, new = FAULTS[fault]
     kernels = shutil.copytree(KERNELS, tmp_path / "kernels")
     source = (kernels / file).read_text("utf-8")
     assert old in source

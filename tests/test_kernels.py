@@ -380,19 +380,20 @@ def test_tiles_without_queries_are_passed_over(device, storage, size, monkeypatc
 @pytest.mark.parametrize(
     "modes", [*((mode,) for mode in POOLING_MODES), ("mean", "cls"), tuple(POOLING_MODES)], ids="+".join
 )
-def test_pool(device, storage, modes, exclude, normalize):
+@pytest.mark.parametrize("width", [136, 37])
+def test_pool(device, storage, width, modes, exclude, normalize):
     """Each mode, alone and beside others, of texts with and without tokens, less a prompt's."""
     bench = Bench(device, storage)
     lengths = [70, 17, 6, 6, 2, 1, 0, 0]
     if "max" in modes and normalize:
         lengths = [length for length in lengths if length > exclude]  # else a length is infinite
-    hidden = normal(sum(lengths), 300)
+    hidden = normal(sum(lengths), width)
     ends = np.cumsum(lengths)
 
     def definition(hidden, round_):
         rows = []
         for end, length in zip(ends, lengths, strict=True):
-            tokens = hidden[end - length : end] if length else np.zeros((1, 300), hidden.dtype)
+            tokens = hidden[end - length : end] if length else np.zeros((1, width), hidden.dtype)
             mask = np.full((1, len(tokens)), length > 0)
             rows.append(pooling.pool(modes, tokens[None], mask, exclude=exclude)[0])
         return ops.l2_normalize(np.stack(rows)) if normalize else np.stack(rows)
@@ -406,6 +407,21 @@ def test_pool(device, storage, modes, exclude, normalize):
     np.testing.assert_array_equal(actual[same], truth[same].astype(np.float32))
     assert np.isfinite(actual[~same]).all()
     assert np.abs(actual[~same] - truth[~same]).max() <= 3e-6 * np.abs(truth[~same]).max()
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("width", [136, 37])
+def test_pooling_does_not_depend_on_the_batch(device, storage, width):
+    """A text's vector has the bits that it has alone, whatever the others are."""
+    bench = Bench(device, storage)
+    texts = [normal(length, width, seed=length) for length in [300, 1, 16, 17, 33, 70]]
+
+    def bits(texts):
+        packing = packing_of([len(text) for text in texts])
+        stored = bench.stored(np.resize(np.concatenate(texts), (packing.rows, width)))
+        return bench.back(bench.fused.pool(tuple(POOLING_MODES), stored, packing, normalize=True)).view(np.uint32)
+
+    np.testing.assert_array_equal(bits(texts), np.concatenate([bits([text]) for text in texts]))
 
 
 def test_pooling_a_text_of_zeros_gives_zeros(device):

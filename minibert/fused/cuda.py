@@ -15,7 +15,7 @@ from minibert.typing import Array, Float, Int
 #: attention_short.cu; and the most keys of a text that the last is for.
 _TILE, _GENERAL_TILE, _SHORT_TILE, _SHORT_KEYS = 64, 16, 16, 16
 _WARP = 32
-#: Rows of a block of the two kernels that normalize: a warp a row.
+#: Rows of a block of the kernels that normalize: a warp a row.
 _ROWS = 4
 #: How a warp may hold a row there, by the bytes of a number: how many numbers a vector has, the most first, and how
 #: many vectors a lane has. Each pair is a kernel of its own. The first vectors have 16 bytes; the others are for the
@@ -24,6 +24,8 @@ _ROW_LAYOUTS = {2: {8: (1, 2, 3, 4, 8), 4: (4, 16), 1: (4, 16)}, 4: {4: (1, 3, 6
 #: Head sizes that attention.cu has tensor-core code for.
 _TENSOR_CORE_SIZES = (16, 32, 64, 128)
 _LARGEST_HEAD = 128
+#: Vectors of columns that a block of pool.cu has, and its warps, each with three statistics of every column.
+_POOL_VECTORS, _POOL_WARPS, _STATISTICS = 16, 8, 3
 #: Modes that pool.cu can put side by side: four bits each in an int.
 _MOST_MODES = 7
 
@@ -265,9 +267,7 @@ class FusedCuda:
         width = weight.shape[1]
         self._require_float("bias", bias, width)
         y = self.linear("inner", x, weight, packing, longest_sum)
-        at_once = 16 // self.storage.dtype.itemsize
-        if width % at_once:
-            at_once = 1
+        at_once = vector_of(width, self.storage.dtype.itemsize)
         kernel = Kernel(
             "bias_activation", f"bias_activation<{self.storage.cuda}, {ACTIVATIONS[activation]}, {at_once}>"
         )
@@ -305,14 +305,25 @@ class FusedCuda:
         if len(modes) > _MOST_MODES:
             raise ConfigError(f"on a GPU, pooling_mode must name at most {_MOST_MODES} modes; it names {len(modes)}.")
         self._require("hidden", hidden, (packing.rows, hidden.shape[1]))
-        lengths = [group.tokens for group in packing.groups for _ in range(group.texts)]
+        first, lengths = texts_of(packing)
         width = hidden.shape[1]
         out = self.device.empty((len(lengths), len(modes) * width), np.dtype(np.float32))
-        cu_seqlens = self.device.upload(np.cumsum([0, *lengths]).astype(np.int32))
+        cu_seqlens = self.device.upload(np.append(first, lengths.sum()).astype(np.int32))
         codes = sum(POOLING_MODES[mode] << 4 * position for position, mode in enumerate(modes))
-        numbers = (codes, exclude, normalize, width)
-        arguments = (out, hidden, cu_seqlens, *(np.int32(number) for number in numbers))
-        self._launch(Kernel("pool", f"pool<{self.storage.cuda}>"), (len(lengths), 1), 256, arguments, 32)
+        at_once = vector_of(width, self.storage.dtype.itemsize)
+        columns = _POOL_VECTORS * at_once
+        self._launch(
+            Kernel("pool", f"pool<{self.storage.cuda}, {at_once}>"),
+            (len(lengths), -(-width // columns)),
+            _POOL_WARPS * _WARP,
+            (out, hidden, cu_seqlens, np.int32(codes), np.int32(exclude), np.int32(width)),
+            4 * _STATISTICS * _POOL_WARPS * columns,
+        )
+        if normalize:
+            rows, width = out.shape
+            kernel = Kernel("l2_normalize", f"l2_normalize<{vector_of(width, 4)}>")
+            grid = (-(-rows // _ROWS), 1)
+            self._launch(kernel, grid, _ROWS * _WARP, (out, np.int32(rows), np.int32(width)))
         return out
 
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
@@ -416,6 +427,11 @@ def row_layout(width: int, itemsize: int) -> tuple[int, int]:
         f"on a GPU, hidden_size must be at most {most}{' unless it is a multiple of 4' if most < 2048 else ''}; "
         f"it is {width}."
     )
+
+
+def vector_of(width: int, itemsize: int) -> int:
+    """Return how many numbers of a row a kernel reads at once: 16 bytes, or one number where rows are no multiple."""
+    return 1 if width * itemsize % 16 else 16 // itemsize
 
 
 def attention_tiles(

@@ -43,16 +43,16 @@ int main() {
   float16 *out = context.data(), *q = qkv.data(), *k = q + width, *v = k + width;
   float *b = bias.data(), *y = vectors.data();
   int4 *t = tiles.data(), *small = small_tiles.data(), *of_short = short_tiles.data();
-  int count = short_tiles.size(), head_size = SIZE, modes = 0x34, exclude = 1, normalize = 1, *cu = cu_seqlens.data();
+  int count = short_tiles.size(), head_size = SIZE, modes = 0x34, exclude = 1, *cu = cu_seqlens.data();
   void* arguments[] = {&out, &q, &k, &v, &b, &t, &stride, &stride, &heads};
   void* of_brief[] = {&out, &q, &k, &v, &b, &of_short, &stride, &stride, &heads, &count};
   void* of_general[] = {&out, &q, &k, &v, &b, &small, &stride, &stride, &heads, &head_size};
-  void* of_pool[] = {&y, &out, &cu, &modes, &exclude, &normalize, &width};
+  void* of_pool[] = {&y, &out, &cu, &modes, &exclude, &width};
   int failed = run(&attention<float16, SIZE>, "attention", tiles.size(), heads, 128, 5 * 64 * SIZE * 2, arguments);
   failed |= run(&brief::attention_short<float16, SIZE>, "attention_short", (count * heads + 3) / 4, 1, 128,
                 4 * 3 * 16 * SIZE * 2, of_brief);
   failed |= run(&general::attention_general<float16, 1>, "attention_general", small_tiles.size(), heads, 128,
                 4 * (16 * SIZE + 32 * (2 * SIZE + 1)), of_general);
-  failed |= run(&pooling::pool<float16>, "pool", 6, 1, 256, 32, of_pool);
+  failed |= run(&pooling::pool<float16, 8>, "pool", 6, 1, 256, 4 * 3 * 8 * 16 * 8, of_pool);
   return failed;
 }
