@@ -186,13 +186,11 @@ def versions(stage: Stage) -> None:
             "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion())),
         }
 
-    def ceilings() -> Iterator[Row]:
-        size, much = (256, 1 << 22) if stage.dry else (8192, 4 << 30)
-        product = median(stage.gpu.timed(stage.gpu.product(size), 10))
-        copy = median(stage.gpu.timed(stage.gpu.copy(much), 10))
-        yield {"tflops": round(2e-12 * size**3 / product, 4), "gb_s": round(2e-9 * much / copy, 2), "product": size}
+    def pack() -> Iterator[Row]:
+        gpu_pack.check(stage.pack)
+        yield {"packed": read_json(stage.pack / "manifest.json")["date"]}
 
-    for name, measure in (("packages", packages), ("gpu", gpu), ("cuda", cuda), ("ceilings", ceilings)):
+    for name, measure in (("pack", pack), ("packages", packages), ("gpu", gpu), ("cuda", cuda)):
         if stage.dry and name in {"gpu", "cuda"}:
             stage.add({"what": name, "skipped": "a dry run has no GPU"})
         else:
@@ -446,7 +444,11 @@ def compiled(stage: Stage) -> None:
         peers.forward(peer, peers.prepare(peer, texts[:64], 32))
         stage.gpu.wait()
         row = functools.partial(device_row, list(map(len, rows)), config, rates=[])
-        yield {"compile_seconds": time.perf_counter() - start, **best_device_row(stage, peer, texts, row)}
+        taken = round(time.perf_counter() - start, 2)
+        found = best_device_row(stage, peer, texts, row)
+        if not peers.graphs():
+            raise RuntimeError("torch compiled nothing: the times are those of the model as it was")
+        yield {"compile_seconds": taken, "graphs": peers.graphs(), **found}
 
     for model in stage.models:
         if reason := peers.missing(peers.AT_BEST):

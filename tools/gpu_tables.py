@@ -56,7 +56,7 @@ def render(record: Mapping[str, Any]) -> str:
 def introduction(found: Record) -> str:
     """Return what was measured on which machine."""
     facts = {key: value for row in found.rows("versions") for key, value in row.items()}
-    ceilings = next(iter(found.rows("throughput", measure="ceilings")), facts)
+    ceilings = next(iter(found.rows("throughput", measure="ceilings")), {})
     packages = [name for name in ("cupy-cuda13x", "cupy-cuda12x", "torch", PEER, "transformers") if name in facts]
     text = [
         "a dry run without a GPU" if found.record["dry"] else facts.get("name", "an unknown GPU"),
