@@ -1,0 +1,334 @@
+"""What tools/gpu_check.py needs of minibert beyond its public interface, and of the GPU: all of it is in this file.
+
+The encoder itself is public: ``SentenceEncoder(folder, device="cuda", dtype=...)``. From inside come the forward pass
+without the tokenizer, the streams, and what the device is asked for, call by call. A dry run has no GPU: then CuPy is
+the stand-in of the tests, whose kernels run on the CPU, and times are the wall clock's.
+"""
+
+import contextlib
+import importlib
+import itertools
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minibert import SentenceEncoder, modules, packed
+from minibert.fused.packing import Packing
+from minibert.typing import Array
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: What a kernel reads and writes, in numbers a token: so many times H, and so many times I. See kernels/README.md.
+TRAFFIC = {
+    "attention": (4, 0),
+    "add_layer_norm": (3, 0),
+    "bias_activation": (0, 2),
+    "embed_layer_norm": (4, 0),
+    "pool": (1, 0),
+}
+#: What a device does for nobody's forward pass.
+_NOT_TIMED = {"download", "empty", "new_stream", "on", "place", "settle"}
+
+
+def stand_in() -> None:
+    """Put the tests' CuPy in the place of the real one, in this process; it needs g++."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    folder = Path(os.environ.get("MINIBERT_EXECUTOR_FOLDER") or Path(tempfile.gettempdir()) / "minibert-executor")
+    folder.mkdir(exist_ok=True)
+    os.environ.setdefault("CUPY_CACHE_DIR", tempfile.mkdtemp())
+    patch = importlib.import_module("pytest").MonkeyPatch()
+    executor = importlib.import_module("executor_device").ExecutorDevice(folder)
+    importlib.import_module("fake_cupy").install(patch, executor)
+
+
+class Gpu:
+    """The first GPU: its clock, its memory and its two ceilings."""
+
+    def __init__(self) -> None:
+        """Make the context of the GPU, so that its memory counts for nobody."""
+        import cupy
+
+        self.cupy = cupy
+        cupy.zeros(1)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the GPU has done all that it was asked for."""
+        self.cupy.cuda.runtime.deviceSynchronize()
+
+    def mark(self) -> Any:
+        """Return a mark in this thread's stream."""
+        event = self.cupy.cuda.Event()
+        event.record()
+        return event
+
+    def between(self, start: Any, end: Any) -> float:
+        """Return the seconds from one mark to another, once the GPU has come so far."""
+        end.synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(start, end)) / 1e3
+
+    def free(self) -> int:
+        """Return how many bytes are free; what CuPy keeps for later counts as taken."""
+        return int(self.cupy.cuda.runtime.memGetInfo()[0])
+
+    def product(self, size: int) -> Callable[[], object]:
+        """Return a call that multiplies two square matrices of random float16."""
+        rng = np.random.default_rng(0)
+        a, b = (self.cupy.asarray(rng.standard_normal((size, size), np.float32).astype(np.float16)) for _ in range(2))
+        out = self.cupy.empty_like(a)
+        return lambda: self.cupy.matmul(a, b, out=out)
+
+    def copy(self, size: int) -> Callable[[], object]:
+        """Return a call that copies so many bytes from one place of the GPU to another."""
+        source, target = (self.cupy.empty(size, np.uint8) for _ in range(2))
+        source.data.memset(1, size)
+        current = self.cupy.cuda.get_current_stream
+        return lambda: target.data.copy_from_device_async(source.data, size, current())
+
+    def timed(self, call: Callable[[], object], times: int) -> list[float]:
+        """Return how long each call took on the GPU, after one that does not count."""
+        call()
+        marks = [self.mark()]
+        for _ in range(times):
+            call()
+            marks.append(self.mark())
+        return [self.between(a, b) for a, b in itertools.pairwise(marks)]
+
+
+class DryGpu(Gpu):
+    """What stands for the GPU in a dry run: numpy and the wall clock."""
+
+    def __init__(self) -> None:
+        """Make it."""
+
+    def wait(self) -> None:
+        """Do nothing: all is done at once."""
+
+    def mark(self) -> float:
+        """Return the time."""
+        return time.perf_counter()
+
+    def between(self, start: float, end: float) -> float:
+        """Return the seconds from one mark to another."""
+        return end - start
+
+    def free(self) -> int:
+        """Return how many bytes of the host are free."""
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def product(self, size: int) -> Callable[[], object]:
+        """Return a call that multiplies two square matrices."""
+        a, b = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
+        return lambda: a @ b
+
+    def copy(self, size: int) -> Callable[[], object]:
+        """Return a call that copies so many bytes."""
+        source, target = np.ones((2, size), np.uint8)
+        return lambda: np.copyto(target, source)
+
+
+class Prepared(NamedTuple):
+    """A batch, tokenized and packed: what is left is the GPU's work.
+
+    Attributes:
+        ids: The ids of all tokens, text after text.
+        packing: Where the tokens lie.
+        first: Where each text's first token lies, if the last layer computes only that one.
+        lengths: Tokens of each text.
+    """
+
+    ids: Array
+    packing: Packing
+    first: Packing | None
+    lengths: list[int]
+
+
+def token_rows(encoder: SentenceEncoder, texts: Sequence[str]) -> list[Array]:
+    """Return the token ids of each text, cut as the encoder cuts them."""
+    inputs = encoder.tokenize(texts)
+    lengths = inputs["attention_mask"].sum(axis=1).tolist()
+    return [row[:length] for row, length in zip(inputs["input_ids"], lengths, strict=True)]
+
+
+def prepare(encoder: SentenceEncoder, texts: Sequence[str], budget: int) -> list[Prepared]:
+    """Return batches of the texts, the longest first, each of at most ``budget`` tokens, but at least one text."""
+    pipeline = encoder._pipeline  # noqa: SLF001
+    batches: list[list[Array]] = []
+    left = 0
+    for row in sorted(token_rows(encoder, texts), key=len, reverse=True):
+        if not batches or len(row) > left:
+            batches.append([])
+            left = budget
+        batches[-1].append(row)
+        left -= len(row)
+    prepared = []
+    for rows in batches:
+        lengths, offsets = [len(row) for row in rows], [int(row.sum()) for row in rows]
+        packing = Packing.of(lengths, offsets, pipeline.row_rule)
+        first = None
+        if modules.takes_first_token(pipeline.modules, 0):
+            first = packing.first_tokens(offsets, pipeline.row_rule)
+        prepared.append(Prepared(np.concatenate(rows).astype(np.intp), packing, first, lengths))
+    return prepared
+
+
+def forward(encoder: SentenceEncoder, batch: Prepared, fused: Any) -> Any:
+    """Return the vectors of a batch, on the GPU; nobody waits for them."""
+    pipeline = encoder._pipeline  # noqa: SLF001
+    assert pipeline.at_once is not None, "the model must pool at once"  # noqa: S101
+    pooling, normalize, _ = pipeline.at_once
+    hidden = packed.bert(pipeline.params, pipeline.config, batch.ids, batch.packing, fused, batch.first)
+    return fused.pool(pooling.modes, hidden, batch.first or batch.packing, 0, normalize=normalize)
+
+
+def pass_seconds(
+    encoder: SentenceEncoder, batches: Sequence[Prepared], streams: int, gpu: Gpu, passes: int = 1
+) -> float:
+    """Return the seconds of some passes over prepared batches, on so many streams, by the GPU's own clock.
+
+    The streams take the batches in turns. The time is the longest from any stream's first mark to any stream's last.
+    """
+    work = iter([batch for _ in range(passes) for batch in batches])
+    lock, ready = threading.Lock(), threading.Barrier(streams)
+    marks: list[tuple[Any, Any]] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with encoder._engine.worker() as fused:  # noqa: SLF001
+                ready.wait()
+                start = gpu.mark()
+                while True:
+                    with lock:
+                        batch = next(work, None)
+                    if batch is None:
+                        break
+                    forward(encoder, batch, fused)
+                marks.append((start, gpu.mark()))
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+            ready.abort()
+
+    threads = [threading.Thread(target=run) for _ in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
+    return max(gpu.between(start, end) for start, _ in marks for _, end in marks)
+
+
+class Op(NamedTuple):
+    """Something that the device was asked for.
+
+    Attributes:
+        name: A kernel with its template arguments, a product with its shapes, or a method of the device.
+        flops: The operations of a product; 0 of anything else.
+        numbers: How many numbers a product reads and writes.
+        mark: The mark behind it.
+    """
+
+    name: str
+    flops: int
+    numbers: int
+    mark: Any
+
+
+@contextlib.contextmanager
+def recorded(encoder: SentenceEncoder, gpu: Gpu) -> Iterator[list[Op]]:
+    """Give a list that gets everything that the encoder's device is asked for meanwhile, with a mark behind each."""
+    device = encoder._engine.device  # type: ignore[attr-defined]  # noqa: SLF001
+    ops: list[Op] = []
+
+    def wrap(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = method(*arguments, **options)
+            ops.append(Op(*describe(name, arguments), gpu.mark()))
+            return result
+
+        return call
+
+    names = [name for name in dir(type(device)) if not name.startswith("_") and name not in _NOT_TIMED]
+    names = [name for name in names if callable(getattr(device, name))]
+    for name in names:
+        setattr(device, name, wrap(name, getattr(device, name)))
+    try:
+        yield ops
+    finally:
+        for name in names:
+            delattr(device, name)
+
+
+def describe(name: str, arguments: Sequence[Any]) -> tuple[str, int, int]:
+    """Return the name of an operation, its floating-point operations, and how many numbers a product moves."""
+    if name == "launch":
+        return str(arguments[0].name), 0, 0
+    shapes = [argument.shape for argument in arguments if hasattr(argument, "shape")]
+    if name != "matmul":
+        return name, 0, 0
+    rows, inner = shapes[0]
+    outputs = shapes[1][0] * shapes[1][1] // inner
+    numbers = rows * inner + inner * outputs + rows * outputs
+    return f"matmul {rows}x{inner} @ {inner}x{outputs}", 2 * rows * inner * outputs, numbers
+
+
+def profile(encoder: SentenceEncoder, batch: Prepared, gpu: Gpu, ahead: Callable[[], object]) -> list[dict[str, Any]]:
+    """Return the time of each kernel and product of one forward pass, summed by name, the longest first.
+
+    Args:
+        encoder: The encoder.
+        batch: What it computes.
+        gpu: The GPU.
+        ahead: Gives the GPU so much work that all of the pass is asked for before its first kernel begins: then the
+            time between two marks is the GPU's, not the host's.
+    """
+    config = encoder._pipeline.config  # noqa: SLF001
+    itemsize = encoder._engine.storage.dtype.itemsize  # type: ignore[attr-defined]  # noqa: SLF001
+    with encoder._engine.worker() as fused:  # noqa: SLF001
+        forward(encoder, batch, fused)  # its pinned memory is there for the next: to allocate some waits for the GPU
+    gpu.wait()
+    with encoder._engine.worker() as fused:  # noqa: SLF001
+        with recorded(encoder, gpu) as ops:
+            ahead()
+            start = gpu.mark()
+            forward(encoder, batch, fused)
+        gpu.wait()
+    tokens, pairs = sum(batch.lengths), sum(length**2 for length in batch.lengths)
+    found: dict[str, dict[str, Any]] = {}
+    for op, before in zip(ops, [start, *(op.mark for op in ops)], strict=False):
+        of_hidden, of_inner = traffic_of(op.name)
+        numbers = op.numbers or tokens * (of_hidden * config.hidden_size + of_inner * config.intermediate_size)
+        flops = 4 * config.hidden_size * pairs if op.name.startswith("attention") else op.flops
+        row = found.setdefault(op.name, {"op": op.name, "calls": 0, "us": 0.0, "flops": 0, "bytes": 0})
+        row["calls"] += 1
+        row["us"] += 1e6 * gpu.between(before, op.mark)
+        row["flops"] += flops
+        row["bytes"] += numbers * itemsize
+    total = sum(row["us"] for row in found.values())
+    return [rates(row, total) for row in sorted(found.values(), key=lambda row: -row["us"])]
+
+
+def traffic_of(name: str) -> tuple[int, int]:
+    """Return what a kernel moves by :data:`TRAFFIC`; nothing if it is not listed there."""
+    return next((counts for kernel, counts in TRAFFIC.items() if name.startswith(kernel)), (0, 0))
+
+
+def rates(row: Mapping[str, Any], total: float) -> dict[str, Any]:
+    """Return an operation's time, its share of the pass, and how fast it went; None where that is not known."""
+    seconds = max(row["us"], 1e-3) / 1e6
+    return {
+        "op": row["op"],
+        "calls": row["calls"],
+        "us": round(row["us"], 1),
+        "share": round(row["us"] / total, 4),
+        "tflops": round(row["flops"] / seconds / 1e12, 2) if row["flops"] else None,
+        "gb_s": round(row["bytes"] / seconds / 1e9, 1) if row["bytes"] else None,
+    }

@@ -1,0 +1,623 @@
+"""The stages of tools/gpu_check.py: what each measures or checks. Each runs in a process of its own."""
+
+import contextlib
+import csv
+import functools
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gpu_minibert as inside
+import gpu_pack
+import gpu_peers as peers
+import numpy as np
+from bench import commit, count_flops, processor
+from bench_peers import ONE_TEXT, durations, read_json
+from gpu_minibert import ROOT, DryGpu, Gpu
+from gpu_peers import median
+from sts import read_pairs, score
+
+from minibert import BUILTIN_MODEL, SentenceEncoder, __version__
+from minibert.typing import Array
+
+Row = Mapping[str, Any]
+
+#: One text in so many is taken, so that a pass is short.
+EVERY = {"minilm": 1, "base": 2, "large": 4}
+DTYPES = ("float16", "bfloat16", "float32")
+BUDGETS = (4096, 8192, 16384, 32768, 65536, 131072)
+PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "sentence-transformers", "transformers", "tokenizers")
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+#: The tests that run under a sanitizer: every unit kernel, and small cases of each kernel.
+SANITIZED = "gpu and not sanitizer and (unit_kernels or (float16 and (63-65 or first_tokens or pool or layer_norm)))"
+_COUNTERS = "gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed"
+_COUNTERS += ",sm__throughput.avg.pct_of_peak_sustained_elapsed"
+_NOTHING_COLLECTED = 5
+
+
+class Stage:
+    """A stage at work.
+
+    Attributes:
+        pack: The folder that was packed.
+        models: Names of the models to measure with.
+        quick: Whether to measure few times.
+        dry: Whether there is no GPU, and everything is small.
+        gpu: The GPU.
+    """
+
+    def __init__(self, out: Path, pack: Path, models: Sequence[str], seconds: float, *, quick: bool, dry: bool) -> None:
+        """Begin: rows go to the file ``out``, and no measurement begins after ``seconds``."""
+        self.out, self.pack, self.models, self.quick, self.dry = out, pack, models, quick, dry
+        self.seconds = seconds
+        self.began = time.monotonic()
+        self.rows: list[Row] = []
+        if dry:
+            inside.stand_in()
+
+    @functools.cached_property
+    def gpu(self) -> Gpu:
+        """Return the GPU, once it is needed."""
+        return DryGpu() if self.dry else Gpu()
+
+    @functools.cached_property
+    def texts(self) -> dict[str, list[str]]:
+        """Return the packed texts."""
+        return gpu_pack.read_texts(self.pack)
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.seconds - (time.monotonic() - self.began)
+
+    def add(self, row: Row) -> None:
+        """Record a row, in the file too."""
+        self.rows.append(row)
+        part = self.out.with_suffix(".part")
+        part.write_text(json.dumps(self.rows), "utf-8")
+        part.replace(self.out)
+
+    def attempt(self, where: Row, measure: Callable[[], Iterable[Row]]) -> None:
+        """Record the rows that a measurement yields; where it fails, the rows before that, and the exception.
+
+        Before each row it is looked at the clock: when no time is left, that is recorded, and the measurement ends.
+        """
+        try:
+            if self.left() > 0:
+                for row in measure():
+                    self.add({**where, **row})
+                    if self.left() <= 0:
+                        break
+            if self.left() <= 0:
+                self.add({**where, "skipped": f"the stage's {self.seconds:g} s are over"})
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next measurement can still succeed
+            traceback.print_exc()
+            self.add({**where, "error": f"{type(error).__name__}: {error}"[:2000]})
+
+    def model(self, name: str) -> Path:
+        """Return a model's folder."""
+        return self.pack / "minilm" if name == "minilm" else gpu_pack.seeded_model(self.pack, name, dry=self.dry)
+
+    def encoder(self, name: str, dtype: str = "float16") -> SentenceEncoder:
+        """Return minibert's encoder on the GPU."""
+        return SentenceEncoder(self.model(name), device="cuda", dtype=dtype, on_truncate="ignore")
+
+    def some(self, model: str, kind: str) -> list[str]:
+        """Return the texts of a kind that a model is measured with."""
+        every = EVERY[model] * (4 if self.quick else 1)
+        texts = self.texts[kind][::every]
+        return texts[:6] if self.dry else texts
+
+    def rounds(self, call: Callable[[], object]) -> list[float]:
+        """Return the wall-clock seconds of some calls, after one that does not count."""
+        call()
+        return [float(f"{each:.5g}") for each in durations(call, 0.2 if self.quick else 1.0, 3, 7)]
+
+
+def cosines(a: Array, b: Array) -> Array:
+    """Return the cosine of each vector with the same one of others, in float64."""
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a.astype(np.float64), b.astype(np.float64)))
+    return (a * b).sum(axis=1)
+
+
+def call(command: Sequence[str], seconds: float, **environment: str) -> tuple[int | None, str]:
+    """Return the exit status of a command, None if its time ran out, and the end of what it said."""
+    done = {**os.environ, **environment}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        try:
+            run = subprocess.run(
+                command, env=done, cwd=ROOT, stdout=said, stderr=said, timeout=max(seconds, 1), check=False
+            )
+            status: int | None = run.returncode
+        except subprocess.TimeoutExpired:
+            status = None
+        said.seek(0)
+        return status, said.read()[-200_000:]
+
+
+# ---------------------------------------------------------------- what there is, and the tests
+
+
+def versions(stage: Stage) -> None:
+    """Record the machine, and the version of everything that computes."""
+
+    def packages() -> Iterator[Row]:
+        found = {}
+        for name in PACKAGES:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[name] = importlib.metadata.version(name)
+        packed = read_json(stage.pack / "manifest.json")
+        yield {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+            "minibert": __version__,
+            "commit": commit() or packed["commit"],
+            **found,
+        }
+
+    def gpu() -> Iterator[Row]:
+        fields = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,memory.total"
+        status, said = call(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], 30)
+        if status:
+            raise RuntimeError(said.strip())
+        yield dict(zip(fields.split(","), map(str.strip, said.split("\n")[0].split(",")), strict=True))
+
+    def cuda() -> Iterator[Row]:
+        import cupy
+        from cupy_backends.cuda.libs import cublas
+
+        yield {
+            "cuda_driver": cupy.cuda.runtime.driverGetVersion(),
+            "cuda_runtime": cupy.cuda.runtime.runtimeGetVersion(),
+            "cublas": cublas.getVersion(cupy.cuda.device.get_cublas_handle()),
+            "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion())),
+        }
+
+    def pack() -> Iterator[Row]:
+        gpu_pack.check(stage.pack)
+        yield {"packed": read_json(stage.pack / "manifest.json")["date"]}
+
+    for name, measure in (("pack", pack), ("packages", packages), ("gpu", gpu), ("cuda", cuda)):
+        if stage.dry and name in {"gpu", "cuda"}:
+            stage.add({"what": name, "skipped": "a dry run has no GPU"})
+        else:
+            stage.attempt({"what": name}, measure)
+
+
+def pytest_row(stage: Stage, arguments: Sequence[str], before: Sequence[str] = (), limit: float = 0) -> Iterator[Row]:
+    """Yield the summary and the failures of a run of the tests; tests that fail are no failure of the measurement."""
+    command = [*before, sys.executable, "-m", "pytest", "-q", "--tb=short", *arguments]
+    status, said = call(command, min(stage.left(), limit or stage.left()))
+    lines = said.strip().splitlines() or [""]
+    (stage.out.parent / f"{stage.out.stem}-{len(stage.rows)}.log").write_text(said, "utf-8")
+    yield {
+        "summary": lines[-1][:200] if status is not None else "timed out",
+        "ok": status == 0,
+        "status": status,
+        "failures": [line[:300] for line in lines if line.startswith(("FAILED", "ERROR"))][:50],
+        **({} if status == 0 else {"end": "\n".join(lines[-40:])}),
+    }
+
+
+def tests(stage: Stage) -> None:
+    """Record a run of all tests that need a GPU: those of kernels and encoder, and those of CuPy's arrays."""
+    both = {"gpu": ["-m", "gpu and not slow"], "cupy": ["-k", "cupy and not fake"]}
+    if stage.dry:
+        both = {"executor": ["tests/test_unit_kernels.py", "-k", "executor and copy_rows"]}
+    for name, arguments in both.items():
+        arguments = [*arguments, "--continue-on-collection-errors"]  # noqa: PLW2901 - as if it stood in the table
+        stage.attempt({"tests": name}, functools.partial(pytest_row, stage, arguments))
+
+
+def sanitizer(stage: Stage) -> None:
+    """Record what each tool of NVIDIA's sanitizer finds in the kernels."""
+    for number, tool in enumerate(SANITIZERS):
+        if shutil.which("compute-sanitizer") is None:
+            stage.add({"tool": tool, "skipped": "compute-sanitizer is not on the PATH"})
+            continue
+        before = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "3"]
+        arguments = ["-x", "tests/test_unit_kernels.py", "tests/test_kernels.py", "-k", SANITIZED]
+        share = stage.left() / (len(SANITIZERS) - number)
+        stage.attempt({"tool": tool}, functools.partial(pytest_row, stage, arguments, before, share))
+
+
+# ---------------------------------------------------------------- is it right
+
+
+def accuracy(stage: Stage) -> None:
+    """Record how near the GPU's vectors are to the CPU's, how well they rank, and the errors on the golden files."""
+    pairs = read_pairs(stage.pack / "sts.csv")
+    published = np.load(stage.pack / "sts.npy")
+    count = len(pairs.scores)
+    if stage.dry:
+        keep = [*range(6), *range(count, count + 6)]
+        pairs, published = type(pairs)(pairs.left[:6], pairs.right[:6], pairs.scores[:6]), published[keep]
+    sentences = [*pairs.left, *pairs.right]
+    same: list[Array] = []
+
+    def compare(encoder: SentenceEncoder) -> Iterator[Row]:
+        start = time.perf_counter()
+        vectors = encoder.encode(sentences)
+        taken = time.perf_counter() - start
+        same.append(vectors)
+        # Against the published float32 weights on the development machine; and the packed float16 ones on this CPU.
+        row: dict[str, Any] = {"finite": bool(np.isfinite(vectors).all()), "seconds": round(taken, 3)}
+        for name, reference in (("published", published), ("packed", same[0])):
+            cosine = cosines(vectors, reference)
+            row[f"min_cosine_{name}"] = float(cosine.min())
+            row[f"mean_cosine_{name}"] = float(cosine.mean())
+            row[f"largest_{name}"] = float(np.abs(vectors - reference).max())
+        yield {**row, "spearman": score(vectors, pairs), "spearman_published": score(published, pairs)}
+
+    def on_gpu(dtype: str) -> Iterator[Row]:
+        return compare(stage.encoder("minilm", dtype))
+
+    on_cpu = SentenceEncoder(stage.pack / "minilm", on_truncate="ignore")
+    stage.attempt({"device": "cpu", "dtype": "float32"}, functools.partial(compare, on_cpu))
+    for dtype in DTYPES:
+        stage.attempt({"device": "cuda", "dtype": dtype}, functools.partial(on_gpu, dtype))
+    for dtype in DTYPES:
+        stage.attempt({"golden": dtype}, functools.partial(golden_errors, dtype))
+
+
+def golden_errors(dtype: str) -> Iterator[Row]:
+    """Yield the error of the vectors of each golden file, relative to their size, and transformers' float32 error."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    support: Any = importlib.import_module("support")
+    cases = {}
+    for card, facts in support.CARDS.items():
+        arrays, texts = support.golden(card)
+        truth = arrays[f"pooled.{facts['pooling_mode']}.float64"]
+        cases[card] = (support.twin(card), texts, truth, arrays["embeddings"])
+    arrays, metadata = support.load(support.GOLDEN / "builtin.safetensors")
+    texts = json.loads(metadata["texts"])
+    cases["builtin"] = (BUILTIN_MODEL, texts, arrays["embeddings.float64"], arrays["embeddings.float32"])
+    for card, (folder, texts, truth, peer) in cases.items():
+        vectors = SentenceEncoder(folder, device="cuda", dtype=dtype, on_truncate="ignore").encode(texts)
+        yield {"card": card, "rms": relative_rms(vectors, truth), "transformers_float32": relative_rms(peer, truth)}
+
+
+def relative_rms(vectors: Array, truth: Array) -> float:
+    """Return the root mean square of the errors, as a share of that of the numbers themselves."""
+    return float(f"{np.sqrt(np.square(vectors - truth).mean() / np.square(truth).mean()):.3g}")
+
+
+# ---------------------------------------------------------------- how fast
+
+
+def compare_peers(stage: Stage) -> None:
+    """Record the throughput of minibert and of sentence-transformers, from strings to vectors, in turns."""
+    for variant in peers.ATTENTION:
+        if reason := peers.missing(variant):
+            stage.add({"peer": variant, "skipped": reason})
+    for model in stage.models:
+        stage.attempt({"model": model}, functools.partial(alternate, stage, model))
+
+
+def alternate(stage: Stage, model: str) -> Iterator[Row]:
+    """Yield the times of each encoder on each kind of texts; in every round another one is the first."""
+    encoder = stage.encoder(model)
+    others = {
+        name: peers.load(stage.model(model), name, dry=stage.dry) for name in peers.ATTENTION if not peers.missing(name)
+    }
+    for kind in stage.texts:
+        texts = stage.some(model, kind)
+        tokens = sum(map(len, inside.token_rows(encoder, texts)))
+        calls: dict[str, Callable[[], Array]] = {"minibert": functools.partial(encoder.encode, texts)}
+        batches: dict[str, int] = {}
+        for name, peer in others.items():
+            batches[name] = peers.DEFAULT_BATCH
+            if name != peers.AS_CALLED:
+                batches[name], _ = peers.best_batch(functools.partial(peers.encode, peer, texts), dry=stage.dry)
+            calls[name] = functools.partial(peers.encode, peer, texts, batches[name])
+        vectors = {name: encode() for name, encode in calls.items()}  # also the warm-up
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        names = list(calls)
+        for number in range(3 if stage.quick or stage.dry else 5):
+            shift = number % len(names)
+            for name in names[shift:] + names[:shift]:
+                times[name] += durations(calls[name], 0, 1, 1)
+        for name in names:
+            yield {
+                "kind": kind,
+                "peer": name,
+                "texts": len(texts),
+                "tokens": tokens,
+                "batch": batches.get(name),
+                "seconds": median(times[name]),
+                "tokens_s": round(tokens / median(times[name])),
+                "min_cosine": float(cosines(vectors["minibert"], vectors[name]).min()),
+                "times": times[name],
+            }
+
+
+def throughput(stage: Stage) -> None:
+    """Record what the GPU computes in a second at 128 tokens a text, against its ceiling, and latency and start-up."""
+    rates: list[float] = []
+
+    def ceiling() -> Iterator[Row]:
+        size, much = (256, 1 << 22) if stage.dry else (8192, 4 << 30)
+        rates.append(2 * size**3 / median(stage.gpu.timed(stage.gpu.product(size), 10)))
+        copy = median(stage.gpu.timed(stage.gpu.copy(much), 10))
+        yield {"tflops": round(rates[0] / 1e12, 4), "gb_s": round(2e-9 * much / copy, 2)}
+
+    stage.attempt({"measure": "ceilings"}, ceiling)
+    for model in stage.models:
+        for peer, measure in (("minibert", own_throughput), ("sentence-transformers", peer_throughput)):
+            where = {"model": model, "peer": peer}
+            if peer != "minibert" and (reason := peers.missing(peers.AT_BEST)):
+                stage.add({**where, "skipped": reason})
+                continue
+            stage.attempt(where, functools.partial(measure, stage, model, rates))
+    for peer in ("minibert", "sentence-transformers"):
+        stage.attempt({"measure": "start", "peer": peer}, functools.partial(starts, stage, peer))
+
+
+def device_row(lengths: Sequence[int], config: Row, times: Sequence[float], rates: Sequence[float]) -> dict[str, Any]:
+    """Return the tokens a second of a pass over texts of these lengths, and its share of the ceiling."""
+    tokens, seconds = sum(lengths), median(times)
+    flops = count_flops(config, lengths) / seconds
+    share = round(flops / rates[0], 4) if rates else None
+    tokens_s = round(tokens / seconds)
+    return {"tokens": tokens, "seconds": seconds, "tokens_s": tokens_s, "tflops": flops / 1e12, "share": share}
+
+
+def own_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator[Row]:
+    """Yield minibert's rows of a model."""
+    free = stage.gpu.free()
+    encoder = stage.encoder(model)
+    loaded = free - stage.gpu.free()
+    texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
+    strings = stage.rounds(lambda: encoder.encode(texts))
+    memory = {"loaded": loaded, "after": free - stage.gpu.free()}
+    lengths = [len(row) for row in inside.token_rows(encoder, texts)]
+    yield {"measure": "strings", **device_row(lengths, config, strings, rates), **memory, "times": strings}
+    batches = inside.prepare(encoder, texts, encoder.max_batch_tokens)
+    for streams in (1, encoder.num_threads):
+        times = device_times(stage, encoder, batches, streams)
+        yield {"measure": "device", "streams": streams, **device_row(lengths, config, times, rates), "times": times}
+    latency = durations(lambda: encoder.encode(ONE_TEXT), 0, *[5 if stage.dry else 200] * 2)
+    yield {"measure": "latency", "seconds": median(latency[len(latency) // 10 :]), "times": latency}
+
+
+def device_times(
+    stage: Stage, encoder: SentenceEncoder, batches: Sequence[inside.Prepared], streams: int
+) -> list[float]:
+    """Return the seconds of passes over prepared batches, each so long that every stream has several."""
+    passes = 1 if stage.dry else max(1, -(-4 * streams // len(batches)))
+    once = functools.partial(inside.pass_seconds, encoder, batches, streams, stage.gpu, passes)
+    once()
+    return [once() / passes for _ in range(3 if stage.quick or stage.dry else 7)]
+
+
+def peer_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator[Row]:
+    """Yield the same rows of sentence-transformers at its best."""
+    free = stage.gpu.free()
+    peer = peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry)
+    loaded = free - stage.gpu.free()
+    texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
+    batch, sizes = peers.best_batch(functools.partial(peers.encode, peer, texts), dry=stage.dry)
+    strings = stage.rounds(lambda: peers.encode(peer, texts, batch))
+    lengths = [len(row) for row in peer.tokenizer(texts, truncation=True, max_length=peer.max_seq_length)["input_ids"]]
+    memory = {"loaded": loaded, "after": free - stage.gpu.free(), "reserved": peers.memory()}
+    row = device_row(lengths, config, strings, rates)
+    yield {"measure": "strings", "batch": batch, "sizes": sizes, **row, **memory, "times": strings}
+    yield best_device_row(stage, peer, texts, functools.partial(device_row, lengths, config, rates=rates))
+    latency = durations(lambda: peers.encode(peer, [ONE_TEXT], 1), 0, *[5 if stage.dry else 200] * 2)
+    yield {"measure": "latency", "seconds": median(latency[len(latency) // 10 :]), "times": latency}
+
+
+def best_device_row(
+    stage: Stage, peer: Any, texts: Sequence[str], row: Callable[[Sequence[float]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the row of the device alone, with the batch size that is the fastest."""
+    found = {}
+    for size in peers.DRY_BATCHES if stage.dry else peers.BATCHES:
+        batches = peers.prepare(peer, texts, size)
+        found[size] = stage.gpu.timed(functools.partial(peers.forward, peer, batches), 3 if stage.quick else 7)
+    best = min(found, key=lambda size: median(found[size]))
+    sizes = {str(size): median(times) for size, times in found.items()}
+    return {"measure": "device", "batch": best, "sizes": sizes, **row(found[best]), "times": found[best]}
+
+
+def compiled(stage: Stage) -> None:
+    """Record the device alone with sentence-transformers' transformer compiled by torch."""
+
+    def measure(model: str) -> Iterator[Row]:
+        peer = peers.compiled(peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry))
+        texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
+        rows = peer.tokenizer(texts, truncation=True, max_length=peer.max_seq_length)["input_ids"]
+        start = time.perf_counter()
+        peers.forward(peer, peers.prepare(peer, texts[:64], 32))
+        stage.gpu.wait()
+        row = functools.partial(device_row, list(map(len, rows)), config, rates=[])
+        taken = round(time.perf_counter() - start, 2)
+        found = best_device_row(stage, peer, texts, row)
+        if not peers.graphs():
+            raise RuntimeError("torch compiled nothing: the times are those of the model as it was")
+        yield {"compile_seconds": taken, "graphs": peers.graphs(), **found}
+
+    for model in stage.models:
+        if reason := peers.missing(peers.AT_BEST):
+            stage.add({"model": model, "skipped": reason})
+        else:
+            stage.attempt({"model": model}, functools.partial(measure, model))
+
+
+#: Programs from a new process to the first vector.
+_FIRST = {
+    "minibert": "from minibert import SentenceEncoder\nSentenceEncoder({model!r}, device='cuda').encode('A text.')",
+    "sentence-transformers": "import torch\nfrom sentence_transformers import SentenceTransformer\n"
+    "SentenceTransformer({model!r}, device={device!r}, model_kwargs=dict(torch_dtype=torch.{dtype})).encode('A text.')",
+}
+
+
+def starts(stage: Stage, peer: str) -> Iterator[Row]:
+    """Yield the seconds from a new process to its first vector: with no kernel compiled before, and then with all."""
+    if peer != "minibert" and (reason := peers.missing(peers.AS_CALLED)):
+        yield {"skipped": reason}
+        return
+    device, dtype = ("cpu", "float32") if stage.dry else ("cuda", "float16")
+    program = _FIRST[peer].format(model=str(stage.model("minilm")), device=device, dtype=dtype)
+    if stage.dry:
+        program = f"import gpu_minibert\ngpu_minibert.stand_in()\n{program}"
+    with tempfile.TemporaryDirectory() as cache:
+        for cached in (False, True):
+            times = []
+            for _ in range(3 if cached and peer == "minibert" and not stage.dry else 1):
+                start = time.perf_counter()
+                status, said = call([sys.executable, "-c", program], stage.left(), CUPY_CACHE_DIR=cache)
+                if status != 0:
+                    raise RuntimeError(said[-1500:] or f"exit status {status}")
+                times.append(round(time.perf_counter() - start, 3))
+            yield {"cached": cached, "seconds": median(times), "times": times}
+
+
+def sweep(stage: Stage) -> None:
+    """Record minibert's speed for each token budget and number of streams, on the device alone and from strings."""
+    for model in stage.models:
+        stage.attempt({"model": model}, functools.partial(sweep_model, stage, model))
+
+
+def sweep_model(stage: Stage, model: str) -> Iterator[Row]:
+    """Yield the rows of a model."""
+    encoder = stage.encoder(model)
+    texts = stage.some(model, "tokens128")
+    tokens = sum(map(len, inside.token_rows(encoder, texts)))
+    for budget in BUDGETS[:2] if stage.dry else BUDGETS:
+        batches = inside.prepare(encoder, texts, budget)
+        for streams in (1, 2) if stage.dry else (1, 2, 3):
+            encoder.max_batch_tokens, encoder.num_threads = budget, streams
+            device = median(device_times(stage, encoder, batches, streams))
+            encoder.encode(texts)
+            strings = median(durations(lambda: encoder.encode(texts), 0, 3, 3))
+            yield {
+                "budget": budget,
+                "streams": streams,
+                "device_tokens_s": round(tokens / device),
+                "strings_tokens_s": round(tokens / strings),
+            }
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def profile(stage: Stage) -> None:
+    """Record the time of each kernel and product of one forward pass: by marks between them, and by Nsight Compute."""
+    for model in stage.models:
+        stage.attempt({"model": model, "by": "marks"}, functools.partial(profile_marks, stage, model))
+    for model in stage.models:
+        if shutil.which("ncu") is None:
+            stage.add({"model": model, "by": "ncu", "skipped": "ncu is not on the PATH"})
+        else:
+            stage.attempt({"model": model, "by": "ncu"}, functools.partial(profile_counters, stage, model))
+
+
+def profile_marks(stage: Stage, model: str) -> Iterator[Row]:
+    """Yield the rows of a model; the first is the whole pass, timed without the marks."""
+    encoder = stage.encoder(model)
+    batch = inside.prepare(encoder, stage.some(model, "tokens128"), encoder.max_batch_tokens)[0]
+    copy = stage.gpu.copy(1 << 16 if stage.dry else 4 << 30)
+    copies = 1 if stage.dry else 15  # some 30 ms: the host asks for a pass of BERT-large in less
+    copy()
+    times = [inside.pass_seconds(encoder, [batch], 1, stage.gpu, passes=4) / 4 for _ in range(3)]
+    yield {"op": "pass", "tokens": sum(batch.lengths), "us": round(1e6 * median(times), 1)}
+    yield from inside.profile(encoder, batch, stage.gpu, lambda: [copy() for _ in range(copies)])
+
+
+def profile_counters(stage: Stage, model: str) -> Iterator[Row]:
+    """Yield the time and the throughputs that Nsight Compute reads of each kernel, summed by its name."""
+    program = f"import gpu_stages\ngpu_stages.one_pass({str(stage.pack)!r}, {model!r}, dry={stage.dry})"
+    share = min(stage.left(), 120)
+    command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv", "--metrics", _COUNTERS]
+    status, said = call([*command, sys.executable, "-c", program], share)
+    if status != 0:
+        raise RuntimeError(f"ncu ended with {'no answer in time' if status is None else status}: {said[-1500:]}")
+    yield from read_counters(said)
+
+
+def one_pass(pack: str, model: str, *, dry: bool) -> None:
+    """Compute a batch twice, the second time with the profiler on."""
+    with tempfile.TemporaryDirectory() as scratch:
+        stage = Stage(Path(scratch) / "rows.json", Path(pack), [model], 600, quick=True, dry=dry)
+        encoder = stage.encoder(model)
+        batch = inside.prepare(encoder, stage.some(model, "tokens128"), encoder.max_batch_tokens)
+        inside.pass_seconds(encoder, batch[:1], 1, stage.gpu)
+        with contextlib.nullcontext() if dry else profiling():
+            inside.pass_seconds(encoder, batch[:1], 1, stage.gpu)
+
+
+@contextlib.contextmanager
+def profiling() -> Iterator[None]:
+    """Let a profiler see what happens meanwhile."""
+    import cupy
+
+    cupy.cuda.runtime.profilerStart()
+    try:
+        yield
+    finally:
+        cupy.cuda.runtime.deviceSynchronize()
+        cupy.cuda.runtime.profilerStop()
+
+
+def read_counters(said: str) -> list[Row]:
+    """Return the rows of what ``ncu --csv`` printed: sums of times, and means of shares, weighted by time."""
+    lines = [line for line in said.splitlines() if line.startswith('"')]
+    kernels: dict[str, dict[str, dict[str, float]]] = {}
+    for line in csv.DictReader(io.StringIO("\n".join(lines))):
+        value = float(line["Metric Value"].replace(",", ""))
+        to_us = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3}
+        metric = line["Metric Name"].split("_", maxsplit=1)[0]
+        name = re.sub(r"\(.*", "", line["Kernel Name"])[:100]
+        call_of = kernels.setdefault(name, {}).setdefault(line["ID"], {})
+        call_of[metric] = value * (to_us[line["Metric Unit"]] if metric == "gpu" else 1)
+    if not kernels:
+        raise RuntimeError(f"ncu printed no counters: {said[-1500:]}")
+    rows = []
+    for name, calls in kernels.items():
+        us = sum(each["gpu"] for each in calls.values())
+        means = {key: sum(each[key] * each["gpu"] for each in calls.values()) / us for key in ("dram", "sm")}
+        rows.append({"op": name, "calls": len(calls), "us": us, **{f"{key}_pct": means[key] for key in means}})
+    return sorted(rows, key=lambda row: -float(row["us"]))
+
+
+STAGES: dict[str, Callable[[Stage], None]] = {
+    "versions": versions,
+    "tests": tests,
+    "accuracy": accuracy,
+    "throughput": throughput,
+    "peers": compare_peers,
+    "profile": profile,
+    "sweep": sweep,
+    "compiled": compiled,
+    "sanitizer": sanitizer,
+}
+
+
+def main() -> None:
+    """Run a stage; what it is to do comes as JSON."""
+    name, options = sys.argv[1], json.loads(sys.argv[2])
+    pack, out, models = Path(options["pack"]), Path(options["out"]), options["models"]
+    stage = Stage(out, pack, models, options["seconds"], quick=options["quick"], dry=options["dry"])
+    try:
+        STAGES[name](stage)
+    except Exception as error:
+        stage.add({"error": f"{type(error).__name__}: {error}"[:2000]})
+        raise
+
+
+if __name__ == "__main__":
+    main()
