@@ -34,7 +34,19 @@ TRAFFIC = {
     "pool": (1, 0),
 }
 #: What a device does for nobody's forward pass.
-_NOT_TIMED = {"download", "empty", "new_stream", "on", "place", "settle"}
+_NOT_TIMED = {
+    "download",
+    "empty",
+    "free",
+    "new_stream",
+    "on",
+    "place",
+    "record",
+    "seconds",
+    "settle",
+    "spread",
+    "write",
+}
 
 
 def stand_in() -> None:
