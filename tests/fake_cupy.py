@@ -70,8 +70,9 @@ class Array(np.ndarray):
         return out[0] if out else on_gpu(result)
 
     def __array_function__(self, function, kinds, arguments, options):
-        """Do as numpy does; the result stays on the GPU."""
-        return on_gpu(super().__array_function__(function, kinds, arguments, options))
+        """Do as numpy does; the result stays on the GPU, and a view of memory stays one."""
+        result = super().__array_function__(function, kinds, arguments, options)
+        return [on_gpu(each) for each in result] if isinstance(result, list) else on_gpu(result)
 
     def set(self, host, stream):
         """Ask for a copy of the host's memory, which is to be pinned, and kept until the stream gets to the copy."""

@@ -82,3 +82,17 @@ def assert_as_accurate(actual, peer, truth, *, factor=3.0):
     allowed = factor * np.abs(peer - truth).max()
     worst = np.abs(actual - truth).max()
     assert worst <= allowed, f"max error {worst:.1e} > {factor:g} x the peer's own {allowed / factor:.1e}"
+
+
+def assert_same_bits(encoder, rounds):
+    """Fail unless the vectors of random choices of texts, in random batches, have the bits that they have alone."""
+    rng = np.random.default_rng(0)
+    words = ["a", "man", "is", "playing", "some", "very", "old", "music", "where", "people", "go", "by"]
+    texts = [" ".join(rng.choice(words, size)) for size in (*range(1, 40, 3), 50, 60, 70, 100)]
+    alone = np.stack([encoder.encode(text) for text in texts])
+    for _ in range(rounds):
+        which = rng.permutation(len(texts))[: rng.integers(2, len(texts) + 1)]
+        encoder.max_batch_tokens = int(rng.integers(10, 1500))
+        vectors = encoder.encode([texts[i] for i in which])
+        different = [int(i) for i, row in zip(which, vectors, strict=True) if not np.array_equal(row, alone[i])]
+        assert not different, f"texts {different} differ with max_batch_tokens = {encoder.max_batch_tokens}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import fake_cupy
 import numpy as np
 import pytest
-from support import CARDS, assert_as_accurate, golden, twin
+from support import CARDS, assert_as_accurate, assert_same_bits, golden, twin
 
 from minibert import SentenceEncoder
 from minibert.errors import DeviceError
@@ -121,6 +121,13 @@ def test_an_algorithm_with_other_bits_is_not_used(cupy, storage):
             x, weight = (device.upload(storage.narrow(np.ones(shape, np.float32))) for shape in ((rows, 40), (40, 24)))
             device.matmul(x, weight, device.empty((rows, 24), storage.dtype), storage, add=False)
             assert library.used[-1] == expected
+
+
+@pytest.mark.parametrize("storage", list(STORAGES))
+def test_bits_do_not_depend_on_the_batch(cupy, storage):
+    """A text's vector is the same alone, among others, and in batches of any size."""
+    encoder = SentenceEncoder(twin(CARD), device="cuda", dtype=storage, on_truncate="ignore")
+    assert_same_bits(encoder, rounds=4)
 
 
 def test_where_no_algorithm_has_the_same_bits_it_is_said(cupy, monkeypatch, caplog):

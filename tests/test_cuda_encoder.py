@@ -6,9 +6,9 @@ import weakref
 
 import numpy as np
 import pytest
-from conftest import DEVICES
+from conftest import DEVICES, has_gpu
 from kernel_cases import EACH_STORAGE
-from support import CARDS, assert_as_accurate, copy_twin, golden, twin, write_module
+from support import CARDS, assert_as_accurate, assert_same_bits, copy_twin, golden, twin, write_module
 
 from minibert import SentenceEncoder
 from minibert.errors import ConfigError, DeviceError
@@ -122,6 +122,17 @@ def test_order_duplicates_and_many_batches(cuda):
 
     np.testing.assert_array_equal(vectors[0], vectors[3])
     np.testing.assert_allclose(vectors, SentenceEncoder(twin(CARD)).encode(texts), rtol=0, atol=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("storage", list(STORAGES))
+@pytest.mark.parametrize("model", [pytest.param("minilm", marks=pytest.mark.weights), *CARDS])
+def test_bits_do_not_depend_on_the_batch(request, storage, model):
+    """On a GPU, too, a text's vector is the same alone, among others, and in batches of any size."""
+    folder = request.getfixturevalue("minilm") if model == "minilm" else twin(model)
+    encoder = SentenceEncoder(folder, device="cuda", dtype=storage, on_truncate="ignore")
+    assert_same_bits(encoder, rounds=20)
 
 
 def test_vectors_can_stay_on_the_device(stand_in, monkeypatch):
