@@ -124,8 +124,10 @@ def test_an_algorithm_with_other_bits_is_not_used(cupy, storage):
 
 
 @pytest.mark.parametrize("storage", list(STORAGES))
-def test_bits_do_not_depend_on_the_batch(cupy, storage):
-    """A text's vector is the same alone, among others, and in batches of any size."""
+@pytest.mark.parametrize("graphs", ["0", "1"], ids=["", "recorded"])
+def test_bits_do_not_depend_on_the_batch(cupy, monkeypatch, storage, graphs):
+    """A text's vector is the same alone, among others, and in batches of any size, recorded or not."""
+    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", graphs)
     encoder = SentenceEncoder(twin(CARD), device="cuda", dtype=storage, on_truncate="ignore")
     assert_same_bits(encoder, rounds=4)
 

@@ -128,8 +128,10 @@ def test_order_duplicates_and_many_batches(cuda):
 @pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("storage", list(STORAGES))
 @pytest.mark.parametrize("model", [pytest.param("minilm", marks=pytest.mark.weights), *CARDS])
-def test_bits_do_not_depend_on_the_batch(request, storage, model):
-    """On a GPU, too, a text's vector is the same alone, among others, and in batches of any size."""
+@pytest.mark.parametrize("graphs", ["0", "1"], ids=["", "recorded"])
+def test_bits_do_not_depend_on_the_batch(request, monkeypatch, storage, model, graphs):
+    """On a GPU, too, a text's vector is the same alone, among others, and in batches of any size, recorded or not."""
+    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", graphs)
     folder = request.getfixturevalue("minilm") if model == "minilm" else twin(model)
     encoder = SentenceEncoder(folder, device="cuda", dtype=storage, on_truncate="ignore")
     assert_same_bits(encoder, rounds=20)
@@ -200,7 +202,6 @@ def test_token_embeddings(cuda):
 
 def test_streams_are_kept(stand_in, monkeypatch):
     """Calls use the streams and the memory of the calls before, and no more at a time than asked for."""
-    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "0")
     streams, arrays = [], []
     new_stream, empty = type(stand_in).new_stream, type(stand_in).empty
     monkeypatch.setattr(type(stand_in), "new_stream", lambda self: streams.append(new_stream(self)))
@@ -223,9 +224,9 @@ def test_recorded_batches(stand_in, monkeypatch, tmp_path, mode):
     """The third batch of a shape is played from a recording; it gives what launches one by one give."""
     folder = copy_twin(tmp_path)
     write_module(folder / "1_Pooling", {"embedding_dimension": 128, "pooling_mode": mode})
-    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "0")
     plain = SentenceEncoder(folder, device="cuda")
-    monkeypatch.delenv("MINIBERT_CUDA_GRAPHS")
+    plain.encode("")  # which makes its stream
+    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "1")
     encoder = SentenceEncoder(folder, device="cuda")
     played, record = [], type(stand_in).record
 
@@ -236,6 +237,7 @@ def test_recorded_batches(stand_in, monkeypatch, tmp_path, mode):
 
     monkeypatch.setattr(type(stand_in), "record", counted)
     calls = [TEXTS[0], "Other words.", "A third of them.", TEXTS[2], ["One more.", "", TEXTS[2]], ["Now two.", "Two."]]
+    plain.num_threads = encoder.num_threads = 1
     for texts in (*calls, *calls[::-1]):
         for options in ({}, {"normalize_embeddings": True}, {"prompt": "A prompt: "}):
             np.testing.assert_array_equal(encoder.encode(texts, **options), plain.encode(texts, **options))
@@ -245,6 +247,7 @@ def test_recorded_batches(stand_in, monkeypatch, tmp_path, mode):
 
 def test_without_memory_for_recordings(stand_in, monkeypatch, caplog):
     """Then batches are launched one by one, and it is said once."""
+    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "1")
     encoder = SentenceEncoder(twin(CARD), device="cuda")
     expected = encoder.encode(TEXTS[0])
     limit_memory(stand_in, monkeypatch, 16_000)
@@ -264,7 +267,6 @@ def test_batches_before_are_forgotten(stand_in, monkeypatch):
         return array
 
     monkeypatch.setattr(type(stand_in), "upload", recorded)
-    monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "0")
     encoder = SentenceEncoder(twin(CARD), device="cuda", num_threads=1, max_batch_tokens=20)
     encoder.encode([f"Text number {i}." for i in range(30)])
 
