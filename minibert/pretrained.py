@@ -8,6 +8,7 @@ from minibert import checkpoint, hub, params
 from minibert.config import BertConfig
 from minibert.engines import compute_dtype
 from minibert.model import BertOutput, bert
+from minibert.regular import is_there
 from minibert.repo import ModelRepo
 from minibert.typing import Array, Bool, DType, Int, Num, PathLike
 
@@ -64,7 +65,7 @@ class BertModel:
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        if not (folder / "config.json").is_file():  # in the layout of sentence-transformers 0, a folder deeper
+        if not is_there(folder / "config.json"):  # in the layout of sentence-transformers 0, a folder deeper
             folder = ModelRepo.open(folder).transformer_folder
         config = BertConfig.from_file(folder / "config.json")
         return cls(config, checkpoint.load_bert(folder, config, compute_dtype(dtype)))

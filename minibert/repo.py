@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from minibert.config import BertConfig
-from minibert.errors import ConfigError, UnsupportedModuleError
+from minibert.errors import ConfigError, ModelFileError, UnsupportedModuleError
 from minibert.hub import module_folder, needed_files
 from minibert.jsonfile import read_array, read_object, read_optional
 from minibert.modules import MODULES
+from minibert.regular import is_there, open_regular
 from minibert.similarity import SIMILARITY
 
 logger = logging.getLogger("minibert")
@@ -79,7 +80,7 @@ class TransformerSettings:
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
         """Return the settings in ``folder``; without such a file, the defaults."""
-        path = next((folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), None)
+        path = next((folder / name for name in TRANSFORMER_CONFIGS if is_there(folder / name)), None)
         if path is None:
             return cls()
         config = read_object(path)
@@ -144,7 +145,7 @@ class ModelRepo:
         kind = settings.get("model_type", "SentenceTransformer")
         if kind != "SentenceTransformer":
             logger.warning("%s was saved as a %s: its transformer is used with mean pooling", folder, kind)
-        if kind == "SentenceTransformer" and (folder / "modules.json").is_file():
+        if kind == "SentenceTransformer" and is_there(folder / "modules.json"):
             transformer_folder, modules = _modules(folder)
             transformer = TransformerSettings.from_folder(transformer_folder)
         else:  # a bare transformers repo: sentence-transformers passes over what else of its own files is there
@@ -190,7 +191,7 @@ class ModelRepo:
 
         listing = hashlib.sha256()
         for name in self.files():
-            with (self.folder / name).open("rb") as file:
+            with open_regular(self.folder / name, ModelFileError) as file:
                 listing.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode())
         return listing.hexdigest()
 

@@ -17,9 +17,19 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from minibert.errors import ConfigError, TokenizerError
 from minibert.jsonfile import read_optional
+from minibert.regular import is_there, read_regular
 
-#: The largest tokenizer.json that is read, in bytes: room for multilingual vocabularies of 250,000 pieces.
-MAX_BYTES = 256 << 20
+#: The largest tokenizer.json or vocab.txt that is read, in bytes. That of XLM-RoBERTa has 17 MB.
+MAX_BYTES = 64 << 20
+#: The most brackets, commas and colons of tokenizer.json. That of LaBSE, with 501,153 tokens, has a million.
+MAX_ITEMS = 2_000_000
+#: The most tokens of a vocabulary. The library's tables take about 400 bytes for each.
+MAX_TOKENS = 1_000_000
+#: The most bytes of the pieces of a Unigram vocabulary, all together; XLM-RoBERTa has 2.3 million. The library keeps
+#: them as a tree, in which a byte takes up to 250 bytes.
+MAX_PIECES_BYTES = 4_000_000
+#: What ends a line, or stands before its end, in vocab.txt: white space by Unicode's rules, as the library has it.
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 #: The names of special tokens in tokenizer_config.json, in the order in which transformers adds them.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -65,7 +75,7 @@ class TokenizerFiles(NamedTuple):
             return cls(
                 folder=folder,
                 config={**read_optional(folder / "tokenizer_config.json"), **overrides},
-                json=read_optional(folder / "tokenizer.json", MAX_BYTES),
+                json=read_optional(folder / "tokenizer.json", MAX_BYTES, MAX_ITEMS),
                 special_map=read_optional(folder / "special_tokens_map.json"),
                 added=read_optional(folder / "added_tokens.json"),
             )
@@ -120,9 +130,35 @@ class TokenizerFiles(NamedTuple):
         if self.json:
             return self.json.get("model", {}).get("vocab", {})
         path = self.folder / "vocab.txt"
-        if not path.is_file():
+        if not is_there(path):
             raise TokenizerError(f"{self.folder} holds no tokenizer: it has neither tokenizer.json nor vocab.txt.")
-        return models.WordPiece.read_file(str(path))
+        return _read_vocab(path)
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    """Return the tokens of vocab.txt, one a line, with their ids; of equal ones the last counts, as in the library."""
+    content = read_regular(path, TokenizerError, MAX_BYTES)
+    if (count := content.count(b"\n")) > MAX_TOKENS:
+        raise TokenizerError(f"{path} has {count:,} lines; at most {MAX_TOKENS:,} are read.")
+    lines = content.decode("utf-8").removesuffix("\n").split("\n")
+    return {line.rstrip(_WHITE_SPACE): number for number, line in enumerate(lines)}
+
+
+def _require_vocabulary(path: Path, vocabulary: Any) -> None:
+    """Raise TokenizerError if the library's tables of a vocabulary would take too much memory."""
+    if not isinstance(vocabulary, dict | list):
+        raise TokenizerError(f"{path}: the vocabulary must be an object or an array; it is {vocabulary!r:.100}.")
+    if len(vocabulary) > MAX_TOKENS:
+        raise TokenizerError(
+            f"{path}: a vocabulary must have at most {MAX_TOKENS:,} tokens; it has {len(vocabulary):,}."
+        )
+    if isinstance(vocabulary, list):
+        pieces = [entry[0] for entry in vocabulary if isinstance(entry, list) and entry and isinstance(entry[0], str)]
+        size = len("".join(pieces).encode("utf-8", "surrogatepass"))
+        if size > MAX_PIECES_BYTES:
+            raise TokenizerError(
+                f"{path}: the pieces of a vocabulary must have at most {MAX_PIECES_BYTES:,} bytes; they have {size:,}."
+            )
 
 
 class _Built(NamedTuple):
@@ -137,6 +173,7 @@ def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> _Built:
     vocabulary = files.vocabulary()
     if isinstance(vocabulary, list):
         vocabulary = {entry[0] if isinstance(entry, list) else entry: i for i, entry in enumerate(vocabulary)}
+    _require_vocabulary(files.folder, vocabulary)
     unknown = _content(named["unk_token"])
     if unknown not in vocabulary:
         raise TokenizerError(f"{files.folder}: the vocabulary must hold the unknown token {unknown!r}; it does not.")
@@ -157,6 +194,7 @@ def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
     vocabulary = files.vocabulary()
     if not isinstance(vocabulary, list):
         raise TokenizerError(f"{files.folder}: XLMRobertaTokenizer needs a tokenizer.json with a Unigram vocabulary.")
+    _require_vocabulary(files.folder, vocabulary)
     tokenizer = Tokenizer(models.Unigram([(piece, score) for piece, score in vocabulary], 3, False))
     charsmap = _charsmap(files.json.get("normalizer"))
     if charsmap is not None:
@@ -172,9 +210,10 @@ def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
 def _as_is(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
     """Return the tokenizer that tokenizer.json describes."""
     path = files.folder / "tokenizer.json"
-    if not path.is_file():
+    if not is_there(path):
         raise TokenizerError(f"{files.folder} holds no tokenizer.json, which its tokenizer_class needs.")
-    tokenizer = Tokenizer.from_file(str(path))
+    _require_vocabulary(path, files.vocabulary())
+    tokenizer = Tokenizer.from_buffer(read_regular(path, TokenizerError, MAX_BYTES))
     return _Built(tokenizer, max(tokenizer.get_vocab().values(), default=-1))
 
 
