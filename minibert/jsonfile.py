@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def parse(content: bytes, max_items: int = MAX_ITEMS) -> Any:
     """Return the value of a JSON text; it takes at most 9 times the text's size, and 150 bytes for each item.
 
     Raises:
-        ValueError: It is not JSON, repeats a key in an object, or has more than ``max_items`` or :data:`MAX_DEPTH`.
+        ValueError: It is not JSON, repeats a key in an object, has half a character, has more than ``max_items``, or
+            is nested deeper than :data:`MAX_DEPTH`.
     """
     # The values are bounded before there are any: "[],[],[]" takes 24 times its size.
     items = len(content) - len(content.translate(None, b"[{,:"))
@@ -61,6 +63,9 @@ def parse(content: bytes, max_items: int = MAX_ITEMS) -> Any:
     opened = content.count(b"[") - content.count(b'"[') + content.count(b"{") - content.count(b'"{')
     if opened > MAX_DEPTH:
         _require_flat(value)
+    # Python lets half of a character's two escapes pass for a character, of which no text can be made.
+    if re.search(rb"\\u[dD][89a-fA-F]", content):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
 
@@ -91,7 +96,7 @@ def _read(path: Path, max_bytes: int, max_items: int) -> Any:
 def _require_flat(value: Any) -> None:
     """Raise ValueError if the arrays and objects in an array or object are nested more than MAX_DEPTH deep."""
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         containers = [inner.values() if type(inner) is dict else inner for inner in level]
         if not {list, dict} & set(map(type, itertools.chain.from_iterable(containers))):  # fast: it is made in C
             return

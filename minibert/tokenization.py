@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer, normalizers
 
 from minibert.token_ids import TokenIds, starts_of
-from minibert.tokenizer_files import TokenizerFiles, build_tokenizer, library_errors
+from minibert.tokenizer_files import TokenizerFiles, build_tokenizer, encoding_errors, library_errors
 from minibert.typing import Array, Int
 
 
@@ -44,6 +44,7 @@ class TextTokenizer:
         prefix: The special ids that go before a text's own.
         suffix: The special ids that go after them.
         truncation_side: Which end a text that is too long loses: ``"right"`` or ``"left"``.
+        folder: Where the files lie, for messages.
     """
 
     backend: Tokenizer
@@ -54,6 +55,7 @@ class TextTokenizer:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     truncation_side: str = "right"
+    folder: Path = Path()
 
     @classmethod
     def from_folder(
@@ -92,6 +94,7 @@ class TextTokenizer:
             prefix=prefix,
             suffix=suffix,
             truncation_side=files.truncation_side,
+            folder=folder,
         )
 
     @property
@@ -114,7 +117,8 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the library's own result for each text: the slow part, during which other threads of Python run."""
-        return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with encoding_errors(self.folder):
+            return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def lengths(self, encodings: Sequence[Encoding]) -> Int[Array, "texts"]:
         """Return how many tokens each text has before it is cut, special tokens included."""

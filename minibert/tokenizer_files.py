@@ -26,8 +26,17 @@ MAX_ITEMS = 2_000_000
 #: The most tokens of a vocabulary. The library's tables take about 400 bytes for each.
 MAX_TOKENS = 1_000_000
 #: The most bytes of the pieces of a Unigram vocabulary, all together; XLM-RoBERTa has 2.3 million. The library keeps
-#: them as a tree, in which a byte takes up to 250 bytes.
-MAX_PIECES_BYTES = 4_000_000
+#: them as a tree, in which a byte takes up to 340 bytes.
+MAX_PIECES_BYTES = 3_000_000
+#: The most characters of a piece; sentencepiece makes them of 16 at most. One of some 100,000 makes a tree so deep that
+#: the library overflows the stack when it gives it back, and the process dies.
+MAX_PIECE_LENGTH = 1_000
+#: How many times longer the steps of a normalizer, all together, may make a text. Thirty steps "replace a by aa" make
+#: it a billion times longer.
+MAX_GROWTH = 1_000
+#: The most bytes of the added tokens, all together. The library searches for them with an automaton, in which a byte
+#: takes 70 bytes, and of which a million are made in a second or two.
+MAX_ADDED_BYTES = 1_000_000
 #: What ends a line, or stands before its end, in vocab.txt: white space by Unicode's rules, as the library has it.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
@@ -154,11 +163,47 @@ def _require_vocabulary(path: Path, vocabulary: Any) -> None:
         )
     if isinstance(vocabulary, list):
         pieces = [entry[0] for entry in vocabulary if isinstance(entry, list) and entry and isinstance(entry[0], str)]
-        size = len("".join(pieces).encode("utf-8", "surrogatepass"))
-        if size > MAX_PIECES_BYTES:
+        _require_bytes(path, "the pieces of a vocabulary", pieces, MAX_PIECES_BYTES)
+        if (longest := max(map(len, pieces), default=0)) > MAX_PIECE_LENGTH:
             raise TokenizerError(
-                f"{path}: the pieces of a vocabulary must have at most {MAX_PIECES_BYTES:,} bytes; they have {size:,}."
+                f"{path}: a piece must have at most {MAX_PIECE_LENGTH:,} characters; one has {longest:,}."
             )
+
+
+def _require_modest(path: Path, normalizer: Any) -> None:
+    """Raise TokenizerError if a normalizer could make texts very much longer."""
+    growth = 1
+    for step in _steps(normalizer):
+        if step.get("type") == "Replace":
+            pattern, content = step.get("pattern"), step.get("content", "")
+            exact = isinstance(pattern, dict) and pattern.get("String")
+            growth *= max(1, len(content)) if exact else 1 + len(content)  # an expression may match between characters
+        elif step.get("type") == "Precompiled":
+            charsmap = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
+            # The size of a table of characters, the table, and what takes their place, each closed by a NUL.
+            replacements = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
+            growth *= max(1, *map(len, replacements.split(b"\0")))
+    if growth > MAX_GROWTH:
+        raise TokenizerError(
+            f"{path}: the steps of the normalizer must make a text at most {MAX_GROWTH:,} times longer; they could "
+            f"make it {growth:,} times longer."
+        )
+
+
+def _steps(normalizer: Any) -> list[Any]:
+    """Return the steps of tokenizer.json's normalizer, also those of sequences inside sequences."""
+    if not isinstance(normalizer, dict):
+        return []
+    if normalizer.get("type") != "Sequence":
+        return [normalizer]
+    return [step for inner in normalizer["normalizers"] for step in _steps(inner)]
+
+
+def _require_bytes(path: Path, what: str, texts: list[str], most: int) -> None:
+    """Raise TokenizerError if texts have more than ``most`` bytes together."""
+    size = len("".join(texts).encode("utf-8"))
+    if size > most:
+        raise TokenizerError(f"{path}: {what} must have at most {most:,} bytes; received {size:,}.")
 
 
 class _Built(NamedTuple):
@@ -196,6 +241,7 @@ def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
         raise TokenizerError(f"{files.folder}: XLMRobertaTokenizer needs a tokenizer.json with a Unigram vocabulary.")
     _require_vocabulary(files.folder, vocabulary)
     tokenizer = Tokenizer(models.Unigram([(piece, score) for piece, score in vocabulary], 3, False))
+    _require_modest(files.folder, files.json.get("normalizer"))
     charsmap = _charsmap(files.json.get("normalizer"))
     if charsmap is not None:
         tokenizer.normalizer = normalizers.Precompiled(charsmap)
@@ -213,6 +259,9 @@ def _as_is(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
     if not is_there(path):
         raise TokenizerError(f"{files.folder} holds no tokenizer.json, which its tokenizer_class needs.")
     _require_vocabulary(path, files.vocabulary())
+    _require_modest(path, files.json.get("normalizer"))
+    added = [_content(entry) for entry in files.json.get("added_tokens", ())]
+    _require_bytes(path, "the added tokens", added, MAX_ADDED_BYTES)
     tokenizer = Tokenizer.from_buffer(read_regular(path, TokenizerError, MAX_BYTES))
     return _Built(tokenizer, max(tokenizer.get_vocab().values(), default=-1))
 
@@ -250,13 +299,30 @@ def library_errors(folder: Path) -> Iterator[None]:
     """Turn whatever the tokenizers library raises on unusable files into a TokenizerError."""
     try:
         yield
-    except TokenizerError:
+    except (TokenizerError, MemoryError):
         raise
     except BaseException as error:
         # It raises bare Exception, and where its Rust code panics, a BaseException of a class that it does not export.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not _is_panic(error):
             raise
         raise TokenizerError(f"{folder}: the tokenizer files cannot be used: {error!r}.") from error
+
+
+@contextlib.contextmanager
+def encoding_errors(folder: Path) -> Iterator[None]:
+    """Turn what the tokenizers library raises where its files make it fail on a text into a TokenizerError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and not _is_panic(error):  # what is wrong with the texts is a TypeError
+            raise
+        raise TokenizerError(
+            f"{folder}: the tokenizer failed on a text: {error}. Its files do not fit together. Download them again."
+        ) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"
 
 
 def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[Tokenizer, dict[str, str], int]:
@@ -304,6 +370,7 @@ def _add_tokens(backend: Tokenizer, files: TokenizerFiles, named: Mapping[str, A
     for token in pending:
         if token.content in special:
             token.special = True
+    _require_bytes(files.folder, "the added tokens", [token.content for token in pending], MAX_ADDED_BYTES)
     backend.add_tokens(pending)
 
 
