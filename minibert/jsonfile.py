@@ -60,7 +60,7 @@ def parse(content: bytes, max_items: int = MAX_ITEMS) -> Any:
     except RecursionError as error:
         raise ValueError(str(error)) from error
     # A bracket behind a quotation mark belongs to a text such as "[unused1]", or this would not be JSON.
-    opened = content.count(b"[") - content.count(b'"[') + content.count(b"{") - content.count(b'"{')
+    opened = content.count(b"{") + content.count(b"[") - content.count(b'"[')
     if opened > MAX_DEPTH:
         _require_flat(value)
     # Python lets half of a character's two escapes pass for a character, of which no text can be made.
