@@ -25,8 +25,8 @@ MAX_BYTES = 64 << 20
 MAX_ITEMS = 2_000_000
 #: The most tokens of a vocabulary. The library's tables take about 400 bytes for each.
 MAX_TOKENS = 1_000_000
-#: The most bytes of the pieces of a Unigram vocabulary, all together; XLM-RoBERTa has 2.3 million. The library keeps
-#: them as a tree, in which a byte takes up to 340 bytes.
+#: The most bytes of the pieces of a Unigram vocabulary, all together; XLM-RoBERTa has about 2.3 million. The library
+#: keeps them as a tree, in which a byte takes up to 340 bytes.
 MAX_PIECES_BYTES = 3_000_000
 #: The most characters of a piece; sentencepiece makes them of 16 at most. One of some 100,000 makes a tree so deep that
 #: the library overflows the stack when it gives it back, and the process dies.
@@ -34,6 +34,8 @@ MAX_PIECE_LENGTH = 1_000
 #: How many times longer the steps of a normalizer, all together, may make a text. Thirty steps "replace a by aa" make
 #: it a billion times longer.
 MAX_GROWTH = 1_000
+#: The most bytes of a table of characters, in base64; that of XLM-RoBERTa has some 300,000.
+MAX_CHARSMAP_BYTES = 4_000_000
 #: The most bytes of the added tokens, all together. The library searches for them with an automaton, in which a byte
 #: takes 70 bytes, and of which a million are made in a second or two.
 MAX_ADDED_BYTES = 1_000_000
@@ -179,7 +181,9 @@ def _require_modest(path: Path, normalizer: Any) -> None:
             exact = isinstance(pattern, dict) and pattern.get("String")
             growth *= max(1, len(content)) if exact else 1 + len(content)  # an expression may match between characters
         elif step.get("type") == "Precompiled":
-            charsmap = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
+            encoded = step.get("precompiled_charsmap") or ""
+            _require_bytes(path, "a precompiled_charsmap", [encoded], MAX_CHARSMAP_BYTES)
+            charsmap = base64.b64decode(encoded, validate=True)
             # The size of a table of characters, the table, and what takes their place, each closed by a NUL.
             replacements = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
             growth *= max(1, *map(len, replacements.split(b"\0")))

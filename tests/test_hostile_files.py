@@ -334,6 +334,13 @@ def test_normalizer_that_multiplies(tmp_path, kind, steps):
         TextTokenizer.from_folder(tokenizer_json(tmp_path, ["a"], kind, normalizer=normalizer))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_table_of_characters(tmp_path, kind):
+    """A normalizer's table of characters has a limit: each byte of it can take twenty."""
+    with pytest.raises(TokenizerError, match="precompiled_charsmap must have at most 4,000,000 bytes"):
+        TextTokenizer.from_folder(tokenizer_json(tmp_path, ["a"], kind, normalizer=charsmap(bytes(3_000_000))))
+
+
 def test_modest_normalizer(tmp_path):
     """The steps of real tokenizers are read."""
     steps = [replace({"String": "``"}, '"'), replace({"Regex": " {2,}"}, " "), replace({"String": " "}, "▁")] * 2
