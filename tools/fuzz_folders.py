@@ -361,7 +361,7 @@ def change_json(rng: random.Random, content: bytes) -> bytes:
     """Return JSON with one value, key or item changed; what cannot be read, or is nested too deep, as bytes."""
     try:
         return _change_value(rng, json.loads(content))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, OverflowError):  # the last: a number beyond float
         return change_bytes(rng, content)
 
 
