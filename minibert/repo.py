@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Self
 
 from minibert.config import BertConfig
 from minibert.errors import ConfigError, ModelFileError, UnsupportedModuleError
-from minibert.hub import module_folder, needed_files
+from minibert.files.hub import module_folder, needed_files
 from minibert.jsonfile import read_array, read_object, read_optional
-from minibert.modules import MODULES
+from minibert.modules.kinds import MODULES
 from minibert.regular import is_there, open_regular
 from minibert.similarity import SIMILARITY
 

@@ -17,9 +17,10 @@ import fuzz_folders
 import pytest
 from support import GOLDEN, copy_twin, edit_json, twin
 
-from minibert import BertModel, SearchIndex, SentenceEncoder, jsonfile, tokenizer_files
+from minibert import BertModel, SearchIndex, SentenceEncoder, jsonfile
 from minibert.errors import ConfigError, IndexFileError, ModelFileError, TokenizerError, WeightsError
-from minibert.hub import resolve
+from minibert.files import tokenizer_files
+from minibert.files.hub import resolve
 from minibert.tokenization import TextTokenizer
 
 MIB = 1 << 20
@@ -153,8 +154,9 @@ BOMBS = {
 MEASURE = """
 import json, re, sys
 from pathlib import Path
-from minibert import SearchIndex, jsonfile, tokenizer_files
-from minibert.checkpoint import open_safetensors
+from minibert import SearchIndex, jsonfile
+from minibert.files import tokenizer_files
+from minibert.files.checkpoint import open_safetensors
 from minibert.errors import MinibertError
 
 def status(key):

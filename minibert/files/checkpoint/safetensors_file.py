@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from minibert import jsonfile
-from minibert.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
 from minibert.errors import WeightsError
+from minibert.files.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
 from minibert.regular import open_regular
 from minibert.typing import Array
 
@@ -34,7 +34,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
     Raises:
         WeightsError: The file is malformed, ambiguous, or something else altogether; a tensor has a dtype
-            that is not a key of :data:`~minibert.checkpoint.stored.DTYPES`.
+            that is not a key of :data:`~minibert.files.checkpoint.stored.DTYPES`.
     """
     header, data_start = _read_header(path)
     try:
