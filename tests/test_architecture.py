@@ -16,7 +16,7 @@ PACKAGE = Path(minibert.__file__).parent
 #: Modules by layer, the lowest first. A module imports from lower layers only.
 LAYERS = (
     ("errors", "threads", "typing"),
-    ("arrays", "inputs", "jsonfile", "token_ids"),
+    ("arrays", "atomic", "inputs", "jsonfile", "token_ids"),
     ("special",),
     ("ops",),
     ("config", "params", "pooling", "quantization", "similarity", "tokenizer_files"),

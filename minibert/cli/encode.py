@@ -12,7 +12,7 @@ import numpy as np
 from minibert import __version__
 from minibert.checkpoint import save_safetensors
 from minibert.cli.encoder import open_encoder, shows_progress
-from minibert.cli.files import whole_file
+from minibert.cli.files import output_file
 from minibert.cli.texts import read_texts
 from minibert.index import BUILTIN_NAME
 from minibert.typing import Array
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
         write_jsonl(sys.stdout.buffer, *_encode(options))
         return
     # The file is made first: hours of encoding must not end in a folder that cannot be written to.
-    with whole_file(options.output, overwrite=options.overwrite) as path:
+    with output_file(options.output, overwrite=options.overwrite) as path:
         texts, vectors = _encode(options)
         _write(path, texts, vectors, options)
     if sys.stderr.isatty():
