@@ -1,5 +1,6 @@
 """What the tests of the command line share."""
 
+import io
 import json
 import os
 import sys
@@ -11,6 +12,17 @@ from minibert.cli import main
 COMMAND = [sys.executable, "-m", "minibert"]
 #: An environment in which Python buffers standard output, as it does for users.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+class Terminal(io.TextIOWrapper):
+    """A standard input that is a terminal, on which these bytes are typed."""
+
+    def __init__(self, content):
+        super().__init__(io.BytesIO(content))
+
+    def isatty(self):
+        """Say that it is one."""
+        return True
 
 
 def records(text):

@@ -1,19 +1,21 @@
 """The command line: what it reads and writes, what it refuses, and that no output is ever left half done."""
 
 import io
+import itertools
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-import types
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_support import BUFFERED, COMMAND, listing, records, usage_error
+from cli_support import BUFFERED, COMMAND, Terminal, listing, records, usage_error
 from safetensors.numpy import save_file
 from support import ROOT, copy_twin, edit_json, edit_weights, load
 
@@ -32,6 +34,17 @@ def encode(repo, here, monkeypatch):
         return main(["encode", "--model", str(repo), *map(str, argv)])
 
     return run
+
+
+def stream_of(chunks):
+    """Return what can take the place of SentenceEncoder.encode_stream, and yields these vectors."""
+
+    def encode_stream(_self, texts, *_, **__):
+        for chunk in chunks:
+            assert len(list(itertools.islice(texts, len(chunk)))) == len(chunk)
+            yield chunk
+
+    return encode_stream
 
 
 # --- encode: input ---------------------------------------------------------------------------------------------------
@@ -125,8 +138,7 @@ def test_missing_input_is_named(encode, capsys):
 
 def test_terminal_is_told_that_it_is_read(repo, capsys, monkeypatch):
     """Before texts are read from a terminal, standard error says so."""
-    terminal = types.SimpleNamespace(isatty=lambda: True, buffer=io.BytesIO(b"the cat\n"))
-    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(sys, "stdin", Terminal(b"the cat\n"))
 
     assert main(["encode", "--model", str(repo)]) == 0
     assert "reading texts from the terminal, one a line; Ctrl-D ends them" in capsys.readouterr().err
@@ -153,6 +165,132 @@ def test_output_forms(encode, repo, here, suffix, precision):
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
     assert listing(here) == [path.name]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
+@pytest.mark.parametrize("suffix", ["jsonl", "npy", "safetensors"])
+@pytest.mark.parametrize("piped", [False, True])
+def test_chunks_change_nothing(encode, repo, here, monkeypatch, suffix, precision, piped):
+    """What is written chunk by chunk is, to the byte, what is written at once; a .npy file is what numpy writes."""
+    texts = [f"the cat {number}" for number in range(105)]
+    content = "\n".join(texts).encode()
+    (here / "texts.txt").write_bytes(content)
+    outputs = {}
+    for chunk in (4096, 10):
+        monkeypatch.setattr("minibert.cli.encode._CHUNK", chunk)
+        options = ["--precision", precision, "--output", f"{chunk}.{suffix}"]
+        assert (encode(*options, stdin=content) if piped else encode(*options, "--input", "texts.txt")) == 0
+        outputs[chunk] = (here / f"{chunk}.{suffix}").read_bytes()
+
+    assert outputs[4096] == outputs[10]
+    if suffix == "npy":
+        expected = io.BytesIO()
+        np.save(expected, SentenceEncoder(repo).encode(texts, precision=precision))
+        assert outputs[10] == expected.getvalue()
+    assert listing(here) == sorted([f"10.{suffix}", f"4096.{suffix}", "texts.txt"])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "npy", "safetensors"])
+@pytest.mark.parametrize("piped", [False, True])
+def test_memory_does_not_grow_with_the_input(repo, here, monkeypatch, suffix, piped):
+    """20,000 texts take no more memory than 5,000 do, but for a part of what their vectors alone would take."""
+    monkeypatch.setattr("minibert.cli.encode._CHUNK", 500)
+    peaks = []
+    tracemalloc.start()
+    try:
+        for count in (1000, 5000, 20_000):  # the first makes what is made once
+            with (here / "texts.txt").open("w") as file:
+                file.writelines(f"the cat {number}\n" for number in range(count))
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            with (here / "texts.txt").open() as stdin:
+                monkeypatch.setattr("minibert.cli.texts._is_regular", lambda _: not piped)
+                monkeypatch.setattr(sys, "stdin", stdin)
+                argv = ["encode", "--model", str(repo), "--output", f"x.{suffix}", "--overwrite", "--num-threads", "1"]
+                assert main(argv) == 0
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+
+    assert peaks[2] - peaks[1] < 15_000 * 16 * 4 / 4
+
+
+def test_vectors_leave_a_pipe_before_its_end(repo):
+    """A pipe is not read to its end before the first vectors are written."""
+    options = {**dict.fromkeys(("stdin", "stdout"), subprocess.PIPE), "cwd": ROOT, "env": BUFFERED}
+    with subprocess.Popen([*COMMAND, "encode", "--model", repo], **options) as process:
+        deadline = threading.Timer(60, process.kill)
+        deadline.start()
+        process.stdin.write(b"the cat\n" * 4096)
+        process.stdin.flush()
+        assert records(process.stdout.readline().decode())[0]["text"] == "the cat"
+        process.stdin.close()
+        process.stdout.read()
+        assert process.wait() == 0
+        deadline.cancel()
+
+
+def test_line_of_a_pipe_is_checked_in_its_turn(encode, capsys, monkeypatch):
+    """What comes before an unusable line of a pipe is on standard output; the error has the line's number."""
+    monkeypatch.setattr("minibert.cli.encode._CHUNK", 2)
+
+    assert encode("--batch-size", 1, stdin=b"a\nthe\ncat\nna\xefve\n") == 1
+
+    said = capsys.readouterr()
+    assert [record["text"] for record in records(said.out)] == ["a", "the"]
+    assert "standard input: line 4 must be UTF-8" in said.err
+
+
+def test_file_is_checked_before_the_model_is_loaded(encode, here, capsys, monkeypatch):
+    """An unusable line at the end of a file, also of one on standard input, does not wait for the encoding."""
+    monkeypatch.setattr(SentenceEncoder, "__init__", lambda *_, **__: pytest.fail("the model was loaded"))
+    (here / "a.txt").write_bytes(b"a\n" * 10_000 + b"\xef")
+
+    assert encode("--input", "a.txt", "--output", "out.npy") == 1
+    assert "a.txt: line 10001 must be UTF-8" in capsys.readouterr().err
+    with (here / "a.txt").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["encode", "--output", "out.npy"]) == 1
+    assert "standard input: line 10001 must be UTF-8" in capsys.readouterr().err
+
+
+# --- encode: the other fields of JSON lines --------------------------------------------------------------------------
+
+FIELDS = {
+    '{"id": 7, "text": "the cat"}': '{"id": 7, "text": "the cat"',
+    ' {"text":"a" , "n": 12345678901234567890.10, "x": [1, {"embedding": 2}] }\t\r': (
+        '{"text":"a" , "n": 12345678901234567890.10, "x": [1, {"embedding": 2}]'
+    ),
+    '{"text": "caf\\u00e9 \u2028", "t": "\\ud800"}': '{"text": "caf\\u00e9 \u2028", "t": "\\ud800"',
+    '{"embedding": [1, "}"], "text": "a"}': '{"text": "a"',
+    '{"text": "a", "\\u0065mbedding" : {"a": ":"} , "b": 1e400, "c": "}" }': '{"text": "a","b": 1e400,"c": "}"',
+}
+
+
+@pytest.mark.parametrize(("line", "kept"), FIELDS.items(), ids=range(len(FIELDS)))
+@pytest.mark.parametrize("precision", ["float32", "uint8"])
+def test_fields_are_kept(encode, repo, here, line, kept, precision):
+    """A JSON line keeps its fields as they are written, but for an old embedding; the new one comes last."""
+    (here / "in.jsonl").write_bytes(f"{line}\n".encode() * 2)
+
+    assert encode("--input", "in.jsonl", "--output", "out.jsonl", "--precision", precision) == 0
+
+    vector = SentenceEncoder(repo).encode([json.loads(line)["text"]] * 2, precision=precision)[0]
+    numbers = ",".join(map(str, vector))
+    assert (here / "out.jsonl").read_bytes() == f'{kept},"embedding":[{numbers}]}}\n'.encode() * 2
+
+
+@pytest.mark.parametrize("arguments", [["--fields", "all"], []])
+def test_all_fields_are_the_default(encode, capsys, arguments):
+    """``--fields all`` is what happens without the option, also from standard input."""
+    assert encode("--input-format", "jsonl", *arguments, stdin=b'{"id": 7, "text": "a"}\n') == 0
+    assert list(records(capsys.readouterr().out)[0]) == ["id", "text", "embedding"]
+
+
+def test_fields_can_be_left_out(encode, capsys):
+    """``--fields text`` writes the text alone beside the embedding."""
+    assert encode("--input-format", "jsonl", "--fields", "text", stdin=b'{"id": 7, "text": "a"}\n') == 0
+    assert list(records(capsys.readouterr().out)[0]) == ["text", "embedding"]
 
 
 def test_numbers_are_short(encode, capsys):
@@ -238,10 +376,11 @@ def test_replaced_file_keeps_its_permissions_and_links(encode, here):
 
 def test_json_has_no_nan(encode, capsys, monkeypatch):
     """A vector with NaN or infinity is an error in JSON lines, which have no such numbers."""
-    monkeypatch.setattr(SentenceEncoder, "encode", lambda *_, **__: np.array([[1.0, 2.0], [np.inf, 1.0]], np.float32))
+    chunks = [np.ones((3, 2), np.float32), np.array([[1.0, 2.0], [np.inf, 1.0]], np.float32)]
+    monkeypatch.setattr(SentenceEncoder, "encode_stream", stream_of(chunks))
 
-    assert encode("a", "b") == 1
-    assert "the vector of text 2 has" in capsys.readouterr().err
+    assert encode(*"abcde") == 1
+    assert "the vector of text 5 has" in capsys.readouterr().err
 
 
 # --- encode: options -------------------------------------------------------------------------------------------------
@@ -319,12 +458,18 @@ def test_ranges_of_one_text_are_refused_early(encode, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("texts", "shown"), [(["a", "the"], True), (["a"], False)])
-def test_progress_is_shown_on_a_terminal(encode, capsys, monkeypatch, texts, shown):
-    """A terminal gets a progress bar, if there is more than one batch."""
+@pytest.mark.parametrize("piped", [False, True])
+def test_progress_is_shown_on_a_terminal(encode, capsys, monkeypatch, texts, shown, piped):
+    """A terminal gets a progress bar, if there is more than one batch; of a pipe it knows no total."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("minibert.cli.encode._CHUNK", 2)
 
-    assert encode(*texts, "--batch-size", "1") == 0
-    assert ("Texts" in capsys.readouterr().err) == shown
+    argv, stdin = ([], "\n".join(texts).encode()) if piped else (texts, b"")
+    assert encode(*argv, "--batch-size", "1", stdin=stdin) == 0
+
+    error = capsys.readouterr().err
+    assert ("Texts" in error) == shown
+    assert not shown or ("2it" if piped else "2/2") in error
 
 
 def test_no_progress_elsewhere(encode, capsys):
@@ -341,10 +486,10 @@ def test_no_progress_elsewhere(encode, capsys):
 @pytest.mark.parametrize(
     ("target", "error", "status"),
     [
-        ("minibert.encoder.SentenceEncoder.encode", MemoryError("no"), 1),
-        ("minibert.encoder.SentenceEncoder.encode", ValueError("no"), 1),
-        ("minibert.encoder.SentenceEncoder.encode", KeyboardInterrupt(), 130),
-        ("minibert.cli.encode._write", OSError(28, "No space left on device"), 1),
+        ("minibert.encoder.SentenceEncoder.encode_stream", MemoryError("no"), 1),
+        ("minibert.encoder.SentenceEncoder.encode_stream", ValueError("no"), 1),
+        ("minibert.encoder.SentenceEncoder.encode_stream", KeyboardInterrupt(), 130),
+        ("minibert.cli.encode._writing", OSError(28, "No space left on device"), 1),
         ("os.fsync", OSError(5, "Input/output error"), 1),
         ("pathlib.Path.replace", PermissionError(13, "Permission denied"), 1),
         ("pathlib.Path.replace", KeyboardInterrupt(), 130),
@@ -369,7 +514,7 @@ def test_failure_leaves_no_file(encode, here, monkeypatch, target, error, status
 
 def test_bug_keeps_its_traceback(encode, here, monkeypatch):
     """An exception that is no error of the user's passes through; the file is removed all the same."""
-    monkeypatch.setattr(SentenceEncoder, "encode", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(SentenceEncoder, "encode_stream", lambda *_, **__: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         encode("the cat", "--output", "out.npy")
@@ -418,6 +563,8 @@ def test_impossible_output_is_refused_before_the_work(encode, here, capsys, outp
         (["--model", "m", "text", "--output", "x.txt"], "--output must end in .jsonl, .ndjson, .npy, .safetensors"),
         (["--model", "m", "text", "--batch-size", "0"], "--batch-size: must be a whole number of at least 1"),
         (["--model", "m", "text", "--truncate-dim", "x"], "--truncate-dim: must be a whole number of at least 1"),
+        (["--model", "m", "text", "--fields", "all"], "--fields is for JSON lines as input and as output"),
+        (["--input", "x.jsonl", "--output", "x.npy", "--fields", "all"], "--fields is for JSON lines as input and as"),
         (["--model", "m", "text", "--precision", "float16"], "invalid choice: 'float16'"),
         (["--model", "m", "text", "--query", "--prompt", "x"], "not allowed with argument"),
         (["--model", "m", "text", "--norm"], "unrecognized arguments: --norm"),

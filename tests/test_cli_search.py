@@ -9,11 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-import types
 
 import numpy as np
 import pytest
-from cli_support import BUFFERED, COMMAND, listing, records, usage_error
+from cli_support import BUFFERED, COMMAND, Terminal, listing, records, usage_error
 from safetensors.numpy import save_file
 from support import ROOT, edit_json, load, twin
 
@@ -57,11 +56,6 @@ def expected(repo, question, lines=None, top_k=5, **prompts):
 def returning(*hits):
     """Return what can take the place of SearchIndex.search, and finds the same for every query."""
     return lambda _self, _encoder, queries, _top_k: [list(hits)] * (1 if isinstance(queries, str) else len(queries))
-
-
-def terminal(content):
-    """Return a standard input that is a terminal."""
-    return types.SimpleNamespace(isatty=lambda: True, buffer=io.BytesIO(content))
 
 
 # --- search: where the texts are -------------------------------------------------------------------------------------
@@ -169,7 +163,7 @@ def test_no_question_of_standard_input(run, capsys):
 
 def test_questions_of_a_terminal(repo, here, capsys, monkeypatch):
     """Somebody at a terminal is told what to do, and prompted for each question, on standard error."""
-    monkeypatch.setattr(sys, "stdin", terminal(b"a cat\n\nthe violin\n"))
+    monkeypatch.setattr(sys, "stdin", Terminal(b"a cat\n\nthe violin\n"))
 
     assert main(["search", "--model", str(repo), "--input", "notes.txt", "--top-k", "1"]) == 0
 
@@ -180,7 +174,7 @@ def test_questions_of_a_terminal(repo, here, capsys, monkeypatch):
 
 def test_questions_that_are_seen_are_not_repeated(repo, here, capsys, monkeypatch):
     """Where both ends are a terminal, the typed question stands there already."""
-    monkeypatch.setattr(sys, "stdin", terminal(b"a cat\n"))
+    monkeypatch.setattr(sys, "stdin", Terminal(b"a cat\n"))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
 
     assert main(["search", "--model", str(repo), "--input", "notes.txt", "--top-k", "1"]) == 0

@@ -70,15 +70,19 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
         choices=sorted(set(FORMATS.values())),
         help="default: by the suffix of the output FILE; jsonl on standard output",
     )
+    files.add_argument(
+        "--fields",
+        choices=("all", "text"),
+        help="what a JSON line of the output has beside the embedding, where the input has JSON lines: all fields of "
+        "its line there (default), or only the text",
+    )
     files.add_argument("--overwrite", action="store_true", help="replace the output FILE if it exists")
 
     vectors = parser.add_argument_group("vectors")
     vectors.add_argument(
         "--normalize", action="store_true", help="scale vectors to length 1, also where the model does not"
     )
-    vectors.add_argument(
-        "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions; default: the model's choice"
-    )
+    _add_truncate_dim(vectors)
     vectors.add_argument(
         "--precision",
         choices=("float32", "int8", "uint8", "binary", "ubinary"),
@@ -112,6 +116,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     _add_input(files, "default")
     files.add_argument("--output", metavar="FILE", required=True, type=Path, help="the file to write")
     files.add_argument("--overwrite", action="store_true", help="replace the output FILE if it exists")
+    _add_truncate_dim(parser.add_argument_group("vectors"))
     _add_prompts(parser, 'By default the model\'s own; "" is for none at all. The index keeps both.')
     _add_computation(parser)
     _add_hub(parser)
@@ -131,6 +136,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--top-k", metavar="N", type=_positive, default=5, help="texts to find for each question (default: 5)"
     )
     output.add_argument("--json", action="store_true", help="print JSON lines, for programs")
+    parser.set_defaults(truncate_dim=None)  # an index says how wide its vectors are
     _add_prompts(parser, 'By default those of the index, or the model\'s own; "" is for none at all.')
     _add_computation(parser)
     _add_hub(parser)
@@ -154,6 +160,12 @@ def _add_input(group: argparse._ArgumentGroup, when: str) -> None:
     )
 
 
+def _add_truncate_dim(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions; default: the model's choice"
+    )
+
+
 def _add_prompts(parser: argparse.ArgumentParser, default: str) -> None:
     prompts = parser.add_argument_group("prompts", default)
     prompts.add_argument("--document-prompt", metavar="TEXT", help="what goes before each text that is searched")
@@ -163,6 +175,18 @@ def _add_prompts(parser: argparse.ArgumentParser, default: str) -> None:
 def _add_computation(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("computation")
     work.add_argument("--device", metavar="DEVICE", help="cpu (default), or cuda or cuda:N for an NVIDIA GPU")
+    work.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32", "float64"),
+        help="the precision of the arithmetic: on a CPU float32 (default) or float64, on a GPU float16 (default), "
+        "bfloat16 or float32",
+    )
+    work.add_argument(
+        "--num-threads",
+        metavar="N",
+        type=_positive,
+        help="threads that compute (default: one for each core); on a GPU: streams (default: 2)",
+    )
     work.add_argument(
         "--batch-size", metavar="N", type=_positive, help="texts computed at a time, at most (default: any number)"
     )
@@ -210,11 +234,15 @@ def _check_encode(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         options.format = options.format or "jsonl"
         if options.format != "jsonl":
             parser.error(f"{options.format} is not for standard output: give --output FILE")
-        return
-    options.output = Path(options.output)
-    options.format = options.format or FORMATS.get(options.output.suffix)
-    if options.format is None:
-        parser.error(f"--output must end in {', '.join(FORMATS)}, or give --format; it is {options.output}")
+    else:
+        options.output = Path(options.output)
+        options.format = options.format or FORMATS.get(options.output.suffix)
+        if options.format is None:
+            parser.error(f"--output must end in {', '.join(FORMATS)}, or give --format; it is {options.output}")
+    copies = not options.texts and options.input_format == options.format == "jsonl"
+    if options.fields is not None and not copies:
+        parser.error("--fields is for JSON lines as input and as output")
+    options.fields = (options.fields or "all") if copies else "text"
 
 
 def _check_index(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

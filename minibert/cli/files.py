@@ -2,9 +2,13 @@
 
 import argparse
 import contextlib
+import os
 import shutil
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from minibert import hub
 from minibert.atomic import beside, sync, whole_file
@@ -36,6 +40,32 @@ def output_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise FileExistsError(f"{path} exists. Give another --output, or --overwrite to replace it.")
     with whole_file(path) as new:
         yield new
+
+
+def refuse_own_input(output: Path | None, source: str) -> None:
+    """Raise ValueError if a command would write its result to the file that it reads, whatever the two are called.
+
+    Args:
+        output: The file to write; None for standard output.
+        source: The file to read; ``"-"`` for standard input.
+    """
+    written = _status(sys.stdout if output is None else output)
+    read = _status(sys.stdin if source == "-" else Path(source))
+    if written is None or read is None or not os.path.samestat(written, read) or not stat.S_ISREG(read.st_mode):
+        return
+    names = "standard output" if output is None else output, "standard input" if source == "-" else source
+    raise ValueError(
+        f"the output must be another file than the input; {names[0]} and {names[1]} are the same file. "
+        "Give another --output."
+    )
+
+
+def _status(file: Path | TextIO) -> os.stat_result | None:
+    """Return what the system says of a file, or of a stream; None if there is no such file."""
+    try:
+        return file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
+    except (OSError, ValueError):  # io.UnsupportedOperation, of a stream in memory, is both
+        return None
 
 
 @contextlib.contextmanager

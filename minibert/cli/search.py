@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from minibert.cli.encoder import open_encoder
+from minibert.cli.files import refuse_own_input
 from minibert.cli.index import build
 from minibert.cli.terminal import cut, printable
 from minibert.cli.texts import read_questions
@@ -19,6 +20,7 @@ from minibert.repo import ModelRepo
 
 def run(options: argparse.Namespace) -> None:
     """Answer the questions: those of the command line together, those of standard input one by one."""
+    refuse_own_input(None, options.input if options.index is None else options.index)
     index, encoder = build(options) if options.index is None else _load(options)
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal and not options.json else None
