@@ -15,7 +15,7 @@ PACKAGE = Path(minibert.__file__).parent
 
 #: Modules by layer, the lowest first. A module imports from lower layers only.
 LAYERS = (
-    ("errors", "threads", "typing"),
+    ("errors", "escapes", "threads", "typing"),
     ("arrays", "atomic", "inputs", "jsonfile", "token_ids"),
     ("special",),
     ("ops",),

@@ -19,7 +19,7 @@ from cli_support import BUFFERED, COMMAND, Terminal, listing, records, usage_err
 from safetensors.numpy import save_file
 from support import ROOT, copy_twin, edit_json, edit_weights, load
 
-from minibert import SentenceEncoder, __version__, hub
+from minibert import BUILTIN_MODEL, SentenceEncoder, __version__, hub
 from minibert.cli import main
 
 TEXTS = ["the cat", "", "a man and the hat", "play\u2028ing"]
@@ -392,6 +392,12 @@ def test_json_has_no_nan(encode, capsys, monkeypatch):
         (["--normalize"], lambda e: e.encode(TEXTS, normalize_embeddings=True)),
         (["--truncate-dim", "5"], lambda e: e.encode(TEXTS, truncate_dim=5)),
         (["--device", "cpu"], lambda e: e.encode(TEXTS)),
+        (["--dtype", "float32"], lambda e: e.encode(TEXTS)),
+        (
+            ["--dtype", "float64"],
+            lambda e: SentenceEncoder(e.get_params()["model_name_or_path"], dtype="float64").encode(TEXTS),
+        ),
+        (["--num-threads", "1"], lambda e: e.encode(TEXTS)),
         (["--batch-size", "1"], lambda e: e.encode(TEXTS, batch_size=1)),
         (["--prompt", "the "], lambda e: e.encode(TEXTS, prompt="the ")),
         (["--prompt", ""], lambda e: e.encode(TEXTS, prompt="")),
@@ -409,7 +415,9 @@ def test_options_are_encodes_arguments(encode, repo, here, arguments, expected):
 
     assert encode(*TEXTS, *arguments, "--output", "out.npy") == 0
 
-    np.testing.assert_array_equal(np.load(here / "out.npy"), expected(SentenceEncoder(repo)))
+    found, vectors = np.load(here / "out.npy"), expected(SentenceEncoder(repo))
+    assert found.dtype == vectors.dtype
+    np.testing.assert_array_equal(found, vectors)
 
 
 def test_unknown_prompt_name_lists_the_prompts(encode, capsys):
@@ -752,6 +760,64 @@ def test_inspect_text(repo, capsys):
     assert "Where other runtimes would differ\n  - " in text
 
 
+HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\ud800"
+SHOWN = r"\x1b]0;title\x07\x9b2J\u202e\ud800"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_inspect_escapes_what_a_repo_says(repo, capsys, arguments):
+    """Names and texts of a repo cannot steer the terminal that shows them; JSON has its own escapes for them."""
+    prompts = {HOSTILE: HOSTILE, "passage": HOSTILE}
+    edit_json(repo / ST, prompts=prompts, default_prompt_name=HOSTILE)
+    edit_json(repo / "config.json", dtype=HOSTILE)
+
+    assert main(["inspect", str(repo), *arguments]) == 0
+
+    printed = capsys.readouterr().out
+    assert not set(printed) & set(HOSTILE) - set("]0;title2J")
+    if arguments:
+        report = json.loads(printed)
+        assert (report["prompts"][HOSTILE], report["default_prompt_name"]) == (HOSTILE, HOSTILE)
+    else:
+        lines = [line.split() for line in printed.split("\n")]
+        assert ["dtype", "in", "config", SHOWN] in lines
+        assert ["default", "prompt", SHOWN] in lines
+        assert any(line[:2] == ["prompt", SHOWN] for line in lines)
+
+
+def test_warnings_escape_what_a_repo_says(encode, repo, capsys):
+    """A logged warning that quotes a repo is one line without escapes of a terminal."""
+    edit_json(repo / ST, model_type="\x1b[2J\nminibert: all is well")
+
+    assert encode("a") == 0
+
+    error = capsys.readouterr().err
+    assert r"was saved as a \x1b[2J\nminibert: all is well: its" in error
+    assert error.removesuffix("\n").isprintable()
+
+
+def test_terminal_gets_printable_json(encode, capsys, monkeypatch):
+    """On a terminal, control characters in the JSON lines of encode are escaped; they mean the same."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+
+    assert encode("\x9b2J\u202e") == 0
+
+    printed = capsys.readouterr().out
+    assert r"\u009b2J\u202e" in printed
+    assert records(printed)[0]["text"] == "\x9b2J\u202e"
+
+
+def test_inspect_without_a_model(capsys):
+    """Without MODEL, inspect reports on the built-in one, and standard error says so."""
+    assert main(["inspect", "--json"]) == 0
+
+    said = capsys.readouterr()
+    assert json.loads(said.out)["folder"] == str(BUILTIN_MODEL.resolve())
+    assert said.err == "minibert: inspecting the built-in model; MODEL names another\n"
+    usage_error("inspect", "--revision", "v2")
+    assert "--revision is for a repo of the hub: give its MODEL" in capsys.readouterr().err
+
+
 def test_inspect_reads_no_weights(repo, capsys, monkeypatch):
     """The values of the BertModel's weights are not read."""
     monkeypatch.setattr("numpy.fromfile", lambda *_, **__: pytest.fail("weights were read"))
@@ -1048,6 +1114,73 @@ def test_converted_repo_has_what_is_needed(repo, here):
     assert config["dtype"] == "float32"
     assert "torch_dtype" not in config
     assert (here / "new" / "vocab.txt").read_bytes() == (repo / "vocab.txt").read_bytes()
+
+
+def in_a_cache(repo, folder):
+    """Move a repo into a cache of the hub: its files are links to blobs, which have other names."""
+    cache = folder / "models--organisation--model"
+    snapshot = cache / "snapshots" / "0123abc"
+    (cache / "blobs").mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in repo.rglob("*") if path.is_file())):
+        link = snapshot / path.relative_to(repo)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(cache / "blobs" / str(number))
+        link.symlink_to(os.path.relpath(cache / "blobs" / str(number), link.parent))
+    return snapshot
+
+
+def test_links_within_a_repo_are_followed(repo, here, tmp_path):
+    """The links of a hub cache, and links to other files of the same repo, become files."""
+    expected = SentenceEncoder(repo).encode(TEXTS)
+    snapshot = in_a_cache(repo, tmp_path / "cache")
+    (snapshot / "vocab.txt").rename(snapshot / "words.txt")
+    (snapshot / "vocab.txt").symlink_to("words.txt")
+
+    assert main(["convert", str(snapshot), "new"]) == 0
+
+    assert not any(path.is_symlink() for path in (here / "new").rglob("*"))
+    np.testing.assert_array_equal(SentenceEncoder(here / "new").encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "config.json", "added_tokens.json", "1_Pooling/config.json", "model.safetensors"]
+)
+@pytest.mark.parametrize("through_folder", [False, True])
+def test_links_out_of_a_repo_are_not_followed(repo, here, tmp_path, capsys, cached, name, through_folder):
+    """A file that lies elsewhere is not copied, also where it could be used: nobody sees whose it is."""
+    repo = in_a_cache(repo, tmp_path / "cache") if cached else repo
+    secret = tmp_path / "elsewhere" / "secret"
+    secret.parent.mkdir()
+    if name == "added_tokens.json":
+        secret.write_text("{}")
+    else:
+        secret.write_bytes((repo / name).read_bytes())
+        (repo / name).unlink()
+    if through_folder:
+        (repo / "folder").symlink_to(secret.parent)
+        (repo / name).symlink_to(repo / "folder" / "secret")
+    else:
+        (repo / name).symlink_to(secret)
+
+    assert main(["convert", str(repo), "new"]) == 1
+
+    error = capsys.readouterr().err
+    assert f"{repo / name} must be a file of the repo; it is a link to {secret}. If that" in error
+    assert listing(here) == []
+
+
+def test_shard_outside_a_repo_is_not_followed(repo, here, tmp_path, capsys):
+    """A shard of any name is held to the same rule."""
+    shard(repo)
+    (repo / "model-00001-of-00002.safetensors").rename(tmp_path / "secret")
+    (repo / "x.safetensors").symlink_to(tmp_path / "secret")
+    index = repo / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00001-of-00002", "x"))
+
+    assert main(["convert", str(repo), "new"]) == 1
+    assert f"{repo / 'x.safetensors'} must be a file of the repo" in capsys.readouterr().err
+    assert listing(here) == []
 
 
 def test_float16_halves_the_weights(repo, here):

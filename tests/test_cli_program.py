@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cli_support import COMMAND, listing
@@ -87,3 +88,13 @@ def test_another_file_is_no_input(repo, here):
     argv = ["encode", "--model", str(repo), "--output", "b.jsonl", "--overwrite"]
     assert main([*argv, "--input", "a.jsonl"]) == 0
     assert main([*argv, "the cat"]) == 0
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_another_thread_can_run_a_command(repo, here):
+    """A program may call ``main`` outside its main thread, where signals cannot be handled."""
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(main, ["encode", "--model", str(repo), "the cat", "--output", "x.npy"]).result() == 0
+    assert listing(here) == ["x.npy"]

@@ -278,7 +278,7 @@ def test_json_keeps_control_characters(run, capsys, monkeypatch, text):
 
     printed = capsys.readouterr().out
     assert records(printed) == [{"query": text, "rank": 1, "score": 0.5, "line": 1, "text": text}]
-    assert "\x1b" not in printed
+    assert not set(printed.removesuffix("\n")) & set("\n\x1b\x9b\u202e\u2028")
 
 
 @pytest.mark.parametrize(
@@ -473,6 +473,23 @@ def test_index_file(run, repo, here):
     np.testing.assert_array_equal(index.vectors, SentenceEncoder(repo).encode_document(list(LINES.values())))
     assert index.model == str(repo)
     assert listing(here) == ["notes.safetensors", "notes.txt"]
+
+
+def test_options_are_the_encoders(run, repo, here):
+    """An index has vectors of the width and the precision of arithmetic that are asked for, as float32."""
+    options = ["--truncate-dim", 5, "--dtype", "float64", "--num-threads", 1]
+    assert run("index", "--input", "notes.txt", "--output", "x", *options) == 0
+
+    encoder = SentenceEncoder(repo, dtype="float64", truncate_dim=5)
+    vectors = SearchIndex.load("x").vectors
+    np.testing.assert_array_equal(vectors, encoder.encode_document(list(LINES.values())).astype(np.float32))
+
+
+def test_index_of_fewer_dimensions_is_searched(run, repo, here, capsys):
+    """A search takes as many dimensions of the questions as the index has."""
+    assert run("index", "--input", "notes.txt", "--output", "x", "--truncate-dim", 5) == 0
+    assert run("search", "the cat", "--index", "x", "--num-threads", 1, "--dtype", "float32") == 0
+    assert capsys.readouterr().out.startswith("1.000  1  the cat\n")
 
 
 def test_prompts_of_the_model_are_kept(run, repo, here):

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minibert import __version__
 from minibert.cli import help_texts
@@ -36,14 +36,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_encode(encode)
     _add_index(index)
     _add_search(search)
-    _add_model(inspect)
+    _add_model(inspect, nargs="?", default_text=" (default: the built-in model, for English)")
     inspect.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     _add_model(convert)
     _add_convert(convert)
     _add_model(download)
 
     options = parser.parse_args(argv)
-    checks = {"encode": _check_encode, "index": _check_index, "search": _check_search}
+    checks = {"encode": _check_encode, "index": _check_index, "search": _check_search, "inspect": _check_inspect}
     if options.command in checks:
         checks[options.command](commands.choices[options.command], options)
     return options
@@ -210,8 +210,10 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_DIR if it is another model's folder")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a repo id of the Hugging Face hub")
+def _add_model(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None, default_text: str = "") -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", nargs=nargs, help=f"a folder, or a repo id of the Hugging Face hub{default_text}"
+    )
     _add_hub(parser)
 
 
@@ -266,13 +268,22 @@ def _check_search(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def _check_input_and_model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Fill in where the texts are and in which format; refuse a revision of no model."""
+    """Fill in where the texts are and in which format."""
     if options.input is None:
         options.input = "-"
     if options.input_format is None:
         options.input_format = "jsonl" if FORMATS.get(Path(options.input).suffix) == "jsonl" else "text"
+    _check_revision(parser, options, "--model")
+
+
+def _check_inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _check_revision(parser, options, "MODEL")
+
+
+def _check_revision(parser: argparse.ArgumentParser, options: argparse.Namespace, model: str) -> None:
+    """Refuse a revision of no model."""
     if options.model is None and options.revision is not None:
-        parser.error("--revision is for a repo of the hub: give its --model")
+        parser.error(f"--revision is for a repo of the hub: give its {model}")
 
 
 def _positive(text: str) -> int:

@@ -19,6 +19,7 @@ from minibert.cli.files import output_file, refuse_own_input
 from minibert.cli.outputs import JsonLines, Output, npy_file, safetensors_file
 from minibert.cli.texts import Line, as_fields, open_lines
 from minibert.encoder import SentenceEncoder
+from minibert.escapes import printable_json
 from minibert.index import BUILTIN_NAME
 from minibert.typing import Array
 
@@ -143,7 +144,7 @@ def _quantized(chunks: Iterable[_Chunk], options: argparse.Namespace, path: Path
 def _output(options: argparse.Namespace, path: Path | None, like: Array) -> Iterator[Output]:
     """Give the output, for vectors like those of an empty array."""
     if path is None:
-        yield JsonLines(sys.stdout.buffer)
+        yield JsonLines(sys.stdout.buffer, printable_json if sys.stdout.isatty() else str)
         return
     file = path.open("wb")
     try:
