@@ -13,8 +13,9 @@ import pytest
 from cli_support import BUFFERED, COMMAND, fail_with, listing, program, usage_error
 from support import ROOT
 
-from minibert import SentenceEncoder, __version__, hub
+from minibert import SentenceEncoder, __version__
 from minibert.cli import main
+from minibert.files import hub
 
 # --- files -----------------------------------------------------------------------------------------------------------
 

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert import SentenceEncoder, modules, packed
-from minibert.fused.packing import Packing
+from minibert import SentenceEncoder
+from minibert.engine import packed
+from minibert.engine.packing import Packing
+from minibert.modules import kinds as modules
 from minibert.typing import Array
 
 ROOT = Path(__file__).resolve().parent.parent

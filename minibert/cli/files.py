@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from minibert import hub
 from minibert.atomic import beside, sync, whole_file
+from minibert.files import hub
 
 
 def model_folder(options: argparse.Namespace) -> Path:
@@ -64,7 +64,7 @@ def _status(file: Path | TextIO) -> os.stat_result | None:
     """Return what the system says of a file, or of a stream; None if there is no such file."""
     try:
         return file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
-    except (OSError, ValueError):  # io.UnsupportedOperation, of a stream in memory, is both
+    except (AttributeError, OSError, ValueError):  # of a stream in memory
         return None
 
 

@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from minibert.typing import Array, Float, Num
+from minibert.typing import Array, Num
 
 #: safetensors' names of the dtypes that vectors have.
 _DTYPES = {"float32": "F32", "float64": "F64", "int8": "I8", "uint8": "U8"}
@@ -90,7 +90,7 @@ class ArrayFile:
         self._file.flush()
 
 
-def npy_file(file: BinaryIO, like: Float[Array, "0 D"]) -> ArrayFile:
+def npy_file(file: BinaryIO, like: Num[Array, "0 D"]) -> ArrayFile:
     """Return a file for numpy.load, of vectors like those of an empty array."""
 
     def header(rows: int) -> bytes:

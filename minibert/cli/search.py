@@ -14,7 +14,7 @@ from minibert.cli.terminal import cut
 from minibert.cli.texts import read_questions
 from minibert.encoder import SentenceEncoder
 from minibert.escapes import printable, printable_json
-from minibert.hub import BUILTIN_MODEL
+from minibert.files.hub import BUILTIN_MODEL
 from minibert.index import BUILTIN_NAME, Hit, SearchIndex
 from minibert.repo import ModelRepo
 
