@@ -25,7 +25,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "results.json"
 #: In this order: what is needed most comes first.
-STAGES = ("versions", "tests", "accuracy", "throughput", "peers", "profile", "sweep", "compiled", "sanitizer")
+STAGES = (
+    "versions",
+    "tests",
+    "accuracy",
+    "throughput",
+    "products",
+    "peers",
+    "profile",
+    "sweep",
+    "compiled",
+    "sanitizer",
+)
 MODELS = ("minilm", "base", "large")
 #: The numbers of a row that a printed table shows; lists are in the record only.
 _WIDEST = 44

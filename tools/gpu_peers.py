@@ -38,7 +38,7 @@ def load(folder: Path, variant: str, *, dry: bool) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    options: dict[str, Any] = {"torch_dtype": torch.float32 if dry else torch.float16}
+    options: dict[str, Any] = {"dtype": torch.float32 if dry else torch.float16}
     if ATTENTION[variant]:
         options["attn_implementation"] = ATTENTION[variant]
     return SentenceTransformer(str(folder), device="cpu" if dry else "cuda", model_kwargs=options)

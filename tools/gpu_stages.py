@@ -25,7 +25,7 @@ import gpu_pack
 import gpu_peers as peers
 import numpy as np
 from bench import commit, count_flops, processor
-from bench_peers import ONE_TEXT, durations, read_json
+from bench_peers import durations, read_json
 from gpu_minibert import ROOT, DryGpu, Gpu
 from gpu_peers import median
 from sts import read_pairs, score
@@ -38,6 +38,12 @@ Row = Mapping[str, Any]
 #: One text in so many is taken, so that a pass is short.
 EVERY = {"minilm": 1, "base": 2, "large": 4}
 DTYPES = ("float16", "bfloat16", "float32")
+#: About how many tokens the single texts have whose latency is measured.
+ONE_TEXT = (8, 32, 128)
+#: Rows of the products that are timed; and of those whose bits are compared, as small batches have them.
+ROWS, FEW_ROWS = (4096, 16384, 65536), (1, *(16 << n for n in range(11)))
+#: Rows, inputs and outputs of float32 products whose long sums are taken in parts: those of base and large.
+LONG_SUMS = ((8192, 3072, 768), (8192, 4096, 1024))
 BUDGETS = (4096, 8192, 16384, 32768, 65536, 131072)
 PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "sentence-transformers", "transformers", "tokenizers")
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -119,6 +125,25 @@ class Stage:
         every = EVERY[model] * (4 if self.quick else 1)
         texts = self.texts[kind][::every]
         return texts[:6] if self.dry else texts
+
+    @functools.cached_property
+    def single(self) -> dict[int, str]:
+        """Return texts whose latency is measured, by about how many tokens they have."""
+        encoder = SentenceEncoder(self.pack / "minilm", on_truncate="ignore")
+        texts = self.texts["mixed"]
+        lengths = np.array([len(row) for row in inside.token_rows(encoder, texts)])
+        return {about: texts[int(np.abs(lengths - about).argmin())] for about in ONE_TEXT}
+
+    def latency(self, call: Callable[[], object]) -> Row:
+        """Return the median of many calls, but for the first of them."""
+        times = durations(call, 0, *[5 if self.dry else 200] * 2)
+        return {"measure": "latency", "seconds": median(times[len(times) // 10 :]), "times": times}
+
+    def ahead(self, copies: int) -> Callable[[], object]:
+        """Return a call that keeps the GPU busy: for some 2 ms a copy, on an H200."""
+        copy = self.gpu.copy(1 << 16 if self.dry else 4 << 30)
+        copy()
+        return lambda: [copy() for _ in range(1 if self.dry else copies)]
 
     def rounds(self, call: Callable[[], object]) -> list[float]:
         """Return the wall-clock seconds of some calls, after one that does not count."""
@@ -271,12 +296,37 @@ def accuracy(stage: Stage) -> None:
         stage.attempt({"device": "cuda", "dtype": dtype}, functools.partial(on_gpu, dtype))
     for dtype in DTYPES:
         stage.attempt({"golden": dtype}, functools.partial(golden_errors, dtype))
+    for dtype in DTYPES:
+        stage.attempt({"bits": dtype}, functools.partial(compare_bits, stage, dtype))
+
+
+def from_tests() -> Any:
+    """Return tests/support.py."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    return importlib.import_module("support")
+
+
+def compare_bits(stage: Stage, dtype: str) -> Iterator[Row]:
+    """Yield how many vectors have other bits in random batches than alone; or alone, played from CUDA graphs."""
+    encoder = stage.encoder("minilm", dtype)
+    texts = np.random.default_rng(0).permutation(stage.texts["mixed"])[:64].tolist()
+    before = []
+    for graphs in (False, True):
+        with inside.graphs(encoder, wanted=graphs):
+            for _ in range(2 if graphs else 1):  # the second time, all are played
+                alone = np.stack([encoder.encode(text) for text in texts])
+            before.append(alone)
+            rounds = from_tests().same_bits(encoder, texts, alone, 3 if stage.dry else 30, 4096)
+            together = sum(int((~same).sum()) for _, _, same in rounds)
+            made = inside.count_graphs(encoder)
+        unlike = int((alone != before[0]).any(axis=1).sum())
+        row = {"texts": len(texts), "graphs": made, "together": together, "unlike_unrecorded": unlike}
+        yield {**row, "ok": not together and not unlike and (made > 0) == graphs}
 
 
 def golden_errors(dtype: str) -> Iterator[Row]:
     """Yield the error of the vectors of each golden file, relative to their size, and transformers' float32 error."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    support: Any = importlib.import_module("support")
+    support = from_tests()
     cases = {}
     for card, facts in support.CARDS.items():
         arrays, texts = support.golden(card)
@@ -287,12 +337,11 @@ def golden_errors(dtype: str) -> Iterator[Row]:
     cases["builtin"] = (BUILTIN_MODEL, texts, arrays["embeddings.float64"], arrays["embeddings.float32"])
     for card, (folder, texts, truth, peer) in cases.items():
         vectors = SentenceEncoder(folder, device="cuda", dtype=dtype, on_truncate="ignore").encode(texts)
-        yield {"card": card, "rms": relative_rms(vectors, truth), "transformers_float32": relative_rms(peer, truth)}
-
-
-def relative_rms(vectors: Array, truth: Array) -> float:
-    """Return the root mean square of the errors, as a share of that of the numbers themselves."""
-    return float(f"{np.sqrt(np.square(vectors - truth).mean() / np.square(truth).mean()):.3g}")
+        yield {
+            "card": card,
+            "rms": inside.relative_rms(vectors, truth),
+            "transformers_float32": inside.relative_rms(peer, truth),
+        }
 
 
 # ---------------------------------------------------------------- how fast
@@ -389,8 +438,10 @@ def own_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator
     for streams in (1, encoder.num_threads):
         times = device_times(stage, encoder, batches, streams)
         yield {"measure": "device", "streams": streams, **device_row(lengths, config, times, rates), "times": times}
-    latency = durations(lambda: encoder.encode(ONE_TEXT), 0, *[5 if stage.dry else 200] * 2)
-    yield {"measure": "latency", "seconds": median(latency[len(latency) // 10 :]), "times": latency}
+    for graphs in (False, True):
+        with inside.graphs(encoder, wanted=graphs):
+            for about, text in stage.single.items():
+                yield {"about": about, "graphs": graphs, **stage.latency(functools.partial(encoder.encode, text))}
 
 
 def device_times(
@@ -416,8 +467,8 @@ def peer_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterato
     row = device_row(lengths, config, strings, rates)
     yield {"measure": "strings", "batch": batch, "sizes": sizes, **row, **memory, "times": strings}
     yield best_device_row(stage, peer, texts, functools.partial(device_row, lengths, config, rates=rates))
-    latency = durations(lambda: peers.encode(peer, [ONE_TEXT], 1), 0, *[5 if stage.dry else 200] * 2)
-    yield {"measure": "latency", "seconds": median(latency[len(latency) // 10 :]), "times": latency}
+    for about, text in stage.single.items():
+        yield {"about": about, **stage.latency(functools.partial(peers.encode, peer, [text], 1))}
 
 
 def best_device_row(
@@ -461,7 +512,7 @@ def compiled(stage: Stage) -> None:
 _FIRST = {
     "minibert": "from minibert import SentenceEncoder\nSentenceEncoder({model!r}, device='cuda').encode('A text.')",
     "sentence-transformers": "import torch\nfrom sentence_transformers import SentenceTransformer\n"
-    "SentenceTransformer({model!r}, device={device!r}, model_kwargs=dict(torch_dtype=torch.{dtype})).encode('A text.')",
+    "SentenceTransformer({model!r}, device={device!r}, model_kwargs=dict(dtype=torch.{dtype})).encode('A text.')",
 }
 
 
@@ -484,6 +535,28 @@ def starts(stage: Stage, peer: str) -> Iterator[Row]:
                     raise RuntimeError(said[-1500:] or f"exit status {status}")
                 times.append(round(time.perf_counter() - start, 3))
             yield {"cached": cached, "seconds": median(times), "times": times}
+
+
+def products(stage: Stage) -> None:
+    """Record how fast the products of a layer are, how many algorithms have the same bits, and errors of long sums."""
+    timed, counts = ((64, 128), (1, 16, 64, 128)) if stage.dry else (ROWS, FEW_ROWS)
+    ahead = stage.ahead(1)
+    for model in stage.models:
+        config = read_json(stage.model(model) / "config.json")
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
+        shapes = {
+            "qkv": (hidden, 3 * hidden),
+            "output": (hidden, hidden),
+            "up": (hidden, inner),
+            "down": (inner, hidden),
+        }
+        for name, shape in shapes.items():
+            measure = functools.partial(inside.try_products, *shape, timed, counts, stage.gpu, ahead)
+            stage.attempt({"model": model, "product": name}, measure)
+    for rows, inputs, outputs in LONG_SUMS:
+        of = 32 if stage.dry else rows
+        measure = functools.partial(inside.sum_in_parts, inputs, outputs, of, stage.gpu, ahead)
+        stage.attempt({"float32": f"{of}x{inputs} @ {inputs}x{outputs}"}, measure)
 
 
 def sweep(stage: Stage) -> None:
@@ -530,12 +603,11 @@ def profile_marks(stage: Stage, model: str) -> Iterator[Row]:
     """Yield the rows of a model; the first is the whole pass, timed without the marks."""
     encoder = stage.encoder(model)
     batch = inside.prepare(encoder, stage.some(model, "tokens128"), encoder.max_batch_tokens)[0]
-    copy = stage.gpu.copy(1 << 16 if stage.dry else 4 << 30)
-    copies = 1 if stage.dry else 15  # some 30 ms: the host asks for a pass of BERT-large in less
-    copy()
+    ahead = stage.ahead(15)  # the host asks for a pass of BERT-large in less
     times = [inside.pass_seconds(encoder, [batch], 1, stage.gpu, passes=4) / 4 for _ in range(3)]
-    yield {"op": "pass", "tokens": sum(batch.lengths), "us": round(1e6 * median(times), 1)}
-    yield from inside.profile(encoder, batch, stage.gpu, lambda: [copy() for _ in range(copies)])
+    tokens, rows = sum(batch.lengths), batch.packing.rows
+    yield {"op": "pass", "tokens": tokens, "rows": rows, "us": round(1e6 * median(times), 1)}
+    yield from inside.profile(encoder, batch, stage.gpu, ahead)
 
 
 def profile_counters(stage: Stage, model: str) -> Iterator[Row]:
@@ -599,6 +671,7 @@ STAGES: dict[str, Callable[[Stage], None]] = {
     "tests": tests,
     "accuracy": accuracy,
     "throughput": throughput,
+    "products": products,
     "peers": compare_peers,
     "profile": profile,
     "sweep": sweep,
