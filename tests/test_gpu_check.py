@@ -243,7 +243,7 @@ def test_throughput_and_peers(run):
     latency = [(row["about"], row["graphs"]) for row in own if row["measure"] == "latency"]
 
     assert status == 0
-    assert [row["measure"] for row in own] == ["strings", "device", "device", *["latency"] * 6]
+    assert [row["measure"] for row in own] == ["memory", "device", "device", *["latency"] * 6]
     assert latency == [(about, graphs) for graphs in (False, True) for about in (8, 32, 128)]
     assert [row["cached"] for row in rows_of(record, "throughput", measure="start", peer="minibert")] == [False, True]
     assert f"| minilm, mixed | {tokens_s:,} |" in table

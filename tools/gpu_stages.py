@@ -26,7 +26,7 @@ import gpu_peers as peers
 import numpy as np
 from bench import commit, count_flops, processor
 from bench_peers import durations, read_json
-from gpu_minibert import ROOT, DryGpu, Gpu
+from gpu_minibert import ROOT, Gpu
 from gpu_peers import median
 from sts import read_pairs, score
 
@@ -77,7 +77,7 @@ class Stage:
     @functools.cached_property
     def gpu(self) -> Gpu:
         """Return the GPU, once it is needed."""
-        return DryGpu() if self.dry else Gpu()
+        return Gpu()
 
     @functools.cached_property
     def texts(self) -> dict[str, list[str]]:
@@ -112,6 +112,14 @@ class Stage:
             traceback.print_exc()
             self.add({**where, "error": f"{type(error).__name__}: {error}"[:2000]})
 
+    def attempt_each(self, measure: Callable[["Stage", str], Iterable[Row]], reason: str = "", **where: str) -> None:
+        """Record the rows of each model; or the reason, if there is one, why none is measured."""
+        for model in self.models:
+            if reason:
+                self.add({"model": model, **where, "skipped": reason})
+            else:
+                self.attempt({"model": model, **where}, functools.partial(measure, self, model))
+
     def model(self, name: str) -> Path:
         """Return a model's folder."""
         return self.pack / "minilm" if name == "minilm" else gpu_pack.seeded_model(self.pack, name, dry=self.dry)
@@ -144,11 +152,6 @@ class Stage:
         copy = self.gpu.copy(1 << 16 if self.dry else 4 << 30)
         copy()
         return lambda: [copy() for _ in range(1 if self.dry else copies)]
-
-    def rounds(self, call: Callable[[], object]) -> list[float]:
-        """Return the wall-clock seconds of some calls, after one that does not count."""
-        call()
-        return [float(f"{each:.5g}") for each in durations(call, 0.2 if self.quick else 1.0, 3, 7)]
 
 
 def cosines(a: Array, b: Array) -> Array:
@@ -352,16 +355,19 @@ def compare_peers(stage: Stage) -> None:
     for variant in peers.ATTENTION:
         if reason := peers.missing(variant):
             stage.add({"peer": variant, "skipped": reason})
-    for model in stage.models:
-        stage.attempt({"model": model}, functools.partial(alternate, stage, model))
+    stage.attempt_each(alternate)
 
 
 def alternate(stage: Stage, model: str) -> Iterator[Row]:
     """Yield the times of each encoder on each kind of texts; in every round another one is the first."""
     encoder = stage.encoder(model)
-    others = {
-        name: peers.load(stage.model(model), name, dry=stage.dry) for name in peers.ATTENTION if not peers.missing(name)
-    }
+    others = {}
+    for name in peers.ATTENTION:
+        if not peers.missing(name):
+            try:
+                others[name] = peers.load(stage.model(model), name, dry=stage.dry)
+            except Exception as error:  # noqa: BLE001 - flash attention may ask the hub for its kernels
+                yield {"peer": name, "skipped": f"{type(error).__name__}: {error}"[:2000]}
     for kind in stage.texts:
         texts = stage.some(model, kind)
         tokens = sum(map(len, inside.token_rows(encoder, texts)))
@@ -404,13 +410,9 @@ def throughput(stage: Stage) -> None:
         yield {"tflops": round(rates[0] / 1e12, 4), "gb_s": round(2e-9 * much / copy, 2)}
 
     stage.attempt({"measure": "ceilings"}, ceiling)
-    for model in stage.models:
-        for peer, measure in (("minibert", own_throughput), ("sentence-transformers", peer_throughput)):
-            where = {"model": model, "peer": peer}
-            if peer != "minibert" and (reason := peers.missing(peers.AT_BEST)):
-                stage.add({**where, "skipped": reason})
-                continue
-            stage.attempt(where, functools.partial(measure, stage, model, rates))
+    own, best = (functools.partial(measure, rates=rates) for measure in (own_throughput, peer_throughput))
+    stage.attempt_each(own, peer="minibert")
+    stage.attempt_each(best, peers.missing(peers.AT_BEST), peer="sentence-transformers")
     for peer in ("minibert", "sentence-transformers"):
         stage.attempt({"measure": "start", "peer": peer}, functools.partial(starts, stage, peer))
 
@@ -430,10 +432,9 @@ def own_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator
     encoder = stage.encoder(model)
     loaded = free - stage.gpu.free()
     texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
-    strings = stage.rounds(lambda: encoder.encode(texts))
-    memory = {"loaded": loaded, "after": free - stage.gpu.free()}
+    encoder.encode(texts)
+    yield {"measure": "memory", "loaded": loaded, "after": free - stage.gpu.free()}
     lengths = [len(row) for row in inside.token_rows(encoder, texts)]
-    yield {"measure": "strings", **device_row(lengths, config, strings, rates), **memory, "times": strings}
     batches = inside.prepare(encoder, texts, encoder.max_batch_tokens)
     for streams in (1, encoder.num_threads):
         times = device_times(stage, encoder, batches, streams)
@@ -460,52 +461,43 @@ def peer_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterato
     peer = peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry)
     loaded = free - stage.gpu.free()
     texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
-    batch, sizes = peers.best_batch(functools.partial(peers.encode, peer, texts), dry=stage.dry)
-    strings = stage.rounds(lambda: peers.encode(peer, texts, batch))
-    lengths = [len(row) for row in peer.tokenizer(texts, truncation=True, max_length=peer.max_seq_length)["input_ids"]]
+    yield best_device_row(stage, peer, texts, functools.partial(device_row, config=config, rates=rates))
     memory = {"loaded": loaded, "after": free - stage.gpu.free(), "reserved": peers.memory()}
-    row = device_row(lengths, config, strings, rates)
-    yield {"measure": "strings", "batch": batch, "sizes": sizes, **row, **memory, "times": strings}
-    yield best_device_row(stage, peer, texts, functools.partial(device_row, lengths, config, rates=rates))
+    yield {"measure": "memory", **memory}
     for about, text in stage.single.items():
         yield {"about": about, **stage.latency(functools.partial(peers.encode, peer, [text], 1))}
 
 
 def best_device_row(
-    stage: Stage, peer: Any, texts: Sequence[str], row: Callable[[Sequence[float]], dict[str, Any]]
+    stage: Stage, peer: Any, texts: Sequence[str], row: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the row of the device alone, with the batch size that is the fastest."""
-    found = {}
+    lengths, found = peers.lengths(peer, texts), {}
     for size in peers.DRY_BATCHES if stage.dry else peers.BATCHES:
         batches = peers.prepare(peer, texts, size)
         found[size] = stage.gpu.timed(functools.partial(peers.forward, peer, batches), 3 if stage.quick else 7)
     best = min(found, key=lambda size: median(found[size]))
     sizes = {str(size): median(times) for size, times in found.items()}
-    return {"measure": "device", "batch": best, "sizes": sizes, **row(found[best]), "times": found[best]}
+    return {"measure": "device", "batch": best, "sizes": sizes, **row(lengths, times=found[best]), "times": found[best]}
 
 
 def compiled(stage: Stage) -> None:
     """Record the device alone with sentence-transformers' transformer compiled by torch."""
+    stage.attempt_each(compiled_rows, peers.missing(peers.AT_BEST))
 
-    def measure(model: str) -> Iterator[Row]:
-        peer = peers.compiled(peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry))
-        texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
-        rows = peer.tokenizer(texts, truncation=True, max_length=peer.max_seq_length)["input_ids"]
-        start = time.perf_counter()
-        peers.forward(peer, peers.prepare(peer, texts[:64], 32))
-        stage.gpu.wait()
-        row = functools.partial(device_row, list(map(len, rows)), config, rates=[])
-        taken = round(time.perf_counter() - start, 2)
-        found = best_device_row(stage, peer, texts, row)
-        if not peers.graphs():
-            raise RuntimeError("torch compiled nothing: the times are those of the model as it was")
-        yield {"compile_seconds": taken, "graphs": peers.graphs(), **found}
 
-    for model in stage.models:
-        if reason := peers.missing(peers.AT_BEST):
-            stage.add({"model": model, "skipped": reason})
-        else:
-            stage.attempt({"model": model}, functools.partial(measure, model))
+def compiled_rows(stage: Stage, model: str) -> Iterator[Row]:
+    """Yield the row of a model."""
+    peer = peers.compiled(peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry))
+    texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
+    start = time.perf_counter()
+    peers.forward(peer, peers.prepare(peer, texts[:64], 32))
+    stage.gpu.wait()
+    taken = round(time.perf_counter() - start, 2)
+    found = best_device_row(stage, peer, texts, functools.partial(device_row, config=config, rates=[]))
+    if not peers.graphs():
+        raise RuntimeError("torch compiled nothing: the times are those of the model as it was")
+    yield {"compile_seconds": taken, "graphs": peers.graphs(), **found}
 
 
 #: Programs from a new process to the first vector.
@@ -561,8 +553,7 @@ def products(stage: Stage) -> None:
 
 def sweep(stage: Stage) -> None:
     """Record minibert's speed for each token budget and number of streams, on the device alone and from strings."""
-    for model in stage.models:
-        stage.attempt({"model": model}, functools.partial(sweep_model, stage, model))
+    stage.attempt_each(sweep_model)
 
 
 def sweep_model(stage: Stage, model: str) -> Iterator[Row]:
@@ -590,13 +581,8 @@ def sweep_model(stage: Stage, model: str) -> Iterator[Row]:
 
 def profile(stage: Stage) -> None:
     """Record the time of each kernel and product of one forward pass: by marks between them, and by Nsight Compute."""
-    for model in stage.models:
-        stage.attempt({"model": model, "by": "marks"}, functools.partial(profile_marks, stage, model))
-    for model in stage.models:
-        if shutil.which("ncu") is None:
-            stage.add({"model": model, "by": "ncu", "skipped": "ncu is not on the PATH"})
-        else:
-            stage.attempt({"model": model, "by": "ncu"}, functools.partial(profile_counters, stage, model))
+    stage.attempt_each(profile_marks, by="marks")
+    stage.attempt_each(profile_counters, "" if shutil.which("ncu") else "ncu is not on the PATH", by="ncu")
 
 
 def profile_marks(stage: Stage, model: str) -> Iterator[Row]:
@@ -625,23 +611,14 @@ def one_pass(pack: str, model: str, *, dry: bool) -> None:
     """Compute a batch twice, the second time with the profiler on."""
     with tempfile.TemporaryDirectory() as scratch:
         stage = Stage(Path(scratch) / "rows.json", Path(pack), [model], 600, quick=True, dry=dry)
+        import cupy  # the stand-in, in a dry run
+
         encoder = stage.encoder(model)
         batch = inside.prepare(encoder, stage.some(model, "tokens128"), encoder.max_batch_tokens)
         inside.pass_seconds(encoder, batch[:1], 1, stage.gpu)
-        with contextlib.nullcontext() if dry else profiling():
-            inside.pass_seconds(encoder, batch[:1], 1, stage.gpu)
-
-
-@contextlib.contextmanager
-def profiling() -> Iterator[None]:
-    """Let a profiler see what happens meanwhile."""
-    import cupy
-
-    cupy.cuda.runtime.profilerStart()
-    try:
-        yield
-    finally:
-        cupy.cuda.runtime.deviceSynchronize()
+        cupy.cuda.runtime.profilerStart()
+        inside.pass_seconds(encoder, batch[:1], 1, stage.gpu)
+        stage.gpu.wait()
         cupy.cuda.runtime.profilerStop()
 
 
