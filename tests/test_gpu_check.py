@@ -361,11 +361,31 @@ def test_time_is_limited(stage):
     assert stage.rows[2:] == [{"what": "a", "skipped": over}, {"what": "b", "skipped": over}]
 
 
-@pytest.mark.slow
-def test_other_bits_in_a_batch_are_found(stage, executor, monkeypatch, tmp_path):
-    """Where algorithms are used that sum few rows in another order, the check of bits fails, with their number."""
+@pytest.fixture
+def on_stand_in(executor, monkeypatch, tmp_path):
+    """Put the stand-in for CuPy into this process."""
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
     fake_cupy.install(monkeypatch, executor)
+
+
+def test_a_peer_that_cannot_be_loaded(stage, on_stand_in, monkeypatch):
+    """It is named with the reason, and the others are measured."""
+
+    def load(_folder, name, *, dry):
+        assert dry
+        raise OSError(f"{name} needs a network")
+
+    monkeypatch.setattr(gpu_peers, "missing", lambda name: "" if name == gpu_peers.UNPADDED else "not here")
+    monkeypatch.setattr(gpu_peers, "load", load)
+    first, *rows = gpu_stages.alternate(stage, "minilm")
+
+    assert first == {"peer": "unpadded", "skipped": "OSError: unpadded needs a network"}
+    assert [(row["kind"], row["peer"]) for row in rows] == [(kind, "minibert") for kind in gpu_pack.KINDS]
+
+
+@pytest.mark.slow
+def test_other_bits_in_a_batch_are_found(stage, on_stand_in, monkeypatch):
+    """Where algorithms are used that sum few rows in another order, the check of bits fails, with their number."""
     monkeypatch.setattr(products._Trial, "repeats", lambda *_: True)
     plain, recorded = gpu_stages.compare_bits(stage, "float32")
 

@@ -7,6 +7,7 @@ clock's.
 """
 
 import contextlib
+import gc
 import importlib
 import itertools
 import os
@@ -82,6 +83,11 @@ class Gpu:
         """Return the seconds from one mark to another, once the GPU has come so far."""
         end.synchronize()
         return float(self.cupy.cuda.get_elapsed_time(start, end)) / 1e3
+
+    def release(self) -> None:
+        """Give back what CuPy keeps of what nobody uses any more: the memory of an encoder before."""
+        gc.collect()
+        self.cupy.get_default_memory_pool().free_all_blocks()
 
     def free(self) -> int:
         """Return how many bytes are free; what CuPy keeps for later counts as taken."""

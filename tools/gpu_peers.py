@@ -1,5 +1,6 @@
 """sentence-transformers on a GPU, as tools/gpu_check.py measures it; in a dry run on the CPU, in float32."""
 
+import gc
 import importlib.metadata
 import statistics
 import time
@@ -105,8 +106,18 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
+def release() -> None:
+    """Give back what torch keeps of models before, and forget how much it was."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def memory() -> int:
-    """Return the most bytes that torch ever held on the GPU."""
+    """Return the most bytes that torch has held on the GPU since :func:`release`."""
     import torch
 
     return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0

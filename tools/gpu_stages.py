@@ -316,7 +316,7 @@ def compare_bits(stage: Stage, dtype: str) -> Iterator[Row]:
     before = []
     for graphs in (False, True):
         with inside.graphs(encoder, wanted=graphs):
-            for _ in range(2 if graphs else 1):  # the second time, all are played
+            for _ in range(2 if graphs else 1):  # the second time, nearly all are played
                 alone = np.stack([encoder.encode(text) for text in texts])
             before.append(alone)
             rounds = from_tests().same_bits(encoder, texts, alone, 3 if stage.dry else 30, 4096)
@@ -428,6 +428,7 @@ def device_row(lengths: Sequence[int], config: Row, times: Sequence[float], rate
 
 def own_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator[Row]:
     """Yield minibert's rows of a model."""
+    stage.gpu.release()
     free = stage.gpu.free()
     encoder = stage.encoder(model)
     loaded = free - stage.gpu.free()
@@ -457,6 +458,7 @@ def device_times(
 
 def peer_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator[Row]:
     """Yield the same rows of sentence-transformers at its best."""
+    peers.release()
     free = stage.gpu.free()
     peer = peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry)
     loaded = free - stage.gpu.free()
