@@ -165,8 +165,9 @@ def cut_texts(encoder: SentenceEncoder, lines: Iterator[str], lengths: Sequence[
 def seeded_model(folder: Path, name: str, *, dry: bool = False) -> Path:
     """Return the folder of a model with weights from a seed, made where it is not there yet.
 
-    Both minibert and sentence-transformers read it. It has MiniLM's tokenizer, pools the mean and takes 512 tokens. Its
-    matrices are normal with a deviation of 0.02. So are its biases: those of 0 would hide an encoder that forgets them.
+    Both minibert and sentence-transformers read it. It has MiniLM's tokenizer and config but for the sizes, pools the
+    mean and takes 512 tokens. Its matrices are normal with a deviation of 0.02. So are its biases: those of 0 would
+    hide an encoder that forgets them.
     """
     made = folder / ("dry" if dry else "seeded")
     make(made, name, lambda new: write_seeded(new, folder / "minilm", _DRY if dry else SEEDED[name]))
@@ -180,22 +181,12 @@ def write_seeded(folder: Path, minilm: Path, sizes: Seeded) -> None:
     write_layout(
         folder, {"do_lower_case": True, "max_seq_length": 512, "pooling_mode": "mean"}, sizes.hidden_size, vocabulary
     )
-    inner = 4 * sizes.hidden_size
     config = {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "vocab_size": len(vocabulary),
+        **read_json(minilm / "config.json"),
         **sizes._asdict(),
-        "intermediate_size": inner,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
+        "vocab_size": len(vocabulary),
+        "intermediate_size": 4 * sizes.hidden_size,
         "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "initializer_range": 0.02,
-        "layer_norm_eps": 1e-12,
-        "pad_token_id": 0,
-        "dtype": "float32",
     }
     dump(folder / "config.json", config)
     save_safetensors(folder / "model.safetensors", dict(seeded_tensors(sizes, len(vocabulary))), {"format": "pt"})

@@ -1,6 +1,5 @@
 """The stages of tools/gpu_check.py: what each measures or checks. Each runs in a process of its own."""
 
-import contextlib
 import csv
 import functools
 import importlib
@@ -51,7 +50,6 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SANITIZED = "gpu and not sanitizer and (unit_kernels or (float16 and (63-65 or first_tokens or pool or layer_norm)))"
 _COUNTERS = "gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed"
 _COUNTERS += ",sm__throughput.avg.pct_of_peak_sustained_elapsed"
-_NOTHING_COLLECTED = 5
 
 
 class Stage:
@@ -182,18 +180,13 @@ def versions(stage: Stage) -> None:
     """Record the machine, and the version of everything that computes."""
 
     def packages() -> Iterator[Row]:
-        found = {}
-        for name in PACKAGES:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found[name] = importlib.metadata.version(name)
-        packed = read_json(stage.pack / "manifest.json")
         yield {
             "processor": processor(),
             "cores": len(os.sched_getaffinity(0)),
             "python": platform.python_version(),
             "minibert": __version__,
-            "commit": commit() or packed["commit"],
-            **found,
+            "commit": commit() or read_json(stage.pack / "manifest.json")["commit"],
+            **{name: importlib.metadata.version(name) for name in PACKAGES if peers.installed(name)},
         }
 
     def gpu() -> Iterator[Row]:
@@ -246,8 +239,8 @@ def tests(stage: Stage) -> None:
     if stage.dry:
         both = {"executor": ["tests/test_unit_kernels.py", "-k", "executor and copy_rows"]}
     for name, arguments in both.items():
-        arguments = [*arguments, "--continue-on-collection-errors"]  # noqa: PLW2901 - as if it stood in the table
-        stage.attempt({"tests": name}, functools.partial(pytest_row, stage, arguments))
+        measure = functools.partial(pytest_row, stage, [*arguments, "--continue-on-collection-errors"])
+        stage.attempt({"tests": name}, measure)
 
 
 def sanitizer(stage: Stage) -> None:
