@@ -6,15 +6,16 @@ from typing import Self
 
 import numpy as np
 
-from minibert import modules, packed
 from minibert.config import BertConfig
-from minibert.engines import Engine
+from minibert.engine import packed
+from minibert.engine.devices import Engine
+from minibert.engine.fused import Fused
+from minibert.engine.packed import PackedParams
+from minibert.engine.packing import Group, Packing
+from minibert.engine.rows import RowRule
 from minibert.errors import ConfigError, TokenizerError
-from minibert.fused.operations import Fused
-from minibert.fused.packing import Group, Packing
-from minibert.fused.rows import RowRule
-from minibert.modules import AtOnce, Features, Flow, Module, Pooling
-from minibert.packed import PackedParams
+from minibert.modules import kinds as modules
+from minibert.modules.kinds import AtOnce, Features, Flow, Module, Pooling
 from minibert.repo import ModelRepo
 from minibert.token_ids import TokenIds
 from minibert.tokenization import TextTokenizer

@@ -9,8 +9,9 @@ import dataclasses
 
 import numpy as np
 
-from minibert import SentenceEncoder, packed
-from minibert.fused.cpu import FusedCpu
+from minibert import SentenceEncoder
+from minibert.engine import packed
+from minibert.engine.fused_numpy import FusedCpu
 
 
 class RoundedCpu(FusedCpu):

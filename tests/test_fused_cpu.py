@@ -7,10 +7,10 @@ import pytest
 from packed_cases import EACH_RULE, RULES, cast
 
 from minibert import ops, pooling
-from minibert.fused.cpu import FusedCpu
-from minibert.fused.packing import Packing
+from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine.packing import Packing
+from minibert.engine.threads import one_blas_thread
 from minibert.params import Embeddings, LayerNorm
-from minibert.threads import one_blas_thread
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 #: Lengths of the texts of a batch, about the sizes of tiles and blocks; hidden size, and the heads in it.

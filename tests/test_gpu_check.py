@@ -16,10 +16,10 @@ import gpu_stages
 import gpu_tables
 import numpy as np
 import pytest
+from minibert.fused import products
 from support import ROOT, golden, twin
 
 from minibert import SentenceEncoder
-from minibert.fused import products
 
 CARD = "BertModel-128d"
 NCU = """"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"

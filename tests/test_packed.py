@@ -11,16 +11,19 @@ from packed_cases import EACH_RULE, RULES, cast, random_model, random_tensors
 from safetensors.numpy import save_file
 from support import CARDS, assert_as_accurate, copy_twin, edit_weights, twin, write_module
 
-from minibert import checkpoint, model, modules, packed
+from minibert import model
 from minibert.config import BertConfig
-from minibert.engines import CpuEngine
+from minibert.engine import packed
+from minibert.engine.devices import CpuEngine
+from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine.packing import Packing
+from minibert.engine.threads import one_blas_thread
 from minibert.errors import TokenizerError, WeightsError
-from minibert.fused.cpu import FusedCpu
-from minibert.fused.packing import Packing
-from minibert.modules import Pooling
+from minibert.files import checkpoint
+from minibert.modules import kinds as modules
+from minibert.modules.kinds import Pooling
 from minibert.pipeline import Pipeline
 from minibert.repo import ModelRepo
-from minibert.threads import one_blas_thread
 from minibert.token_ids import TokenIds
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -298,9 +298,9 @@ def test_float16_error_of_the_kernels(minilm, executor):
 
     from minibert import packed
     from minibert.config import BertConfig
-    from minibert.fused.cuda import STORAGES, FusedCuda
-    from minibert.fused.packing import Packing
-    from minibert.fused.rows import RowRule
+    from minibert.engine.fused_cuda import STORAGES, FusedCuda
+    from minibert.engine.packing import Packing
+    from minibert.engine.rows import RowRule
 
     texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])[:12]
     ids = SentenceEncoder(minilm)._pipeline.tokenizer(texts, 64).ids

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibert.fused.cuda import STORAGES
+from minibert.engine.fused_cuda import STORAGES
 
 
 class Case(NamedTuple):

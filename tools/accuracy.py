@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from repos import write_seeded_repo
 
-from minibert import BertModel, packed
+from minibert import BertModel
 from minibert.config import BertConfig
-from minibert.fused.cpu import FusedCpu
-from minibert.fused.packing import Packing
-from minibert.threads import one_blas_thread
+from minibert.engine import packed
+from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine.packing import Packing
+from minibert.engine.threads import one_blas_thread
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array
 

@@ -20,13 +20,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert import SentenceEncoder, modules, packed
-from minibert.fused.cublaslt import MOST_ALIGNMENT, Algorithm, Product
-from minibert.fused.cuda import STORAGES, Storage
-from minibert.fused.device import _CUDA_TYPES, CudaDevice
-from minibert.fused.operations import partial_sums
-from minibert.fused.packing import Packing
-from minibert.fused.products import _CANDIDATES, _PERIOD, _Trial
+from minibert import SentenceEncoder
+from minibert.engine import packed
+from minibert.engine.cublaslt import MOST_ALIGNMENT, Algorithm, Product
+from minibert.engine.cuda_device import _CUDA_TYPES, CudaDevice
+from minibert.engine.fused import partial_sums
+from minibert.engine.fused_cuda import STORAGES, Storage
+from minibert.engine.packing import Packing
+from minibert.engine.products import _CANDIDATES, _PERIOD, _Trial
+from minibert.modules import kinds as modules
 from minibert.typing import Array
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from tokenizers import normalizers
 
-from minibert import checkpoint, modules
-from minibert.checkpoint import StoredTensor
 from minibert.errors import ConfigError
-from minibert.modules import Module
+from minibert.files import checkpoint
+from minibert.files.checkpoint import StoredTensor
+from minibert.files.tokenizer_files import TokenizerFiles
+from minibert.modules import kinds as modules
+from minibert.modules.kinds import Module
 from minibert.pipeline import open_flow, open_tokenizer
 from minibert.repo import DEFAULT_PROMPTS, TRANSFORMER_CONFIGS, ModelRepo
 from minibert.tokenization import TextTokenizer
-from minibert.tokenizer_files import TokenizerFiles
 
 
 class Casing(NamedTuple):

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minibert import packed
 from minibert.config import BertConfig
+from minibert.engine import packed
+from minibert.engine.fused import Fused
+from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine.packed import PackedParams
+from minibert.engine.rows import RowRule
+from minibert.engine.threads import one_blas_thread, usable_cores
 from minibert.errors import DeviceError
-from minibert.fused.cpu import FusedCpu
-from minibert.fused.operations import Fused
-from minibert.fused.rows import RowRule
-from minibert.packed import PackedParams
-from minibert.threads import one_blas_thread, usable_cores
 from minibert.typing import Array, DType, Int
 
 #: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
@@ -145,8 +145,8 @@ class CudaEngine:
             DeviceError: It cannot be used.
             ValueError: It cannot compute in ``dtype``.
         """
-        from minibert.fused.cuda import STORAGES
-        from minibert.fused.device import CudaDevice
+        from minibert.engine.cuda_device import CudaDevice
+        from minibert.engine.fused_cuda import STORAGES
 
         remedy = "Leave it out for float16; float64 is for the CPU."
         precision = _choose_precision(dtype, list(STORAGES), "a GPU", remedy)
@@ -158,7 +158,7 @@ class CudaEngine:
 
     def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
         """Return the parameters of the BertModel in ``folder``: matrices as they are stored, vectors in float32."""
-        from minibert.fused.cuda import require_supported
+        from minibert.engine.fused_cuda import require_supported
 
         require_supported(config.hidden_size, config.num_attention_heads)
 
@@ -197,7 +197,7 @@ class CudaEngine:
         blas_threads: bool = False,  # noqa: ARG002
     ) -> Iterator[Fused]:
         """Give a thread a stream, and what it computes with: both are kept for later calls, with their memory."""
-        from minibert.fused.cuda import FusedCuda
+        from minibert.engine.fused_cuda import FusedCuda
 
         with self._lock:
             idle = self._idle.pop() if self._idle else None

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert import checkpoint, params
+from minibert import params
 from minibert.config import BertConfig
+from minibert.engine.fused import Fused, partial_sums
+from minibert.engine.packing import Packing
+from minibert.engine.rows import RowRule, rule_for
+from minibert.engine.threads import one_blas_thread
 from minibert.errors import TokenizerError
-from minibert.fused.operations import Fused, partial_sums
-from minibert.fused.packing import Packing
-from minibert.fused.rows import RowRule, rule_for
-from minibert.threads import one_blas_thread
+from minibert.files import checkpoint
 from minibert.typing import Array, DType, Float, Int
 
 #: The longest run of products that is summed at once, in the projection of the heads and in the two layers of the
@@ -80,7 +81,7 @@ def load(
         place: Returns an array as the fused operations take it, such as a copy on their device.
 
     Raises:
-        WeightsError: As :func:`minibert.checkpoint.load_bert`.
+        WeightsError: As :func:`minibert.files.checkpoint.load_bert`.
     """
     reader = checkpoint.BertReader(folder, config, dtype)
     with one_blas_thread():  # the folded biases are products, too, and shall always have the same bits

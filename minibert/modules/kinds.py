@@ -17,10 +17,10 @@ import numpy as np
 
 from minibert import ops, pooling
 from minibert.arrays import array_namespace
-from minibert.checkpoint import load_module
+from minibert.engine.threads import one_blas_thread
 from minibert.errors import ConfigError, UnsupportedModuleError, WeightsError
+from minibert.files.checkpoint import load_module
 from minibert.jsonfile import read_object, read_optional
-from minibert.threads import one_blas_thread
 from minibert.typing import Array, DType
 
 logger = logging.getLogger("minibert")

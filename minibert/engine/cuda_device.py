@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minibert.engine.cublaslt import MOST_ALIGNMENT, WORKSPACE_BYTES, CublasLt, Product
+from minibert.engine.fused_cuda import Kernel, Storage
+from minibert.engine.products import Products
 from minibert.errors import DeviceError
-from minibert.fused.cublaslt import MOST_ALIGNMENT, WORKSPACE_BYTES, CublasLt, Product
-from minibert.fused.cuda import Kernel, Storage
-from minibert.fused.products import Products
 from minibert.typing import Array, Int
 
 logger = logging.getLogger("minibert")

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from minibert.checkpoint import WEIGHTS_FILES
 from minibert.errors import ConfigError, HubError
+from minibert.files.checkpoint import WEIGHTS_FILES
 from minibert.jsonfile import read_array
 from minibert.typing import PathLike
 
