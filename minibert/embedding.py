@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from minibert import ops
-from minibert.batches import Batch, Limits, ahead, cut, run, work_within_memory
-from minibert.engines import Engine
+from minibert.engine.batches import Batch, Limits, ahead, cut, run, work_within_memory
+from minibert.engine.devices import Engine
+from minibert.engine.fused import Fused
+from minibert.engine.threads import blas_threads
 from minibert.errors import TruncationError
-from minibert.fused.operations import Fused
-from minibert.modules import Features
+from minibert.modules.kinds import Features
 from minibert.pipeline import Pipeline
-from minibert.threads import blas_threads
 from minibert.token_ids import TokenIds
 from minibert.typing import Array, Int
 
@@ -142,7 +142,7 @@ class Job(NamedTuple):
 
         Args:
             texts: The texts.
-            tokenize: As :func:`minibert.batches.cut` takes it.
+            tokenize: As :func:`minibert.engine.batches.cut` takes it.
             ids_of: Makes the ids of what ``tokenize`` returned for some texts.
         """
         pipeline, request = self.pipeline, self.request

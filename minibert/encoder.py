@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from minibert import hub, quantization, similarity
+from minibert import quantization, similarity
 from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
 from minibert.arrays import array_namespace
-from minibert.batches import Limits
 from minibert.embedding import Job, OutputValue, Request, TruncationCount
-from minibert.engines import open_engine
+from minibert.engine.batches import Limits
+from minibert.engine.devices import open_engine
 from minibert.errors import DeviceError, TruncationWarning
+from minibert.files import hub
 from minibert.inputs import (
     as_texts,
     checked,

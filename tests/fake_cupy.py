@@ -1,4 +1,4 @@
-"""A CuPy with two GPUs, each of which is the executor: what minibert.fused.device calls, as CuPy documents it.
+"""A CuPy with two GPUs, each of which is the executor: what minibert.engine.cuda_device calls, as CuPy documents it.
 
 It shows that arrays, pointers, leading dimensions, launches, streams and devices are put together right: an array of
 one GPU in a call on the other is an error, and so is a stream. CuPy's own cuBLAS handles belong to threads; whoever
@@ -13,8 +13,8 @@ import weakref
 
 import numpy as np
 
-from minibert.fused import cublaslt, products
-from minibert.fused.cuda import STORAGES, Kernel
+from minibert.engine import cublaslt, products
+from minibert.engine.fused_cuda import STORAGES, Kernel
 
 TYPES = {0: STORAGES["float32"], 2: STORAGES["float16"], 14: STORAGES["bfloat16"]}
 GPUS = 2

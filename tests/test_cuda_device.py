@@ -10,10 +10,10 @@ import pytest
 from support import CARDS, assert_as_accurate, assert_same_bits, golden, twin
 
 from minibert import SentenceEncoder
+from minibert.engine import products
+from minibert.engine.cuda_device import CudaDevice
+from minibert.engine.fused_cuda import STORAGES
 from minibert.errors import DeviceError
-from minibert.fused import products
-from minibert.fused.cuda import STORAGES
-from minibert.fused.device import CudaDevice
 
 CARD = "BertModel-128d"
 TEXTS = ["A man is playing a guitar.", "", "One two three four five six seven eight nine ten."]

@@ -11,9 +11,9 @@ from kernel_cases import EACH_STORAGE
 from support import CARDS, assert_as_accurate, assert_same_bits, copy_twin, golden, twin, write_module
 
 from minibert import SentenceEncoder
+from minibert.engine import cuda_device as gpu
+from minibert.engine.fused_cuda import STORAGES
 from minibert.errors import ConfigError, DeviceError
-from minibert.fused import device as gpu
-from minibert.fused.cuda import STORAGES
 
 TEXTS = [
     "A man is playing a guitar.",
@@ -382,7 +382,7 @@ def test_unknown_precisions(cuda, dtype, name):
 
 def test_models_without_kernels_are_refused_at_load(cuda, tmp_path, monkeypatch):
     """A head size that no kernel takes is an error before anything is loaded."""
-    monkeypatch.setattr("minibert.fused.cuda._LARGEST_HEAD", 1)
+    monkeypatch.setattr("minibert.engine.fused_cuda._LARGEST_HEAD", 1)
 
     with pytest.raises(ConfigError, match="head size must be at most 1:"):
         SentenceEncoder(twin(CARD), device="cuda")

@@ -30,7 +30,8 @@ def test_one_top_level_name(wheel):
 
 def test_kernels_arrive(wheel):
     """Every file of kernels/, its README included, is in the wheel once, under minibert/_kernels."""
-    expected = {f"minibert/_kernels/{path.name}" for path in (ROOT / "kernels").iterdir()}
+    kernels = ROOT / "kernels"
+    expected = {f"minibert/_kernels/{path.relative_to(kernels)}" for path in kernels.rglob("*") if path.is_file()}
 
     assert "minibert/_kernels/README.md" in expected
     assert {name for name in wheel[0] if "kernels" in name} == expected

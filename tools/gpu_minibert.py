@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert import SentenceEncoder, modules, packed
-from minibert.fused.packing import Packing
+from minibert import SentenceEncoder
+from minibert.engine import packed
+from minibert.engine.packing import Packing
+from minibert.modules import chain
 from minibert.typing import Array
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,7 +187,7 @@ def prepare(encoder: SentenceEncoder, texts: Sequence[str], budget: int) -> list
         lengths, offsets = [len(row) for row in rows], [int(row.sum()) for row in rows]
         packing = Packing.of(lengths, offsets, pipeline.row_rule)
         first = None
-        if modules.takes_first_token(pipeline.modules, 0):
+        if chain.takes_first_token(pipeline.modules, 0):
             first = packing.first_tokens(offsets, pipeline.row_rule)
         prepared.append(Prepared(np.concatenate(rows).astype(np.intp), packing, first, lengths))
     return prepared

@@ -30,9 +30,9 @@ from repos import dump, write_layout
 from sts import read_pairs
 
 from minibert import SentenceEncoder, __version__
-from minibert.checkpoint import save_safetensors
 from minibert.cli.convert import convert
 from minibert.cli.files import whole_folder
+from minibert.files.checkpoint import save_safetensors
 from minibert.repo import ModelRepo
 from minibert.typing import Array
 

@@ -1,15 +1,14 @@
-"""The fused operations on an NVIDIA GPU: matrix products by cuBLAS, and between them the kernels in kernels/*.cu."""
+"""The fused operations on an NVIDIA GPU: matrix products by cuBLASLt, between them the kernels in kernels/cuda/."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from minibert.errors import ConfigError
-from minibert.fused.operations import partial_sums
-from minibert.fused.packing import Packing
-from minibert.fused.recordings import Recordings
-from minibert.fused.tables import (
+from minibert.engine.fused import partial_sums
+from minibert.engine.packing import Packing
+from minibert.engine.recordings import Recordings
+from minibert.engine.tables import (
     Batch,
     Table,
     Tables,
@@ -20,6 +19,7 @@ from minibert.fused.tables import (
     with_empty_texts,
     with_empty_tiles,
 )
+from minibert.errors import ConfigError
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, Float, Int
 
@@ -176,7 +176,7 @@ class Device(Protocol):
 
 
 class FusedCuda:
-    """The operations of :class:`minibert.fused.operations.Fused`, and the memory of one stream.
+    """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one stream.
 
     What is passed is checked on the host, by shape, type and layout. The device is waited for where vectors are asked
     for on the host, nowhere else.

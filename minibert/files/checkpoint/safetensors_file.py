@@ -19,8 +19,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from minibert.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
 from minibert.errors import WeightsError
+from minibert.files.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
 from minibert.jsonfile import unique_keys
 from minibert.typing import Array
 
@@ -33,7 +33,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
     Raises:
         WeightsError: The file is malformed, ambiguous, or something else altogether; a tensor has a dtype
-            that is not a key of :data:`~minibert.checkpoint.stored.DTYPES`.
+            that is not a key of :data:`~minibert.files.checkpoint.stored.DTYPES`.
     """
     header, data_start = _read_header(path)
     try:

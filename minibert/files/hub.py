@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from minibert.checkpoint import WEIGHTS_FILES
 from minibert.errors import ConfigError, HubError
+from minibert.files.checkpoint import WEIGHTS_FILES
 from minibert.jsonfile import read_array
 from minibert.typing import PathLike
 
@@ -42,7 +42,7 @@ TRANSFORMERS_NAMES = {
 }
 
 #: The folder of the model that comes with minibert. Any program that reads sentence-transformers repos can load it.
-BUILTIN_MODEL = Path(__file__).parent / "builtin"
+BUILTIN_MODEL = Path(__file__).parents[1] / "builtin"
 
 #: Read from the repo's root and from each module's folder, where they exist.
 CONFIG_FILES: tuple[str, ...] = (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from minibert.fused.operations import Fused
+from minibert.engine.fused import Fused
 from minibert.typing import Array, Int
 
 logger = logging.getLogger("minibert")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.fused.packing import Packing
+from minibert.engine.packing import Packing
 from minibert.typing import Array, Int
 
 

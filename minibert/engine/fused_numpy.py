@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minibert import ops, pooling
-from minibert.fused.operations import partial_sums
-from minibert.fused.packing import Packing
+from minibert.engine.fused import partial_sums
+from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, DType, Float, Int
 
@@ -23,7 +23,7 @@ _SAFE_SUMS = (1e-15, 1e15)
 
 
 class FusedCpu:
-    """The operations of :class:`minibert.fused.operations.Fused`, and the memory of one thread."""
+    """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one thread."""
 
     def __init__(self, dtype: DType, *, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Make the operations for arrays of ``dtype``; InterruptedError is raised once ``cancelled()`` is true."""

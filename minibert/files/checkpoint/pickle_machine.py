@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checkpoint.stored import DTYPES
+from minibert.files.checkpoint.stored import DTYPES
 
 MAX_OPCODES = 500_000  # BERT-large takes 15,160
 MAX_DIMENSIONS = 64  # numpy's own limit

@@ -1,4 +1,4 @@
-// What minibert/fused/products.py needs to try an algorithm of cuBLASLt: many equal rows, and whether they stay equal.
+// What minibert/engine/products.py needs to try an algorithm of cuBLASLt: many equal rows, and whether they stay equal.
 //
 //   rows (period, width)       a few different rows
 //   x, y (count, width)        row i is, or is to be, row i % period of `rows`

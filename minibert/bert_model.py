@@ -4,9 +4,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from minibert import checkpoint, hub, params
+from minibert import params
 from minibert.config import BertConfig
-from minibert.engines import compute_dtype
+from minibert.engine.devices import compute_dtype
+from minibert.files import checkpoint, hub
 from minibert.model import BertOutput, bert
 from minibert.repo import ModelRepo
 from minibert.typing import Array, Bool, DType, Int, Num, PathLike

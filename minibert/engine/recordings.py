@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from minibert.fused.tables import Batch, Table, Tables
+from minibert.engine.tables import Batch, Table, Tables
 from minibert.typing import Array
 
 logger = logging.getLogger("minibert")

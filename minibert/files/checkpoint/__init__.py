@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checkpoint import names
-from minibert.checkpoint.safetensors_file import open_safetensors, save_safetensors
-from minibert.checkpoint.stored import StoredTensor
 from minibert.config import BertConfig
 from minibert.errors import WeightsError
+from minibert.files.checkpoint import names
+from minibert.files.checkpoint.safetensors_file import open_safetensors, save_safetensors
+from minibert.files.checkpoint.stored import StoredTensor
 from minibert.jsonfile import read_object
 from minibert.params import BertParams, Embeddings, Layer
 from minibert.typing import Array, DType
@@ -152,7 +152,7 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
 def _open_file(path: Path) -> dict[str, StoredTensor]:
     if path.suffix != ".bin":
         return open_safetensors(path)
-    from minibert.checkpoint.torch_pickle import open_torch  # most models do not need it
+    from minibert.files.checkpoint.torch_pickle import open_torch  # most models do not need it
 
     return open_torch(path)
 

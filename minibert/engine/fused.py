@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-from minibert.fused.packing import Packing
+from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, Float, Int
 

@@ -7,7 +7,7 @@ order of summation gives other bits, all its rows must have the bits that a firs
 those that pass, the fastest one is taken.
 
 An algorithm may treat some parts of an output in another way than others. So each number of rows needs a trial of its
-own; :func:`minibert.fused.rows.graded` keeps them few.
+own; :func:`minibert.engine.rows.graded` keeps them few.
 """
 
 import logging
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from minibert.engine.cublaslt import Algorithm, CublasLt, Product
+from minibert.engine.fused_cuda import Device, Kernel, Storage
 from minibert.errors import DeviceError
-from minibert.fused.cublaslt import Algorithm, CublasLt, Product
-from minibert.fused.cuda import Device, Kernel, Storage
 from minibert.typing import Array, Float
 
 logger = logging.getLogger("minibert")

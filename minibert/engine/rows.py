@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minibert.threads import blas_name, blas_threads, one_blas_thread
+from minibert.engine.threads import blas_name, blas_threads, one_blas_thread
 from minibert.typing import Array, DType
 
 #: The periods that are tried: none, the tiles of known kernels, and multiples of them.
