@@ -95,10 +95,24 @@ def test_a_kernel_is_compiled_once(nvrtc, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_unknown_architecture_is_an_error(nvrtc):
-    """What NVRTC cannot compile for is an error with its own words."""
+def test_what_cannot_be_compiled_is_an_error(nvrtc):
+    """A GPU that is too old, and a kernel that is not there; the compiler's own words are in the error."""
     from minibert.engine.cuda_device import compile_kernels
     from minibert.errors import DeviceError
 
-    with pytest.raises(DeviceError, match="cannot compile pool<float, 4> for sm_13"):
+    with pytest.raises(DeviceError, match="must compile for sm_13 or older; it knows sm_75 to"):
         compile_kernels("pool", ["pool<float, 4>"], 13)
+    with pytest.raises(DeviceError, match="cannot compile nonsense<float> for sm_90.*nonsense"):
+        compile_kernels("pool", ["nonsense<float>"], 90)
+
+
+@pytest.mark.slow
+def test_a_newer_gpu_gets_ptx(nvrtc):
+    """NVRTC makes PTX for the newest architecture that it knows; it names the kernel as the linker does."""
+    from minibert.engine.cuda_device import compile_kernels
+
+    newest = max(nvrtc.getSupportedArchs())
+    (lowered,), code, _ = compile_kernels("pool", ["pool<float, 4>"], newest + 7)
+
+    assert f".target sm_{newest}".encode() in code
+    assert lowered.encode() in code
