@@ -19,6 +19,7 @@ from support import ROOT, golden, twin
 
 from minibert import SentenceEncoder
 
+pytestmark = pytest.mark.tools
 CARD = "BertModel-128d"
 NCU = """"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
 "0","attention(int)","dram__throughput.avg","%","40"

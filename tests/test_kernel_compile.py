@@ -102,7 +102,7 @@ def test_what_cannot_be_compiled_is_an_error(nvrtc):
 
     with pytest.raises(DeviceError, match="must compile for sm_13 or older; it knows sm_75 to"):
         compile_kernels("pool", ["pool<float, 4>"], 13)
-    with pytest.raises(DeviceError, match="cannot compile nonsense<float> for sm_90.*nonsense"):
+    with pytest.raises(DeviceError, match=r"cannot compile nonsense<float> for sm_90.*nonsense"):
         compile_kernels("pool", ["nonsense<float>"], 90)
 
 
