@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from bench_tables import seconds
 from support import ROOT
 
@@ -82,3 +83,34 @@ def test_length_of_the_reference():
 def test_readme_is_short():
     """A page, not a book: the rest is in docs/."""
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 160
+
+
+PAGES = [ROOT / "README.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Where the files of the repository are on the web: README's links must work on a package index, too.
+ON_THE_WEB = re.compile(
+    r"https://(?:github\.com|raw\.githubusercontent\.com)/minibert/minibert/(?:(?:blob|tree)/)?main/"
+)
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as they are made on the web."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Each link to a file of the repository leads to one, and to a heading that is there; README's are absolute."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    assert targets or page.name == "command-line.md"
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if ON_THE_WEB.match(path):
+            file = ROOT / ON_THE_WEB.sub("", path)
+        else:
+            assert page != ROOT / "README.md" or path.startswith("https:"), target
+            if path.startswith("https:"):
+                continue
+            file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
