@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import DEVICES, has_gpu
 from kernel_cases import EACH_STORAGE
-from minibert.fused import device as gpu
 from rounded_cpu import rounded_encoder
 from support import (
     CARDS,
@@ -23,6 +22,7 @@ from support import (
 )
 
 from minibert import SentenceEncoder
+from minibert.engine import cuda_device as gpu
 from minibert.engine.fused_cuda import STORAGES
 from minibert.errors import ConfigError, DeviceError
 

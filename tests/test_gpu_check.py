@@ -16,11 +16,12 @@ import gpu_stages
 import gpu_tables
 import numpy as np
 import pytest
-from minibert.fused import products
+from minibert.engine import products
 from support import ROOT, golden, twin
 
 from minibert import SentenceEncoder
 
+pytestmark = pytest.mark.tools
 CARD = "BertModel-128d"
 NCU = """"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
 "0","attention(int)","dram__throughput.avg","%","40"

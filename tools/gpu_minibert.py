@@ -28,7 +28,7 @@ from minibert.engine.fused import partial_sums
 from minibert.engine.fused_cuda import STORAGES, Storage
 from minibert.engine.packing import Packing
 from minibert.engine.products import _CANDIDATES, _PERIOD, _Trial
-from minibert.modules import kinds as modules
+from minibert.modules import chain
 from minibert.typing import Array
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,7 +170,7 @@ def prepare(encoder: SentenceEncoder, texts: Sequence[str], budget: int) -> list
         lengths, offsets = [len(row) for row in rows], [int(row.sum()) for row in rows]
         packing = Packing.of(lengths, offsets, pipeline.row_rule)
         first = None
-        if modules.takes_first_token(pipeline.modules, 0):
+        if chain.takes_first_token(pipeline.modules, 0):
             first = packing.first_tokens(offsets, pipeline.row_rule)
         prepared.append(Prepared(np.concatenate(rows).astype(np.intp), packing, first, lengths))
     return prepared
