@@ -16,10 +16,10 @@ import gpu_stages
 import gpu_tables
 import numpy as np
 import pytest
-from minibert.engine import products
 from support import ROOT, golden, twin
 
 from minibert import SentenceEncoder
+from minibert.engine import products
 
 pytestmark = pytest.mark.tools
 CARD = "BertModel-128d"
