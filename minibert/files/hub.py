@@ -42,7 +42,7 @@ TRANSFORMERS_NAMES = {
 }
 
 #: The folder of the model that comes with minibert. Any program that reads sentence-transformers repos can load it.
-BUILTIN_MODEL = Path(__file__).parent / "builtin"
+BUILTIN_MODEL = Path(__file__).parents[1] / "builtin"
 
 #: Read from the repo's root and from each module's folder, where they exist.
 CONFIG_FILES: tuple[str, ...] = (
