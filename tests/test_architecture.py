@@ -14,18 +14,11 @@ import minibert
 
 PACKAGE = Path(minibert.__file__).parent
 
-<<<<<<< HEAD
-#: Modules by layer, the lowest first. A module imports from lower layers only.
-LAYERS = (
-    ("errors", "escapes", "threads", "typing"),
-    ("arrays", "atomic", "inputs", "jsonfile", "token_ids"),
-=======
 #: The floors of the house, the lowest first: modules, and wings (packages). An import goes to a lower floor, or stays
 #: in its wing. docs/architecture.md has the same list.
 FLOORS = (
-    ("errors", "typing"),
-    ("arrays", "inputs", "jsonfile"),
->>>>>>> main
+    ("errors", "escapes", "typing"),
+    ("arrays", "atomic", "inputs", "jsonfile"),
     ("special",),
     ("ops",),
     ("config", "params", "pooling", "quantization", "similarity", "token_ids"),
@@ -46,7 +39,7 @@ FLOORS = (
 WINGS = {
     "cli": (
         ("help_texts", "terminal"),
-        ("arguments", "encoder", "files", "opened", "texts"),
+        ("arguments", "encoder", "files", "opened", "outputs", "texts"),
         ("convert", "differences", "download", "encode", "index"),
         ("inspect", "search"),
         ("__init__",),
