@@ -358,6 +358,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         batch_size: int | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> Iterator[Float[Array, "n D"]]:
         """Yield the vectors of the texts in order, ``chunk_size`` at a time: any number, in constant memory.
 
@@ -372,6 +373,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             batch_size: As there.
             normalize_embeddings: As there.
             truncate_dim: As there.
+            progress: Is called again and again with a number of texts that are done, from any thread.
 
         Raises:
             TypeError: An input is not a text; the message has its index. The chunks before it were yielded.
@@ -384,15 +386,20 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
         prompt = self._resolve_prompt(prompt, prompt_name)
         request = Request(prompt or "", "sentence_embedding", truncate_dim, normalize_embeddings)
-        return self._stream(items, request, chunk_size, batch_size)
+        return self._stream(items, request, chunk_size, batch_size, progress)
 
     def _stream(
-        self, inputs: Iterator[str], request: Request, chunk_size: int, batch_size: int | None
+        self,
+        inputs: Iterator[str],
+        request: Request,
+        chunk_size: int,
+        batch_size: int | None,
+        progress: Callable[[int], object] | None,
     ) -> Iterator[Float[Array, "n D"]]:
         truncation = TruncationCount(self.max_seq_length)
         while chunk := list(itertools.islice(inputs, chunk_size)):
             texts = checked(chunk, truncation.texts)
-            yield self._embed(texts, request, truncation, batch_size, show_progress_bar=False)
+            yield self._embed(texts, request, truncation, batch_size, False, progress)
         self._report(truncation)
 
     def _embed(
@@ -402,6 +409,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         truncation: TruncationCount,
         batch_size: int | None,
         show_progress_bar: bool | None,
+        progress: Callable[[int], object] | None = None,
     ) -> Any:
         """Return what is requested of ``texts``, computed with the settings as they are now."""
         limits = Limits(
@@ -411,8 +419,9 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             self._engine.efficient_tokens,
         )
         refuse_truncation = self.on_truncate == "error"
-        with _progress_bar(len(texts), show_progress_bar) as progress:
-            job = Job(self._pipeline, self._engine, request, limits, truncation, refuse_truncation, progress)
+        with _progress_bar(len(texts), show_progress_bar) as bar:
+            done = bar if progress is None else progress
+            job = Job(self._pipeline, self._engine, request, limits, truncation, refuse_truncation, done)
             return job.run(texts)
 
     def encode_query(

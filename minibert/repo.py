@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from minibert.config import BertConfig
 from minibert.errors import ConfigError, ModelFileError, UnsupportedModuleError
+from minibert.escapes import printable
 from minibert.files.hub import module_folder, needed_files
 from minibert.jsonfile import read_array, read_object, read_optional
 from minibert.modules.kinds import MODULES
@@ -144,7 +145,9 @@ class ModelRepo:
         settings = read_optional(folder / "config_sentence_transformers.json")
         kind = settings.get("model_type", "SentenceTransformer")
         if kind != "SentenceTransformer":
-            logger.warning("%s was saved as a %s: its transformer is used with mean pooling", folder, kind)
+            logger.warning(
+                "%s was saved as a %s: its transformer is used with mean pooling", folder, printable(str(kind))
+            )
         if kind == "SentenceTransformer" and is_there(folder / "modules.json"):
             transformer_folder, modules = _modules(folder)
             transformer = TransformerSettings.from_folder(transformer_folder)

@@ -1,4 +1,4 @@
-"""What each function of kernels/device.cuh does, as cases for the kernels in tests/executor/unit_kernels.cu."""
+"""What each function of kernels/cuda/device.cuh does, as cases for the kernels in tests/executor/unit_kernels.cu."""
 
 from typing import NamedTuple
 

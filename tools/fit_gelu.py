@@ -20,9 +20,9 @@ from unittest import mock
 import mpmath
 import numpy as np
 import numpy.typing as npt
-from minibert.fused import cpu
 
 from minibert import ops
+from minibert.engine import fused_numpy as cpu
 from minibert.engine.fused_numpy import _gelu, _TailFit
 
 Floats = npt.NDArray[np.floating]

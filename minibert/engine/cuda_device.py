@@ -29,7 +29,7 @@ _CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 _OUT_OF_MEMORY = 2
 
 #: The kernels' sources, in the wheel and in a checkout.
-_FOLDERS = (Path(__file__).parents[1] / "_kernels", Path(__file__).parents[2] / "kernels")
+_FOLDERS = (Path(__file__).parents[1] / "_kernels" / "cuda", Path(__file__).parents[2] / "kernels" / "cuda")
 #: --fmad=true is the default: a product and a sum are rounded once.
 _OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 

@@ -5,7 +5,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from minibert.config import BertConfig
 from minibert.engine import packed
 from minibert.engine.fused import Fused
 from minibert.engine.fused_numpy import FusedCpu
-from minibert.engine.packed import PackedParams
+from minibert.engine.packed import PackedParams, Weights
 from minibert.engine.rows import RowRule
 from minibert.engine.threads import one_blas_thread, usable_cores
 from minibert.errors import DeviceError
@@ -48,8 +47,8 @@ class Engine(Protocol):
     threads: int
     efficient_tokens: int
 
-    def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
-        """Return the parameters of the BertModel in ``folder``, where and as they are computed with, and how to pack.
+    def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
+        """Return the parameters of a BertModel, where and as they are computed with, and how to pack.
 
         Raises:
             ModelFileError: They cannot be used.
@@ -99,9 +98,9 @@ class CpuEngine:
         self.dtype = compute_dtype(dtype)
         self.threads = usable_cores()
 
-    def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
-        """Return the parameters of the BertModel in ``folder``, and how to pack texts for equal bits."""
-        return packed.load(folder, config, self.dtype), packed.row_rule(config, self.dtype)
+    def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
+        """Return the parameters of a BertModel, and how to pack texts for equal bits."""
+        return packed.load(weights, config), packed.row_rule(config, self.dtype)
 
     def place(self, weights: Array) -> Array:
         """Return ``weights``."""
@@ -156,8 +155,8 @@ class CudaEngine:
         self._lock = threading.Lock()
         self._idle: list[tuple[Any, Any]] = []
 
-    def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
-        """Return the parameters of the BertModel in ``folder``: matrices as they are stored, vectors in float32."""
+    def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
+        """Return the parameters of a BertModel: matrices as they are stored, vectors in float32."""
         from minibert.engine.fused_cuda import require_supported
 
         require_supported(config.hidden_size, config.num_attention_heads)
@@ -165,7 +164,7 @@ class CudaEngine:
         def place(array: Array) -> Any:
             return self.device.place(self.storage.narrow(array) if array.ndim == 2 else array)
 
-        params = packed.load(folder, config, np.float32, place)
+        params = packed.load(weights, config, place)
         self.device.settle()
         return params, RowRule((0,), threads=False, graded=True)
 

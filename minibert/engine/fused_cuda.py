@@ -1,4 +1,4 @@
-"""The fused operations on an NVIDIA GPU: matrix products by cuBLAS, and between them the kernels in kernels/*.cu."""
+"""The fused operations on an NVIDIA GPU: matrix products by cuBLASLt, between them the kernels in kernels/cuda/."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol

@@ -1,15 +1,15 @@
 """BERT's forward pass, fast: every token of a batch in one array, one row a token, no padding.
 
-It computes what :mod:`minibert.model` defines, in the fused operations of :mod:`minibert.fused`, on parameters that
-were laid out for them once, at load. A text's vectors are the same, bit for bit, whatever texts are packed with it.
+It computes what :mod:`minibert.model` defines, in the fused operations of :mod:`minibert.engine.fused`, on parameters
+that were laid out for them once, at load. A text's vectors are the same, bit for bit, whatever texts are packed with
+it.
 
     T  rows, one a token      H  hidden size            h  attention heads
     n  texts                  I  intermediate size      d  head size, H / h
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from minibert.engine.packing import Packing
 from minibert.engine.rows import RowRule, rule_for
 from minibert.engine.threads import one_blas_thread
 from minibert.errors import TokenizerError
-from minibert.files import checkpoint
 from minibert.typing import Array, DType, Float, Int
 
 #: The longest run of products that is summed at once, in the projection of the heads and in the two layers of the
@@ -69,25 +68,33 @@ class PackedParams(NamedTuple):
     layers: tuple[Layer, ...]
 
 
-def load(
-    folder: Path, config: BertConfig, dtype: DType, place: Callable[[Array], Any] = lambda array: array
-) -> PackedParams:
-    """Return the parameters of the BertModel in ``folder``, laid out one layer after the other.
+class Weights(Protocol):
+    """The parameters of a BertModel, read when they are asked for."""
+
+    def embeddings(self) -> params.Embeddings:
+        """Return the embeddings."""
+        ...
+
+    def layer(self, number: int) -> params.Layer:
+        """Return one layer, counted from 0."""
+        ...
+
+
+def load(weights: Weights, config: BertConfig, place: Callable[[Array], Any] = lambda array: array) -> PackedParams:
+    """Return the parameters of a BertModel, laid out one layer after the other.
 
     Args:
-        folder: Where its files are.
+        weights: Where they are read.
         config: Its sizes and choices.
-        dtype: The precision to read them in.
         place: Returns an array as the fused operations take it, such as a copy on their device.
 
     Raises:
-        WeightsError: As :func:`minibert.files.checkpoint.load_bert`.
+        WeightsError: One cannot be used.
     """
-    reader = checkpoint.BertReader(folder, config, dtype)
     with one_blas_thread():  # the folded biases are products, too, and shall always have the same bits
-        layers = (reader.layer(number) for number in range(config.num_hidden_layers))
+        layers = (weights.layer(number) for number in range(config.num_hidden_layers))
         packed = tuple(_map(place, pack_layer(layer, config.num_attention_heads)) for layer in layers)
-    return PackedParams(_map(place, reader.embeddings()), packed)
+    return PackedParams(_map(place, weights.embeddings()), packed)
 
 
 def _map(place: Callable[[Array], Any], parameters: Any) -> Any:

@@ -41,6 +41,7 @@ class Packing(NamedTuple):
         groups: The texts in order.
         products: Runs of rows that go into one matrix product each.
         lengths: How many tokens each text has.
+        starts: The index of each text's first token; of a text without tokens, of the next one's.
     """
 
     tokens: int
@@ -50,6 +51,7 @@ class Packing(NamedTuple):
     groups: tuple[Group, ...]
     products: tuple[slice, ...]
     lengths: Int[Array, "texts"]
+    starts: Int[Array, "texts"]
 
     @classmethod
     def of(
@@ -70,31 +72,27 @@ class Packing(NamedTuple):
             rule: Which rows have the same bits.
         """
         lengths = np.asarray(lengths, np.intp)
+        starts = starts_of(lengths)
         tokens = int(lengths.sum())
         groups = _groups(lengths)
         if not rule.period:
             ends = np.cumsum(lengths).tolist()
             products = tuple(itertools.starmap(slice, itertools.pairwise([0, *ends])))
-            return cls(tokens, tokens, None, None, groups, products, lengths)
+            return cls(tokens, tokens, None, None, groups, products, lengths, starts)
         if not rule.needs_offsets:
             rows = rule.rows_for(tokens)
-            return cls(tokens, rows, None, None, groups, (slice(rows),), lengths)
+            return cls(tokens, rows, None, None, groups, (slice(rows),), lengths, starts)
         if offsets is None:
             raise ValueError(f"offsets must be given for a rule of period {rule.period}; they are None.")
-        row_of = _rows(lengths, np.asarray(offsets), np.array(rule.classes))
+        row_of = _rows(starts - np.asarray(offsets), lengths, np.array(rule.classes))
         rows = -(-int(row_of.max(initial=-1) + 1) // rule.period) * rule.period
         token_at = np.zeros(rows, np.intp)
         token_at[row_of] = np.arange(tokens)
-        return cls(tokens, rows, row_of, token_at, groups, (slice(rows),), lengths)
-
-    @property
-    def starts(self) -> Int[Array, "texts"]:
-        """The index of each text's first token; of a text without tokens, of the next one's."""
-        return starts_of(self.lengths)
+        return cls(tokens, rows, row_of, token_at, groups, (slice(rows),), lengths, starts)
 
     def positions(self) -> Int[Array, "tokens"]:
         """Return the position of each token in its text."""
-        return np.arange(self.tokens) - np.repeat(self.starts, self.lengths)
+        return np.arange(self.tokens) - self.starts.repeat(self.lengths)
 
     def first_tokens(self, offsets: Sequence[int] | Int[Array, "texts"] | None, rule: RowRule) -> "Packing":
         """Return the packing of each text's first token alone, if it has one, in the same groups of texts."""
@@ -116,21 +114,28 @@ def _groups(lengths: Int[Array, "texts"]) -> tuple[Group, ...]:
     """Return the runs of equal lengths."""
     if len(lengths) == 0:
         return ()
-    first = np.flatnonzero(np.concatenate([[True], lengths[1:] != lengths[:-1]]))
-    texts = np.diff(first, append=len(lengths))
-    columns = starts_of(lengths)[first].tolist(), texts.tolist(), lengths[first].tolist()
-    return tuple(map(Group, *columns))
+    groups = []
+    start = first = 0
+    for end in [*(np.flatnonzero(lengths[1:] != lengths[:-1]) + 1).tolist(), len(lengths)]:
+        groups.append(Group(start, end - first, int(lengths[first])))
+        start += groups[-1].texts * groups[-1].tokens
+        first = end
+    return tuple(groups)
 
 
 def _rows(
-    lengths: Int[Array, "texts"], offsets: Int[Array, "texts"], classes: Int[Array, "period"]
+    zeros: Int[Array, "texts"], lengths: Int[Array, "texts"], classes: Int[Array, "period"]
 ) -> Int[Array, "tokens"]:
-    """Return the row of each token: the next free one of its class."""
-    positions = np.arange(lengths.sum()) - np.repeat(starts_of(lengths) - offsets, lengths)
+    """Return the row of each token: the next free one of its class.
+
+    ``zeros`` is where each text would have a token at position 0 of a tile.
+    """
+    positions = np.arange(lengths.sum()) - zeros.repeat(lengths)
     of_token = classes[positions % len(classes)]
     rows = np.empty(len(positions), np.intp)
     for number in range(classes.max() + 1):
         places = np.flatnonzero(classes == number)
-        tile, place = np.divmod(np.arange(np.count_nonzero(of_token == number)), len(places))
-        rows[of_token == number] = tile * len(classes) + places[place]
+        tokens = np.flatnonzero(of_token == number)
+        tile, place = np.divmod(np.arange(len(tokens)), len(places))
+        rows[tokens] = tile * len(classes) + places[place]
     return rows

@@ -44,7 +44,7 @@ TRANSFORMERS_NAMES = {
 }
 
 #: The folder of the model that comes with minibert. Any program that reads sentence-transformers repos can load it.
-BUILTIN_MODEL = Path(__file__).parent / "builtin"
+BUILTIN_MODEL = Path(__file__).parents[1] / "builtin"
 
 #: The largest file of the cache that may hold a branch's commit; one has 40 bytes.
 MAX_REF_BYTES = 1024
@@ -175,6 +175,7 @@ def _is_inside(folder: str) -> bool:
 
 def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None, local_only: bool) -> str:
     """Return the cached snapshot of a repo, after fetching what is needed of it if the hub answers."""
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     _require_readable_ref(repo, revision or "main", cache)
@@ -184,7 +185,8 @@ def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None,
     if local_only:
         return cached()
     try:
-        info = hub.model_info(repo, revision=revision)
+        # The library's own timeout for such a request, which it does not set here by itself: a hub may never answer.
+        info = hub.model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
     except RevisionNotFoundError:
         raise
     except _hub_errors() as error:  # offline, no network, hub down: as in snapshot_download, the cache serves

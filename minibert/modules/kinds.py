@@ -9,9 +9,9 @@ import copy
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from minibert import ops, pooling
 from minibert.arrays import array_namespace
 from minibert.engine.threads import one_blas_thread
 from minibert.errors import ConfigError, UnsupportedModuleError, WeightsError
+from minibert.escapes import printable
 from minibert.files.checkpoint import load_module
 from minibert.jsonfile import read_object, read_optional
 from minibert.typing import Array, DType
@@ -125,7 +126,7 @@ class Pooling(Module):
         )
 
 
-class _InPlace:
+class InPlace:
     """What Normalize and Dense share: which feature is read, and which is written."""
 
     SENTENCE: ClassVar[str] = "sentence_embedding"
@@ -142,7 +143,7 @@ class _InPlace:
                 )
 
 
-class Normalize(_InPlace, Module):
+class Normalize(InPlace, Module):
     """Scales vectors to length 1."""
 
     @classmethod
@@ -157,7 +158,7 @@ class Normalize(_InPlace, Module):
         features[self.target] = ops.l2_normalize(features[self.source])
 
 
-class Dense(_InPlace, Module):
+class Dense(InPlace, Module):
     """A linear layer with an activation, and optionally a residual connection around it."""
 
     KEYS: ClassVar[frozenset[str]] = frozenset(
@@ -210,7 +211,8 @@ class Dense(_InPlace, Module):
     def from_folder(cls, folder: Path, dtype: DType) -> Self:
         config = read_object(folder / "config.json")
         if unknown := sorted(config.keys() - cls.KEYS):
-            logger.warning("%s: ignoring the keys %s, which a Dense config does not have", folder, ", ".join(unknown))
+            keys = printable(", ".join(unknown))
+            logger.warning("%s: ignoring the keys %s, which a Dense config does not have", folder, keys)
         return cls(folder, config, dtype)
 
     @classmethod
@@ -360,54 +362,6 @@ MODULES: Mapping[str, type[Module]] = {
     "WeightedLayerPooling": WeightedLayerPooling,
     "WordWeights": WordWeights,
 }
-
-
-def connect(chain: Sequence[Module], flow: Flow) -> int:
-    """Return the width of the sentence vectors that the modules of ``chain`` make, one after the other.
-
-    Raises:
-        ConfigError: They do not fit together, or make no sentence vector.
-    """
-    for module in chain:
-        module.connect(flow)
-    if "sentence_embedding" not in flow.widths:
-        raise ConfigError("modules.json must name a module that makes a sentence vector, such as Pooling; it does not.")
-    return flow.widths["sentence_embedding"]
-
-
-class AtOnce(NamedTuple):
-    """A chain that needs the hidden states for nothing but pooling: whole batches go through it at once.
-
-    Attributes:
-        pooling: The pooling.
-        normalize: Whether a Normalize follows it.
-        rest: What comes then, and works on the vectors alone.
-    """
-
-    pooling: Pooling
-    normalize: bool
-    rest: tuple[Module, ...]
-
-
-def at_once(chain: Sequence[Module]) -> AtOnce | None:
-    """Return the parts of a chain that begins with Pooling, and works on its vectors alone then; of others, None."""
-    pooling, *rest = chain
-    if not isinstance(pooling, Pooling):
-        return None
-    for module in rest:
-        in_place = isinstance(module, _InPlace) and module.source == module.target == module.SENTENCE
-        if not in_place and not isinstance(module, Dropout | LayerNorm):
-            return None
-    normalize = bool(rest) and isinstance(rest[0], Normalize)
-    return AtOnce(pooling, normalize, tuple(rest[normalize:]))
-
-
-def takes_first_token(chain: Sequence[Module], prompt_length: int) -> bool:
-    """Return whether the sentence vector depends on the vector of each text's first token alone."""
-    parts = at_once(chain)
-    if parts is None:
-        return False
-    return set(parts.pooling.modes) == {"cls"} and (parts.pooling.include_prompt or not prompt_length)
 
 
 def load(kind: str, folder: Path | None, dtype: DType) -> Module:

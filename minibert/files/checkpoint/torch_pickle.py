@@ -1,9 +1,9 @@
 """``pytorch_model.bin`` files, read without PyTorch and without unpickling.
 
-``torch.save`` writes a pickle, which :mod:`~minibert.files.checkpoint.pickle_machine` reads, and beside it the numbers of the
-tensors. There are two formats. *Zip* (since torch 1.6) has the entries ``<root>/data.pkl`` and, for each storage,
-``<root>/data/<key>``, uncompressed. *Legacy* has five pickles (a magic number, the format's version, the system, the
-value, the storage keys) and then, for each key, a count (int64) and that many numbers.
+``torch.save`` writes a pickle, which :mod:`~minibert.files.checkpoint.pickle_machine` reads, and beside it the
+numbers of the tensors. There are two formats. *Zip* (since torch 1.6) has the entries ``<root>/data.pkl`` and, for
+each storage, ``<root>/data/<key>``, uncompressed. *Legacy* has five pickles (a magic number, the format's version,
+the system, the value, the storage keys) and then, for each key, a count (int64) and that many numbers.
 https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
