@@ -66,8 +66,8 @@ class Model(NamedTuple):
     cls_of: str = ""
 
 
-# With few texts, the lengths in a batch differ more. That favours an encoder without padding, so fewer mixed texts are
-# left out.
+# With few texts, the lengths in a batch differ more. That favours an encoder without padding. So mixed texts keep the
+# largest share.
 ALL = {"short": 1, "mixed": 1, "long": 1}
 SOME = {"short": 8, "mixed": 4, "long": 8}
 FEW = {"short": 20, "mixed": 10, "long": 16}

@@ -1,4 +1,4 @@
-// The common basis of all kernels. device.cuh defines the few names beyond plain C++ for a GPU. In the tests,
+// All kernels include this file. device.cuh defines the few names for a GPU that plain C++ does not have. In the tests,
 // tests/executor/executor.h defines the same names for a CPU, which runs the same sources.
 //
 //   T   the type that hidden states and matrices are stored in: float16, bfloat16 or float
