@@ -162,7 +162,7 @@ class _Trial(NamedTuple):
     def seconds(self, algorithm: Algorithm, x: Any) -> float:
         """Return the time of the product of ``x``: the least of some runs, in seconds.
 
-        A run has several products in one launch: a small product takes less time on the GPU than its launch on the host.
+        A run has several products in one launch, because a small product takes less time than its launch.
         """
         y = self.gpu.empty((self.shape.n, self.shape.ldc), self.storage.dtype)
 
