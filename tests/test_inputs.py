@@ -180,11 +180,11 @@ def test_any_unicode_is_taken(texts):
         ({"text": "one"}, "dict"),
         ({}, "dict"),
         (types.MappingProxyType({"text": "one"}), "mappingproxy"),
-        ({"one", "two"}, "set"),
+        pytest.param({"one", "two"}, "set", id="set"),
         (frozenset(), "frozenset"),
         ({"one": 1}.keys(), "dict_keys"),
         ({"one": 1}.items(), "dict_items"),
-        (object(), "object"),
+        pytest.param(object(), "object", id="object"),
     ],
     ids=repr,
 )
