@@ -7,6 +7,9 @@
 The forward pass is in :mod:`minibert.model`: start reading there.
 """
 
+from typing import NoReturn
+
+from minibert import instead as _instead
 from minibert.config import BertConfig
 from minibert.encoder import SentenceEncoder, Truncation
 from minibert.hub import BUILTIN_MODEL
@@ -26,3 +29,7 @@ __all__ = [
     "__version__",
     "quantize_embeddings",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise _instead.missing("minibert", name, _instead.PACKAGE)

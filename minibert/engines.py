@@ -18,7 +18,7 @@ from minibert.fused.operations import Fused
 from minibert.fused.rows import RowRule
 from minibert.packed import PackedParams
 from minibert.threads import one_blas_thread, usable_cores
-from minibert.typing import Array, DType, Int
+from minibert.typing import Array, Bool, DType, Int
 
 #: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
 #: efficient matrix products, and few enough that a thread needs some 25 MB.
@@ -39,12 +39,14 @@ class Engine(Protocol):
     Attributes:
         name: The device, as a user calls it.
         dtype: The precision of results.
+        precision: The name of the precision of weights and hidden states.
         threads: How many threads compute, by default.
         efficient_tokens: Tokens of an efficient batch.
     """
 
     name: str
     dtype: np.dtype[Any]
+    precision: str
     threads: int
     efficient_tokens: int
 
@@ -54,6 +56,10 @@ class Engine(Protocol):
         Raises:
             ModelFileError: They cannot be used.
         """
+        ...
+
+    def row_rule(self, config: BertConfig) -> RowRule:
+        """Return how to pack texts of such a model on this machine: rules that come from experiment are found anew."""
         ...
 
     def place(self, weights: Array) -> Any:
@@ -66,6 +72,10 @@ class Engine(Protocol):
 
     def spread(self, vectors: Any, rows: Int[Array, "n"]) -> Any:
         """Return some rows of an array of :meth:`empty`, each as often as it is named."""
+        ...
+
+    def finite_rows(self, vectors: Any) -> Bool[Array, "n"]:
+        """Return, on the host, which rows of an array of :meth:`empty` have neither NaN nor infinity."""
         ...
 
     def batch_tokens(self, config: BertConfig) -> int:
@@ -97,11 +107,16 @@ class CpuEngine:
     def __init__(self, dtype: DType) -> None:
         """Make it; raises as :func:`compute_dtype`."""
         self.dtype = compute_dtype(dtype)
+        self.precision = self.dtype.name
         self.threads = usable_cores()
 
     def load(self, folder: Path, config: BertConfig) -> tuple[PackedParams, RowRule]:
         """Return the parameters of the BertModel in ``folder``, and how to pack texts for equal bits."""
-        return packed.load(folder, config, self.dtype), packed.row_rule(config, self.dtype)
+        return packed.load(folder, config, self.dtype), self.row_rule(config)
+
+    def row_rule(self, config: BertConfig) -> RowRule:
+        """Return how to pack texts for equal bits, found by experiment with this machine's BLAS."""
+        return packed.row_rule(config, self.dtype)
 
     def place(self, weights: Array) -> Array:
         """Return ``weights``."""
@@ -114,6 +129,10 @@ class CpuEngine:
     def spread(self, vectors: Array, rows: Int[Array, "n"]) -> Array:
         """Return some rows of an array, each as often as it is named."""
         return vectors[rows]
+
+    def finite_rows(self, vectors: Array) -> Bool[Array, "n"]:
+        """Return which rows of an array have neither NaN nor infinity."""
+        return np.asarray(np.isfinite(vectors).all(axis=1))
 
     def batch_tokens(self, config: BertConfig) -> int:
         """Return how many tokens a thread computes at a time."""
@@ -152,6 +171,7 @@ class CudaEngine:
         precision = _choose_precision(dtype, list(STORAGES), "a GPU", remedy)
         self.name = f"cuda:{number}"
         self.storage = STORAGES[precision]
+        self.precision = self.storage.name
         self.device = CudaDevice(number, self.storage)
         self._lock = threading.Lock()
         self._idle: list[tuple[Any, Any]] = []
@@ -167,7 +187,11 @@ class CudaEngine:
 
         params = packed.load(folder, config, np.float32, place)
         self.device.settle()
-        return params, RowRule((0,), threads=False, graded=True)
+        return params, self.row_rule(config)
+
+    def row_rule(self, config: BertConfig) -> RowRule:  # noqa: ARG002
+        """Return how to pack texts for equal bits: so that few numbers of rows occur."""
+        return RowRule((0,), threads=False, graded=True)
 
     def place(self, weights: Array) -> Any:
         """Return weights of a module on the GPU, in float32."""
@@ -184,6 +208,10 @@ class CudaEngine:
     def spread(self, vectors: Any, rows: Int[Array, "n"]) -> Any:
         """Return some rows of an array on the GPU, each as often as it is named."""
         return self.device.spread(vectors, rows)
+
+    def finite_rows(self, vectors: Any) -> Bool[Array, "n"]:
+        """Return, on the host, which rows of an array on the GPU have neither NaN nor infinity."""
+        return self.device.finite_rows(vectors)
 
     def batch_tokens(self, config: BertConfig) -> int:  # noqa: ARG002
         """Return how many tokens a stream computes at a time."""

@@ -4,6 +4,9 @@ Each message states the rule, what was expected, what was received and the remed
 model repo share the base :class:`ModelFileError`, so one ``except`` covers any unusable repo.
 """
 
+import sys
+import warnings
+
 
 class MinibertError(Exception):
     """Base class of every error that minibert raises on purpose, but for TypeError and ValueError."""
@@ -45,5 +48,20 @@ class TruncationError(MinibertError, ValueError):
     """A text is longer than ``max_seq_length`` and ``on_truncate="error"`` was asked for."""
 
 
+class VectorError(MinibertError, ValueError):
+    """A vector has NaN or infinity; the message names the text and what to look at."""
+
+
 class TruncationWarning(UserWarning):
     """Some texts were cut to ``max_seq_length`` tokens, so their vectors cover only their beginning."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn of the line that called minibert, however many of its own functions lie between.
+
+    Python shows a warning once for each line: from a line of minibert's it would be shown once in all.
+    """
+    level, frame = 1, sys._getframe()  # noqa: SLF001
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "minibert":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

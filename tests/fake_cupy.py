@@ -494,7 +494,7 @@ def install(monkeypatch, executor):
     cupy.asnumpy, cupy.cublaslt = as_numpy, library
     pool = types.SimpleNamespace(free_all_blocks=lambda: None)
     cupy.get_default_memory_pool = lambda: pool
-    for name in ("sqrt", "square", "maximum", "float64", "concatenate", "stack", "atleast_2d"):
+    for name in ("sqrt", "square", "maximum", "float64", "concatenate", "stack", "atleast_2d", "isfinite"):
         setattr(cupy, name, getattr(np, name))
     for name, module in {"cupy": cupy, "cupy.cuda": cuda}.items():
         monkeypatch.setitem(sys.modules, name, module)

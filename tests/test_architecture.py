@@ -15,13 +15,13 @@ PACKAGE = Path(minibert.__file__).parent
 
 #: Modules by layer, the lowest first. A module imports from lower layers only.
 LAYERS = (
-    ("errors", "threads", "typing"),
+    ("errors", "instead", "threads", "typing"),
     ("arrays", "inputs", "jsonfile", "token_ids"),
     ("special",),
     ("ops",),
     ("config", "params", "pooling", "quantization", "similarity", "tokenizer_files"),
     ("checkpoint", "fused", "model", "tokenization"),
-    ("batches", "hub", "modules", "packed"),
+    ("batches", "hub", "modules", "packed", "settings"),
     ("engines", "repo"),
     ("pipeline", "pretrained"),
     ("adapters", "embedding"),

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +40,7 @@ def _encode(options: argparse.Namespace) -> tuple[list[str], Array]:
             "Give more, or use float32, binary or ubinary."
         )
     encoder = open_encoder(options)
+    encode: dict[str, Callable[..., Array]]
     encode = {"encode": encoder.encode, "query": encoder.encode_query, "document": encoder.encode_document}
     vectors = encode[options.method](
         texts,
