@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from minibert.config import BertConfig
 from minibert.errors import ConfigError, UnsupportedModuleError
 from minibert.hub import module_folder, needed_files
+from minibert.inputs import require_text
 from minibert.jsonfile import read_array, read_object, read_optional
 from minibert.modules import MODULES
 from minibert.similarity import SIMILARITY
@@ -92,7 +93,7 @@ class TransformerSettings:
             raise ConfigError(f"{path}: max_seq_length must be a positive whole number; it is {max_seq_length!r}.")
         settings = cls(
             max_seq_length=max_seq_length,
-            do_lower_case=bool(config.pop("do_lower_case", False)),
+            do_lower_case=_flag(path, config, "do_lower_case"),
             tokenizer_overrides=kwargs["processor_kwargs"],
             config_overrides=kwargs["config_kwargs"],
         )
@@ -269,11 +270,25 @@ def _without_trust(path: Path, name: str, value: Any) -> dict[str, Any]:
     return {key: item for key, item in (value or {}).items() if key != "trust_remote_code"}
 
 
+def _flag(path: Path, config: dict[str, Any], key: str) -> bool:
+    """Take a flag out of a config, and return it. A text is refused: "false" would count as true."""
+    value = config.pop(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{path}: {key} must be true or false; it is {value!r}.")
+    return value
+
+
 def _prompts(path: Path, settings: dict[str, Any]) -> dict[str, str]:
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise ConfigError(f"{path}: prompts must map names to texts; it is {prompts!r}.")
-    return {name: text or "" for name, text in prompts.items()}
+    texts = {name: text or "" for name, text in prompts.items()}
+    try:
+        for name, text in texts.items():
+            require_text(f"prompts[{name!r}]", text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return texts
 
 
 def _optional(path: Path, settings: dict[str, Any], key: str, kind: type) -> Any:

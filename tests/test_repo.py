@@ -272,6 +272,7 @@ def test_settings_that_say_nothing(repo, values):
     [
         ({"prompts": ["query: "]}, "prompts must map names to texts"),
         ({"prompts": {"query": 1}}, "prompts must map names to texts"),
+        ({"prompts": {"query": "\ud800"}}, r"prompts\['query'\] must be valid Unicode; it holds a lone surrogate"),
         ({"default_prompt_name": 1}, "default_prompt_name must be null or of type str; it is 1"),
         ({"similarity_fn_name": ["cosine"]}, "similarity_fn_name must be null or of type str"),
         ({"truncate_dim": "8"}, "truncate_dim must be null or of type int; it is '8'"),
