@@ -91,8 +91,7 @@ class ScikitLearnTransformer:
 
         They are as they were given; a setting that was changed since has its present value.
         """
-        given = self._settings.changed(**chosen(self._arguments, self._own))
-        return {**self._arguments, **self._settings.different(given)}
+        return {**self._arguments, **self._settings.different(chosen(self._arguments, self._own))}
 
     def set_params(self, **params: Any) -> Self:
         """Change constructor arguments; the model is loaded again only where one of them asks for it.

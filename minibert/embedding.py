@@ -88,7 +88,7 @@ class Truncation:
     def including(self, lengths: Int[Array, "texts"]) -> Self:
         """Return the same of these texts and more, which have so many tokens."""
         count = self.count + int(np.count_nonzero(lengths > self.limit))
-        return dataclasses.replace(self, count=count, longest=max(self.longest, int(lengths.max(initial=0))))
+        return type(self)(count, max(self.longest, int(lengths.max(initial=0))), self.limit)
 
 
 def embed(
@@ -278,14 +278,14 @@ def _refuse_truncation(lengths: Int[Array, "texts"], limit: int, start: int) -> 
 
 def _not_finite(index: int, precision: str) -> VectorError:
     """Return the error for a text whose vector has NaN or infinity."""
-    remedy = {
-        "float16": 'Load the model with dtype="bfloat16" or "float32", which hold larger numbers than float16.',
-        "float32": 'Does it compute with dtype="float64"? Then the weights are too large for float32.',
-    }
+    remedy = "Check the weights: they may be damaged."
+    if precision == "float16":
+        remedy = 'Load the model with dtype="bfloat16" or "float32", which hold larger numbers.'
+    elif precision != "float64":
+        remedy += ' On a CPU, dtype="float64" holds larger numbers.'
     return VectorError(
-        f"every vector must be finite; that of item {index} has NaN or infinity. A number became too large for "
-        f"{precision} while it was computed: the weights are damaged, or need more room. "
-        f"{remedy.get(precision, 'Check where the weights come from.')}"
+        f"every vector must be finite; that of item {index} has NaN or infinity, because a number was too large for "
+        f"{precision}. {remedy}"
     )
 
 

@@ -568,7 +568,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             "device": self.device,
             "dtype": self._engine.precision,
             "max_seq_length": self.max_seq_length,
-            **self._settings.different(self._settings.changed(**self._own)),
+            **self._settings.different(self._own),
         }
         shown = [
             *([] if name is None else [repr(os.fspath(name))]),

@@ -27,6 +27,8 @@ _BATCH_NUMBERS, _BATCH_TOKENS = 327_680, 1024
 _EFFICIENT_TOKENS = 192
 #: The same for a GPU. Not measured on one yet: design estimates.
 _GPU_BATCH_TOKENS, _GPU_EFFICIENT_TOKENS = 16_384, 4096
+#: Numbers of vectors that are looked at at a time.
+_PIECE = 1 << 22
 #: While one stream computes, the texts of the other are packed and copied.
 _STREAMS = 2
 #: With this variable at 1, small batches are recorded as CUDA graphs. Not by default, until that was measured on a GPU.
@@ -132,7 +134,7 @@ class CpuEngine:
 
     def finite_rows(self, vectors: Array) -> Bool[Array, "n"]:
         """Return which rows of an array have neither NaN nor infinity."""
-        return np.asarray(np.isfinite(vectors).all(axis=1))
+        return np.concatenate([np.isfinite(piece).all(axis=1) for piece in _pieces(vectors)])
 
     def batch_tokens(self, config: BertConfig) -> int:
         """Return how many tokens a thread computes at a time."""
@@ -211,7 +213,7 @@ class CudaEngine:
 
     def finite_rows(self, vectors: Any) -> Bool[Array, "n"]:
         """Return, on the host, which rows of an array on the GPU have neither NaN nor infinity."""
-        return self.device.finite_rows(vectors)
+        return np.concatenate([self.device.finite_rows(piece) for piece in _pieces(vectors)])
 
     def batch_tokens(self, config: BertConfig) -> int:  # noqa: ARG002
         """Return how many tokens a stream computes at a time."""
@@ -246,6 +248,13 @@ class CudaEngine:
         with self._lock:
             self._idle.clear()
         self.device.free()
+
+
+def _pieces(vectors: Any) -> Iterator[Any]:
+    """Yield an array in runs of rows, at least one, whose intermediate results are small."""
+    rows = max(1, _PIECE // max(1, vectors.shape[1]))
+    for start in range(0, max(1, len(vectors)), rows):
+        yield vectors[start : start + rows]
 
 
 def open_engine(device: object, dtype: DType | str) -> Engine:

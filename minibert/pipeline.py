@@ -1,6 +1,7 @@
 """A repo's model, loaded: the tokenizer, the transformer's parameters, and the modules after it."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -72,7 +73,7 @@ class Pipeline:
         """Return how many dimensions are left of a vector cut to ``truncate_dim``, in the sense of a slice."""
         return len(range(self.dimension)[:truncate_dim])
 
-    @property
+    @functools.cached_property
     def include_prompt(self) -> bool:
         """Whether the tokens of a prompt are pooled together with the text's own: by the last pooling, if by any."""
         return next((module.include_prompt for module in self.modules[::-1] if isinstance(module, Pooling)), True)

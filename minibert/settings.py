@@ -115,10 +115,10 @@ class Settings:
         """Return the same settings, with prompts of their own."""
         return dataclasses.replace(self, prompts=dict(self.prompts))
 
-    def different(self, other: Self) -> dict[str, Any]:
-        """Return those settings, by name, that are not what they are in ``other``."""
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in NAMES}
-        return {name: copy.copy(own) for name, (own, others) in pairs.items() if own != others}
+    def different(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those settings, by name, that are not equal to the value of their name."""
+        own = {name: getattr(self, name) for name in NAMES}
+        return {name: copy.copy(value) for name, value in own.items() if value != values[name]}
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
         """Return what goes before each text: the given prompt, or the named one, or the default one, or nothing."""

@@ -152,7 +152,7 @@ def test_vectors_can_stay_on_the_device(stand_in, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"convert_to_numpy": False}, {"output_value": "token_embeddings"}], ids=str)
 @pytest.mark.parametrize(
     ("dtype", "largest", "remedy"),
-    [("float16", 6e4, 'dtype="bfloat16" or "float32"'), ("float32", 3e38, "weights are damaged, or need more room")],
+    [("float16", 6e4, 'dtype="bfloat16" or "float32"'), ("float32", 3e38, "Check the weights.*On a CPU")],
 )
 def test_vectors_that_are_not_finite(cuda, tmp_path, options, dtype, largest, remedy):
     """An overflow is an error that names the text and says what to do, also where vectors stay on the device."""
@@ -165,6 +165,17 @@ def test_vectors_that_are_not_finite(cuda, tmp_path, options, dtype, largest, re
     encoder = SentenceEncoder(tmp_path, device="cuda", dtype=dtype)
     with pytest.raises(VectorError, match=rf"item 0 has NaN or infinity.*too large for {dtype}.*{remedy}"):
         encoder.encode(TEXTS[:1], **options)
+
+
+def test_every_vector_on_the_device_is_looked_at(stand_in, monkeypatch):
+    """Vectors that stay on the device are looked at in pieces; none is passed over."""
+    monkeypatch.setattr("minibert.engines._PIECE", 40)  # vectors have 16 numbers
+    engine = SentenceEncoder(twin(CARD), device="cuda")._engine
+    vectors = np.zeros((7, 16), np.float32)
+    vectors[[1, 4, 6], [0, 15, 3]] = np.nan, np.inf, -np.inf
+
+    assert np.flatnonzero(~engine.finite_rows(vectors)).tolist() == [1, 4, 6]
+    assert engine.finite_rows(vectors[:0]).shape == (0,)
 
 
 def test_an_encoder_on_a_gpu_is_not_pickled(stand_in):

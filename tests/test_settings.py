@@ -240,6 +240,28 @@ def test_default_prompt_that_is_gone(encoder):
         SentenceEncoder(**{**encoder.get_params(), "model_name_or_path": twin(CARD), "prompts": None})
 
 
+def test_default_prompt_whose_text_is_given(tmp_path):
+    """The files may name a default prompt whose text the constructor gives."""
+    copy_twin(tmp_path)
+    edit_json(tmp_path / "config_sentence_transformers.json", default_prompt_name="passage")
+    encoder = SentenceEncoder(tmp_path, prompts={"passage": "a "})
+
+    assert encoder.default_prompt_name == "passage"
+    assert encoder.get_params()["default_prompt_name"] is None
+    assert "prompts=" in repr(encoder)
+    assert copy.copy(encoder).set_params(truncate_dim=3).encode(TEXTS).shape == (4, 3)
+
+
+def test_default_prompt_that_was_assigned_before(encoder):
+    """set_params takes the name of a prompt that was assigned."""
+    encoder.prompts = {"mine": "a "}
+    encoder.set_params(default_prompt_name="mine")
+
+    assert encoder.get_params()["prompts"] == {"mine": "a "}
+    assert encoder.get_params()["default_prompt_name"] == "mine"
+    np.testing.assert_array_equal(encoder.encode(TEXTS), encoder.encode(TEXTS, prompt="a "))
+
+
 def test_numbers_of_numpy(encoder):
     """Whole numbers of numpy are taken, and become Python's."""
     for name in ("truncate_dim", "num_threads", "max_batch_tokens", "max_seq_length"):
