@@ -4,7 +4,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -142,9 +142,7 @@ def embed(
         with contextlib.closing(ahead(encode, pieces)) as encoded:
             held = TokenIds.joined(map(ids_of, encoded))
         _refuse_truncation(lengths[which], limit, start)
-        source = dataclasses.replace(
-            source, tokenize=lambda rows: (held.lengths[rows], rows.tolist()), ids_of=held.take
-        )
+        source = source._replace(tokenize=lambda rows: (held.lengths[rows], rows.tolist()), ids_of=held.take)
     outputs = _compute(source, request, pipeline, engine, progress)
     progress(len(texts) - len(unique))
     if isinstance(which, slice):
@@ -156,8 +154,7 @@ def embed(
     return each, lengths[which]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
+class _Source(NamedTuple):
     """Texts that are all different, and where their tokens come from.
 
     Attributes:
