@@ -10,11 +10,11 @@ The forward pass is in :mod:`minibert.model`: start reading there.
 from typing import NoReturn
 
 from minibert import instead as _instead
+from minibert.bert_model import BertModel
 from minibert.config import BertConfig
 from minibert.encoder import SentenceEncoder, Truncation
-from minibert.hub import BUILTIN_MODEL
+from minibert.files.hub import BUILTIN_MODEL
 from minibert.index import SearchIndex
-from minibert.pretrained import BertModel
 from minibert.quantization import quantize_embeddings
 
 __version__ = "0.1.0.dev0"

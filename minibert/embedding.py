@@ -9,15 +9,15 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from minibert import ops, quantization
-from minibert.batches import Batch, Limits, ahead, cut, run, work_within_memory
-from minibert.engines import Engine
+from minibert.engine.batches import Batch, Limits, ahead, cut, run, work_within_memory
+from minibert.engine.devices import Engine
+from minibert.engine.fused import Fused
+from minibert.engine.threads import blas_threads
 from minibert.errors import TruncationError, VectorError
-from minibert.fused.operations import Fused
 from minibert.inputs import at_least_one, require_choice, require_int
-from minibert.modules import Features
+from minibert.modules.kinds import Features
 from minibert.pipeline import Pipeline
 from minibert.settings import Settings
-from minibert.threads import blas_threads
 from minibert.token_ids import TokenIds
 from minibert.typing import Array, Int, Precision
 
@@ -159,7 +159,7 @@ class _Source(NamedTuple):
 
     Attributes:
         texts: The texts.
-        tokenize: As :func:`minibert.batches.cut` takes it.
+        tokenize: As :func:`minibert.engine.batches.cut` takes it.
         ids_of: Makes the ids of what ``tokenize`` returned for some texts.
         index_of: Returns the index that the caller knows a text by.
     """

@@ -11,12 +11,13 @@ from typing import Any, Literal, NoReturn, Self, Unpack, overload
 
 import numpy as np
 
-from minibert import hub, instead, quantization, similarity
+from minibert import instead, quantization, similarity
 from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
 from minibert.arrays import array_namespace
 from minibert.embedding import OutputValue, Request, Truncation, embed
-from minibert.engines import open_engine
+from minibert.engine.devices import open_engine
 from minibert.errors import DeviceError, TruncationWarning, warn_caller
+from minibert.files import hub
 from minibert.inputs import as_texts, at_least_one, checked, iterate, refuse_torch_only
 from minibert.pipeline import Pipeline
 from minibert.repo import DEFAULT_PROMPTS, ModelRepo

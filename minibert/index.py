@@ -14,9 +14,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from minibert import ops, similarity
-from minibert.checkpoint import open_safetensors, save_safetensors
 from minibert.encoder import SentenceEncoder
 from minibert.errors import IndexFileError, WeightsError
+from minibert.files.checkpoint import open_safetensors, save_safetensors
 from minibert.inputs import as_texts, require_int, require_text
 from minibert.typing import Array, Float, Int, PathLike
 

@@ -7,15 +7,18 @@ from typing import Self
 
 import numpy as np
 
-from minibert import modules, packed
 from minibert.config import BertConfig
-from minibert.engines import Engine
+from minibert.engine import packed
+from minibert.engine.devices import Engine
+from minibert.engine.fused import Fused
+from minibert.engine.packed import PackedParams
+from minibert.engine.packing import Group, Packing
+from minibert.engine.rows import RowRule
 from minibert.errors import ConfigError, TokenizerError
-from minibert.fused.operations import Fused
-from minibert.fused.packing import Group, Packing
-from minibert.fused.rows import RowRule
-from minibert.modules import AtOnce, Features, Flow, Module, Pooling
-from minibert.packed import PackedParams
+from minibert.files.checkpoint import BertReader
+from minibert.modules import chain, kinds
+from minibert.modules.chain import AtOnce
+from minibert.modules.kinds import Features, Flow, Module, Pooling
 from minibert.repo import ModelRepo
 from minibert.token_ids import TokenIds
 from minibert.tokenization import TextTokenizer
@@ -61,13 +64,14 @@ class Pipeline:
                 f"{repo.transformer_folder}: max_seq_length must leave room for the {tokenizer.special_tokens} special "
                 f"tokens around a text; it is {max_seq_length}."
             )
-        chain = tuple(modules.load(kind, folder, engine.dtype) for kind, folder in repo.modules)
-        dimension = modules.connect(chain, open_flow(repo, tokenizer))
-        at_once = modules.at_once(chain)
+        modules = tuple(kinds.load(kind, folder, engine.dtype) for kind, folder in repo.modules)
+        dimension = chain.connect(modules, open_flow(repo, tokenizer))
+        at_once = chain.at_once(modules)
         if at_once is not None:
             at_once = at_once._replace(rest=tuple(module.placed(engine.place) for module in at_once.rest))
-        params, row_rule = engine.load(repo.transformer_folder, repo.config)  # last: it takes the longest
-        return cls(repo.config, tokenizer, params, row_rule, chain, at_once, dimension, max_seq_length)
+        weights = BertReader(repo.transformer_folder, repo.config, engine.dtype)
+        params, row_rule = engine.load(weights, repo.config)  # last: it takes the longest
+        return cls(repo.config, tokenizer, params, row_rule, modules, at_once, dimension, max_seq_length)
 
     def width(self, truncate_dim: int | None) -> int:
         """Return how many dimensions are left of a vector cut to ``truncate_dim``, in the sense of a slice."""
@@ -82,14 +86,14 @@ class Pipeline:
         """Return the same model, with the tokens of a prompt pooled together with the text's own, or left out."""
         if include_prompt == self.include_prompt:
             return self
-        chain = tuple(
+        modules = tuple(
             Pooling(module.modes, include_prompt=include_prompt) if isinstance(module, Pooling) else module
             for module in self.modules
         )
         at_once = self.at_once
         if at_once is not None:
             at_once = at_once._replace(pooling=Pooling(at_once.pooling.modes, include_prompt=include_prompt))
-        return dataclasses.replace(self, modules=chain, at_once=at_once)
+        return dataclasses.replace(self, modules=modules, at_once=at_once)
 
     def pad(self, ids: TokenIds) -> dict[str, Int[Array, "B S"]]:
         """Return ``input_ids``, ``token_type_ids`` and ``attention_mask`` of texts, padded at the end."""
@@ -120,7 +124,7 @@ class Pipeline:
             return
         pooling, normalize, rest = self.at_once
         first = None
-        if modules.takes_first_token(self.modules, prompt_length):
+        if chain.takes_first_token(self.modules, prompt_length):
             first = packing.first_tokens(offsets, self.row_rule)
         pooled = packing if first is None else first
         exclude = 0 if pooling.include_prompt else prompt_length

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Self
 
 from minibert.config import BertConfig
 from minibert.errors import ConfigError, UnsupportedModuleError
-from minibert.hub import module_folder, needed_files
+from minibert.files.hub import module_folder, needed_files
 from minibert.inputs import require_text
 from minibert.jsonfile import read_array, read_object, read_optional
-from minibert.modules import MODULES
+from minibert.modules.kinds import MODULES
 from minibert.similarity import SIMILARITY
 
 logger = logging.getLogger("minibert")

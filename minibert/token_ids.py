@@ -58,9 +58,10 @@ class TokenIds:
 
     def sums(self) -> Int[Array, "texts"]:
         """Return the sum of each text's ids."""
-        totals = np.zeros(len(self.flat) + 1, np.int64)
-        np.cumsum(self.flat, out=totals[1:])
         starts = self.starts
+        if self.lengths.all():
+            return np.add.reduceat(self.flat, starts, dtype=np.int64)
+        totals = np.concatenate([[0], self.flat.cumsum(dtype=np.int64)])  # of an empty text, reduceat gives an id
         return totals[starts + self.lengths] - totals[starts]
 
     def take(self, texts: Sequence[int] | Int[Array, "n"]) -> Self:
@@ -73,4 +74,4 @@ class TokenIds:
 
 def starts_of(lengths: Int[Array, "texts"]) -> Int[Array, "texts"]:
     """Return where each text starts, of texts that lie one after the other."""
-    return np.cumsum(lengths) - lengths
+    return lengths.cumsum() - lengths  # the method takes half as long as the function, where there are few texts

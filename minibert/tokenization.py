@@ -1,6 +1,6 @@
 """Tokenization: from texts to token ids, the same ids that transformers 5 gives.
 
-The splitting itself is done by the ``tokenizers`` library; :mod:`minibert.tokenizer_files` sets it up.
+The splitting itself is done by the ``tokenizers`` library; :mod:`minibert.files.tokenizer_files` sets it up.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from tokenizers import Encoding, Tokenizer, normalizers
 
+from minibert.files.tokenizer_files import TokenizerFiles, build_tokenizer, library_errors
 from minibert.token_ids import TokenIds, starts_of
-from minibert.tokenizer_files import TokenizerFiles, build_tokenizer, library_errors
 from minibert.typing import Array, Int
 
 

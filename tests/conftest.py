@@ -73,7 +73,7 @@ def device(request):
     else:
         from executor_device import RecordingGpu
 
-        from minibert.fused.cuda import STORAGES
+        from minibert.engine.fused_cuda import STORAGES
 
         device = RecordingGpu(0, STORAGES["bfloat16"])
     device.launches.clear()

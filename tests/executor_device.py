@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from kernel_list import names_of
 
-from minibert.fused.cuda import STORAGES
-from minibert.fused.device import CudaDevice, kernel_folder
+from minibert.engine.cuda_device import CudaDevice, kernel_folder
+from minibert.engine.fused_cuda import STORAGES
 
 HERE = Path(__file__).parent
 KERNELS = kernel_folder()
@@ -99,7 +99,7 @@ def as_ctypes(argument):
 
 
 class ExecutorDevice:
-    """The device of minibert.fused.cuda, on a CPU.
+    """The device of minibert.engine.fused_cuda, on a CPU.
 
     New memory is full of NaN, so that what nobody wrote shows. ``launches`` has the kernels that ran.
     """

@@ -1,4 +1,4 @@
-"""A CuPy with two GPUs, each of which is the executor: what minibert.fused.device calls, as CuPy documents it.
+"""A CuPy with two GPUs, each of which is the executor: what minibert.engine.cuda_device calls, as CuPy documents it.
 
 It shows that arrays, pointers, leading dimensions, launches, streams and devices are put together right: an array of
 one GPU in a call on the other is an error, and so is a stream. CuPy's own cuBLAS handles belong to threads; whoever
@@ -8,13 +8,14 @@ makes one is counted. It cannot show that CuPy and cuBLASLt do what they are tak
 import ctypes
 import sys
 import threading
+import time
 import types
 import weakref
 
 import numpy as np
 
-from minibert.fused import cublaslt, products
-from minibert.fused.cuda import STORAGES, Kernel
+from minibert.engine import cublaslt, products
+from minibert.engine.fused_cuda import STORAGES, Kernel
 
 TYPES = {0: STORAGES["float32"], 2: STORAGES["float16"], 14: STORAGES["bfloat16"]}
 GPUS = 2
@@ -46,7 +47,7 @@ class Array(np.ndarray):
     @property
     def data(self):
         """The memory, of which only the address is known to the host."""
-        return types.SimpleNamespace(ptr=self.ctypes.data)
+        return MemoryPointer(self)
 
     @property
     def device(self):
@@ -81,6 +82,23 @@ class Array(np.ndarray):
         assert (host.dtype, host.shape) == (self.dtype, self.shape)
         assert host.flags.c_contiguous
         stream.asked_for.append((self, weakref.ref(pinned_memory_of(host))))
+
+
+class MemoryPointer:
+    """The address of an array."""
+
+    def __init__(self, array):
+        self.array, self.ptr = array, array.ctypes.data
+
+    def memset(self, value, size):
+        """Fill the first bytes."""
+        ctypes.memset(self.ptr, value, size)
+
+    def copy_from_device_async(self, source, size, stream):
+        """Copy bytes of another array."""
+        require_here(self.array, source.array)
+        assert stream.gpu == current_device()
+        ctypes.memmove(self.ptr, source.ptr, size)
 
 
 def on_gpu(array):
@@ -196,10 +214,12 @@ def do_or_record(step):
 
 
 class Event:
-    """An event, which knows no time."""
+    """An event. Its time is the host's, once this thread's stream has come so far."""
 
     def record(self):
-        """Do nothing."""
+        """Look at the clock."""
+        catch_up()
+        self.time = time.perf_counter()
 
     def synchronize(self):
         """Let this thread's stream do all that it was asked for."""
@@ -464,12 +484,19 @@ def install(monkeypatch, executor):
     DEVICES[:] = map(Device, range(GPUS))
     null_streams = [Stream() for _ in range(GPUS)]
     cuda = types.SimpleNamespace(
-        runtime=types.SimpleNamespace(getDeviceCount=lambda: GPUS, CUDARuntimeError=CudaError),
+        runtime=types.SimpleNamespace(
+            getDeviceCount=lambda: GPUS,
+            CUDARuntimeError=CudaError,
+            deviceSynchronize=lambda: None,
+            memGetInfo=lambda: (1 << 30, 2 << 30),
+            profilerStart=lambda: None,
+            profilerStop=lambda: None,
+        ),
         driver=types.SimpleNamespace(CUDADriverError=CudaError),
         Device=Device,
         Stream=Stream,
         Event=Event,
-        get_elapsed_time=lambda _start, _end: 1.0,
+        get_elapsed_time=lambda start, end: 1e3 * (end.time - start.time),
         get_current_stream=lambda: Stream.current() or null_streams[current_device()],
         alloc_pinned_memory=PinnedMemory,
         device=types.SimpleNamespace(get_cublas_handle=get_cublas_handle),
@@ -492,6 +519,8 @@ def install(monkeypatch, executor):
         cuda,
     )
     cupy.asnumpy, cupy.cublaslt = as_numpy, library
+    cupy.zeros = lambda shape: as_array(np.zeros(shape))
+    cupy.empty_like, cupy.matmul = (lambda array: new(array.shape, array.dtype)), np.matmul
     pool = types.SimpleNamespace(free_all_blocks=lambda: None)
     cupy.get_default_memory_pool = lambda: pool
     for name in ("sqrt", "square", "maximum", "float64", "concatenate", "stack", "atleast_2d", "isfinite"):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from minibert import ops
-from minibert.fused.cuda import STORAGES, FusedCuda
-from minibert.fused.packing import Packing
-from minibert.fused.rows import RowRule
+from minibert.engine.fused_cuda import STORAGES, FusedCuda
+from minibert.engine.packing import Packing
+from minibert.engine.rows import RowRule
 from minibert.params import LayerNorm
 
 ANY_ROW = RowRule((0,), threads=False)

@@ -1,6 +1,6 @@
-"""All kernels, by file: every template argument that minibert.fused.cuda may ask for."""
+"""All kernels, by file: every template argument that minibert.engine.fused_cuda may ask for."""
 
-from minibert.fused.cuda import _ROW_LAYOUTS, _TENSOR_CORE_SIZES, ACTIVATIONS, STORAGES
+from minibert.engine.fused_cuda import _ROW_LAYOUTS, _TENSOR_CORE_SIZES, ACTIVATIONS, STORAGES
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 

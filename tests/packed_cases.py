@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minibert.checkpoint import names
-from minibert.fused.rows import RowRule
+from minibert.engine.rows import RowRule
+from minibert.files.checkpoint import names
 from minibert.params import BertParams
 
 

@@ -84,15 +84,41 @@ def assert_as_accurate(actual, peer, truth, *, factor=3.0):
     assert worst <= allowed, f"max error {worst:.1e} > {factor:g} x the peer's own {allowed / factor:.1e}"
 
 
-def assert_same_bits(encoder, rounds):
-    """Fail unless the vectors of random choices of texts, in random batches, have the bits that they have alone."""
+def assert_as_accurate_on_average(actual, peer, truth, *, factor):
+    """Fail unless the errors of ``actual`` are those of ``peer`` in root mean square, or less, within ``factor``.
+
+    Where both round the same numbers, each in its own order, their errors are two draws of the same chance. Of many
+    numbers, the means are nearly equal; the largest ones are not.
+    """
+    assert np.isfinite(actual).all(), "non-finite values"
+    allowed, error = (np.sqrt(np.square(each - truth).mean()) for each in (peer, actual))
+    assert error <= factor * allowed, f"RMS error {error:.2e} > {factor:g} x the peer's own {allowed:.2e}"
+
+
+def texts_of_lengths(lengths):
+    """Return texts of so many words, always the same ones."""
     rng = np.random.default_rng(0)
     words = ["a", "man", "is", "playing", "some", "very", "old", "music", "where", "people", "go", "by"]
-    texts = [" ".join(rng.choice(words, size)) for size in (*range(1, 40, 3), 50, 60, 70, 100)]
+    return [" ".join(rng.choice(words, length)) for length in lengths]
+
+
+def assert_same_bits(encoder, rounds):
+    """Fail unless the vectors of random choices of texts, in random batches, have the bits that they have alone."""
+    texts = texts_of_lengths((*range(1, 40, 3), 50, 60, 70, 100))
     alone = np.stack([encoder.encode(text) for text in texts])
+    for which, most_tokens, same in same_bits(encoder, texts, alone, rounds, 1500):
+        different = which[~same].tolist()
+        assert not different, f"texts {different} differ with max_batch_tokens = {most_tokens}"
+
+
+def same_bits(encoder, texts, alone, rounds, most_tokens):
+    """Yield, for random choices of texts: which, the tokens of a batch, and whether each has the bits it has alone.
+
+    A batch has a random number of tokens, at most ``most_tokens``.
+    """
+    rng = np.random.default_rng(1)
     for _ in range(rounds):
         which = rng.permutation(len(texts))[: rng.integers(2, len(texts) + 1)]
-        encoder.max_batch_tokens = int(rng.integers(10, 1500))
+        encoder.max_batch_tokens = int(rng.integers(10, most_tokens))
         vectors = encoder.encode([texts[i] for i in which])
-        different = [int(i) for i, row in zip(which, vectors, strict=True) if not np.array_equal(row, alone[i])]
-        assert not different, f"texts {different} differ with max_batch_tokens = {encoder.max_batch_tokens}"
+        yield which, encoder.max_batch_tokens, (vectors == alone[which]).all(axis=1)

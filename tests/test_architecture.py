@@ -2,28 +2,32 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import twin
+from support import ROOT, twin
 
 import minibert
 
 PACKAGE = Path(minibert.__file__).parent
 
-#: Modules by layer, the lowest first. A module imports from lower layers only.
-LAYERS = (
-    ("errors", "instead", "threads", "typing"),
-    ("arrays", "inputs", "jsonfile", "token_ids"),
+#: The floors of the house, the lowest first: modules, and wings (packages). An import goes to a lower floor, or stays
+#: in its wing. docs/architecture.md has the same list.
+FLOORS = (
+    ("errors", "instead", "typing"),
+    ("arrays", "inputs", "jsonfile"),
     ("special",),
     ("ops",),
-    ("config", "params", "pooling", "quantization", "similarity", "tokenizer_files"),
-    ("checkpoint", "fused", "model", "tokenization"),
-    ("batches", "hub", "modules", "packed", "settings"),
-    ("engines", "repo"),
-    ("pipeline", "pretrained"),
+    ("config", "params", "pooling", "quantization", "similarity", "token_ids"),
+    ("model",),
+    ("files",),
+    ("engine", "tokenization"),
+    ("modules",),
+    ("repo",),
+    ("bert_model", "pipeline", "settings"),
     ("adapters", "embedding"),
     ("encoder",),
     ("index",),
@@ -31,38 +35,102 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+#: The floors inside each wing.
+WINGS = {
+    "cli": (
+        ("help_texts", "terminal"),
+        ("arguments", "encoder", "files", "opened", "texts"),
+        ("convert", "differences", "download", "encode", "index"),
+        ("inspect", "search"),
+        ("__init__",),
+    ),
+    "engine": (
+        ("__init__", "cublaslt", "threads"),
+        ("rows",),
+        ("packing",),
+        ("fused", "tables"),
+        ("batches", "fused_numpy", "packed", "recordings"),
+        ("fused_cuda",),
+        ("products",),
+        ("cuda_device",),
+        ("devices",),
+    ),
+    "files": (("__init__", "tokenizer_files"), ("checkpoint",), ("hub",)),
+    "files.checkpoint": (("stored",), ("pickle_machine", "safetensors_file"), ("names", "torch_pickle"), ("__init__",)),
+    "modules": (("__init__",), ("kinds",), ("chain",)),
+}
+#: Wings that may use nothing of another, though it is lower.
+APART = {"engine": {"files"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def own_name(path):
-    """Return the name of the module or subpackage of minibert that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def address(path):
+    """Return the parts of a module's name below minibert; a package's own file is its __init__."""
+    return path.relative_to(PACKAGE).with_suffix("").parts
+
+
+def modules_of(name):
+    """Return the parts of an imported name below minibert, cut to the module that it is in."""
+    parts = name.split(".")[1:]
+    for end in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[:end])
+        if path.is_dir():
+            return (*parts[:end], "__init__")
+        if path.with_suffix(".py").is_file():
+            return tuple(parts[:end])
+    return ("__init__",)
 
 
 def imported(path):
-    """Return the names of minibert's modules that a file imports anywhere, the package itself as __init__."""
+    """Return the addresses of minibert's modules that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "minibert":
-            submodules = {alias.name for alias in node.names} & LAYER.keys()
-            found |= {f"minibert.{name}" for name in submodules} or {"minibert"}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found.add(node.module)
-    parts = [name.split(".") for name in found if name.split(".")[0] == "minibert"]
-    return {name[1] if len(name) > 1 else "__init__" for name in parts}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {modules_of(name) for name in found if name.split(".")[0] == "minibert"}
+
+
+def floor(floors, name):
+    """Return the number of the floor that a module or wing is on."""
+    return next(number for number, names in enumerate(floors) if name in names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    """A module imports only from layers below its own."""
-    own = own_name(path)
-    upward = {name for name in imported(path) - {own} if LAYER[name] >= LAYER[own]}
+    """A module imports only from lower floors of the house, and from lower floors of its wing."""
+    own = address(path)
+    for other in imported(path) - {own}:
+        shared, floors = 0, FLOORS
+        while len(own) > shared + 1 and len(other) > shared + 1 and own[shared] == other[shared]:
+            shared += 1
+            floors = WINGS[".".join(own[:shared])]
+        assert floor(floors, other[shared]) < floor(floors, own[shared]), f"{own} imports {other}"
+        assert other[0] not in APART.get(own[0], ()), f"{own} imports {other}"
 
-    assert not upward
+
+def test_every_module_has_its_floor():
+    """No module or wing is left out, and none is listed that is not there."""
+    for wing, floors in {"": FLOORS, **WINGS}.items():
+        folder = PACKAGE.joinpath(*wing.split(".")) if wing else PACKAGE
+        packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+        there = {path.stem for path in folder.glob("*.py")} | packages
+        assert {name for names in floors for name in names} == there, wing or "minibert"
+
+
+def test_the_page_about_the_architecture_is_true():
+    """docs/architecture.md names every floor, in order, and every module of the engine."""
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    house, engine = (
+        [re.findall(r"`(\w+)/?`", row) for row in re.findall(r"^\| (`.+?`) \|", part, re.MULTILINE)]
+        for part in page.split("## The engine")
+    )
+
+    assert [tuple(names) for names in house] == list(reversed(FLOORS))
+    listed = {name for names in engine for name in names}
+    assert listed == {name for names in WINGS["engine"] for name in names} - {"__init__"}
 
 
 def test_the_reference_is_short():
@@ -70,12 +138,47 @@ def test_the_reference_is_short():
     assert len((PACKAGE / "model.py").read_text("utf-8").splitlines()) < 200
 
 
+def names_cupy(source):
+    """Return whether a source imports CuPy, by whatever form, or uses a name of it."""
+    tops = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            tops |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            tops.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Name):
+            tops.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            tops |= {node.value.split(".")[0]} if "cupy" in node.value and "import" not in node.value else set()
+    return bool(tops & {"cupy", "cupyx", "cupy_backends"})
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_cupy_is_named_in_one_place(path):
-    """Only ``arrays`` and ``fused.device`` name CuPy, so nothing else can come to depend on it."""
-    names = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
+    """Only ``arrays`` and ``engine.cuda_device`` name CuPy, so nothing else can come to depend on it."""
+    allowed = path in {PACKAGE / "arrays.py", PACKAGE / "engine" / "cuda_device.py"}
 
-    assert "cupy" not in names or path in {PACKAGE / "arrays.py", PACKAGE / "fused" / "device.py"}
+    assert allowed or not names_cupy(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import cupy",
+        "import cupy as cp",
+        "import cupy.cuda as c",
+        "from cupy.cuda import x",
+        "from cupyx import y",
+        "from cupy_backends.cuda.libs import cublas",
+        "def f():\n    import cupyx.profiler",
+        "import sys; sys.modules['cupy']",
+        "cupy.empty(3)",
+    ],
+)
+def test_every_way_to_name_cupy_is_seen(source):
+    """The test above can fail, for each form of an import."""
+    assert names_cupy(source)
+    assert not names_cupy("import numpy as np")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -84,7 +187,7 @@ def test_only_the_command_line_prints(path):
     calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
     prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
-    assert not prints or own_name(path) == "cli"
+    assert not prints or address(path)[0] == "cli"
 
 
 def test_import_loads_nothing_heavy():

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibert import threads
-from minibert.batches import _TOKENIZE_AT_ONCE, Batch, Limits, ahead, cut, run
-from minibert.engines import CpuEngine
-from minibert.fused.packing import Packing
-from minibert.fused.rows import RowRule
+from minibert.engine import threads
+from minibert.engine.batches import _TOKENIZE_AT_ONCE, Batch, Limits, ahead, cut, run
+from minibert.engine.devices import CpuEngine
+from minibert.engine.packing import Packing
+from minibert.engine.rows import RowRule
 
 FEWEST_TOKENS = CpuEngine.efficient_tokens
 PATIENCE = 10  # seconds until a test gives up waiting for another thread

@@ -17,6 +17,7 @@ from bench_peers import Facts
 from support import ROOT, copy_twin, edit_json
 from tokenizers.implementations import BertWordPieceTokenizer
 
+pytestmark = pytest.mark.tools
 LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the benchmark reads Linux' /proc")
 
 # ---------------------------------------------------------------- what is measured

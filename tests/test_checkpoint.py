@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from support import load, twin
 
 from minibert import BertConfig
-from minibert.checkpoint import WEIGHTS_FILES, find_weights, load_bert, open_weights
 from minibert.errors import ConfigError, WeightsError
+from minibert.files.checkpoint import WEIGHTS_FILES, find_weights, load_bert, open_weights
 
 REPO = twin("BertModel-128d")
 CONFIG = BertConfig.from_file(REPO / "config.json")

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 from support import load, twin
 
 from minibert import BertConfig
-from minibert.checkpoint import load_bert, load_module
 from minibert.errors import WeightsError
+from minibert.files.checkpoint import load_bert, load_module
 
 REPO = twin("BertModel-128d")
 CONFIG = BertConfig.from_file(REPO / "config.json")

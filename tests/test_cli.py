@@ -17,8 +17,9 @@ from cli_support import BUFFERED, COMMAND, listing, records, usage_error
 from safetensors.numpy import save_file
 from support import ROOT, copy_twin, edit_json, edit_weights, load
 
-from minibert import SentenceEncoder, __version__, hub
+from minibert import SentenceEncoder, __version__
 from minibert.cli import main
+from minibert.files import hub
 
 TEXTS = ["the cat", "", "a man and the hat", "play\u2028ing"]
 

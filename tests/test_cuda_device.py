@@ -7,13 +7,22 @@ from pathlib import Path
 import fake_cupy
 import numpy as np
 import pytest
-from support import CARDS, assert_as_accurate, assert_same_bits, golden, twin
+from rounded_cpu import rounded_encoder
+from support import (
+    CARDS,
+    assert_as_accurate,
+    assert_as_accurate_on_average,
+    assert_same_bits,
+    golden,
+    texts_of_lengths,
+    twin,
+)
 
 from minibert import SentenceEncoder
+from minibert.engine import products
+from minibert.engine.cuda_device import CudaDevice
+from minibert.engine.fused_cuda import STORAGES
 from minibert.errors import DeviceError
-from minibert.fused import products
-from minibert.fused.cuda import STORAGES
-from minibert.fused.device import CudaDevice
 
 CARD = "BertModel-128d"
 TEXTS = ["A man is playing a guitar.", "", "One two three four five six seven eight nine ten."]
@@ -38,11 +47,16 @@ def test_golden(cupy, card):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bits(cupy, dtype):
-    """The 16-bit types go the same way."""
-    vectors = SentenceEncoder(twin(CARD), device="cuda", dtype=dtype).encode(TEXTS)
-    expected = SentenceEncoder(twin(CARD)).encode(TEXTS)
+    """The 16-bit types go the same way; the errors are those of numpy that rounds the same numbers.
 
-    assert np.abs(vectors - expected).max() <= {"float16": 0.005, "bfloat16": 0.04}[dtype] * np.abs(expected).max()
+    Of so many texts, they differ by less than a tenth in root mean square.
+    """
+    texts = texts_of_lengths((*range(1, 40), 50, 60, 70, 100))
+    vectors = SentenceEncoder(twin(CARD), device="cuda", dtype=dtype).encode(texts)
+    truth = SentenceEncoder(twin(CARD), dtype="float64").encode(texts)
+    peer = rounded_encoder(twin(CARD), STORAGES[dtype]).encode(texts)
+
+    assert_as_accurate_on_average(vectors, peer, truth, factor=1.25)
 
 
 def test_vectors_on_the_device(cupy):
@@ -123,13 +137,14 @@ def test_an_algorithm_with_other_bits_is_not_used(cupy, storage):
             assert library.used[-1] == expected
 
 
-@pytest.mark.parametrize("storage", list(STORAGES))
-@pytest.mark.parametrize("graphs", ["0", "1"], ids=["", "recorded"])
+@pytest.mark.parametrize(
+    ("storage", "graphs"), [("float16", "0"), ("float16", "1"), ("bfloat16", "0"), ("float32", "1")]
+)
 def test_bits_do_not_depend_on_the_batch(cupy, monkeypatch, storage, graphs):
     """A text's vector is the same alone, among others, and in batches of any size, recorded or not."""
     monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", graphs)
     encoder = SentenceEncoder(twin(CARD), device="cuda", dtype=storage, on_truncate="ignore")
-    assert_same_bits(encoder, rounds=4)
+    assert_same_bits(encoder, rounds=2)
 
 
 def test_where_no_algorithm_has_the_same_bits_it_is_said(cupy, monkeypatch, caplog):

@@ -199,7 +199,7 @@ def test_all_outputs_have_no_precision(encoder):
 
 def test_bad_item_is_named_before_anything_is_computed(encoder, monkeypatch):
     """An item that is no text raises with its index, and the model is not called."""
-    monkeypatch.setattr("minibert.packed.bert", None)
+    monkeypatch.setattr("minibert.engine.packed.bert", None)
 
     with pytest.raises(TypeError, match=r"item 2 is a missing value \(None\)"):
         encoder.encode(["a", "b", None])
@@ -519,7 +519,7 @@ def test_truncation_can_be_an_error(changeable, monkeypatch):
     """on_truncate="error" names the first text that is too long, before anything is computed."""
     changeable.on_truncate = "error"
     changeable.max_seq_length = 5
-    monkeypatch.setattr("minibert.packed.bert", None)
+    monkeypatch.setattr("minibert.engine.packed.bert", None)
 
     with pytest.raises(TruncationError, match=r"max_seq_length = 5 tokens; item 2 has .*, and 1 more"):
         changeable.encode(TEXTS)

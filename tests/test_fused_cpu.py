@@ -7,10 +7,11 @@ import pytest
 from packed_cases import EACH_RULE, RULES, cast
 
 from minibert import ops, pooling
-from minibert.fused.cpu import FusedCpu
-from minibert.fused.packing import Packing
+from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine.packing import Packing
+from minibert.engine.rows import RowRule
+from minibert.engine.threads import one_blas_thread
 from minibert.params import Embeddings, LayerNorm
-from minibert.threads import one_blas_thread
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 #: Lengths of the texts of a batch, about the sizes of tiles and blocks; hidden size, and the heads in it.
@@ -255,13 +256,13 @@ def test_in_order_already():
 
 
 @DTYPES
-def test_take_rows(dtype):
-    """Some rows, in any order and repeatedly, of some columns too."""
-    x, rows = cast(normal(40, 8), dtype)[:, 2:5], np.array([39, 0, 7, 7])
-    taken = FusedCpu(dtype).take_rows(x, rows)
+def test_take_first(dtype):
+    """The rows of the texts' first tokens, of some columns too; a text without tokens has none."""
+    x, packing = cast(normal(40, 8), dtype)[:, 2:5], packing_of([20, 0, 1, 19])
+    taken = FusedCpu(dtype).take_first(x, packing, packing.first_tokens(None, RowRule((0,), threads=False)))
 
     assert taken.dtype == dtype
-    np.testing.assert_array_equal(taken, x[rows])
+    np.testing.assert_array_equal(taken, x[[0, 20, 21]])
 
 
 @DTYPES
@@ -299,7 +300,7 @@ def test_results_of_other_names_are_kept():
     fused.linear("second", 2 * x, weight, packing, 3)
     fused.linear_activation(x, weight, weight[0], "gelu", packing, 3)
     fused.attention(x.copy(), x, x, no_bias(8), 2, packing, packing)
-    fused.take_rows(x, np.arange(30))
+    fused.take_first(x, packing, packing.first_tokens(None, RowRule((0,), threads=False)))
     fused.add_layer_norm(x.copy(), x.copy(), weight[0], random_norm(8), EPS)
 
     np.testing.assert_array_equal(first, before)

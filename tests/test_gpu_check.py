@@ -7,6 +7,7 @@ import stat
 import sys
 from types import SimpleNamespace
 
+import fake_cupy
 import gpu_check
 import gpu_minibert
 import gpu_pack
@@ -18,7 +19,9 @@ import pytest
 from support import ROOT, golden, twin
 
 from minibert import SentenceEncoder
+from minibert.engine import products
 
+pytestmark = pytest.mark.tools
 CARD = "BertModel-128d"
 NCU = """"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
 "0","attention(int)","dram__throughput.avg","%","40"
@@ -165,6 +168,31 @@ def test_accuracy(run):
     assert {dtype: len(each) for dtype, each in errors.items()} == dict.fromkeys(errors, 6)
     assert max(errors["float32"]) < 1e-6 < min(errors["float16"])
     assert max(errors["float16"]) < min(errors["bfloat16"])
+    for dtype in errors:
+        plain, recorded = rows_of(record, "accuracy", bits=dtype)
+        assert (plain["together"], plain["graphs"], plain["ok"]) == (0, 0, True)
+        assert (recorded["together"], recorded["unlike_unrecorded"], recorded["ok"]) == (0, 0, True)
+        assert recorded["graphs"] > 0
+
+
+@pytest.mark.slow
+def test_products(run):
+    """Each product is timed, and each algorithm tried: the stand-in's first one has other bits for few rows."""
+    status, record = run("products")
+    rows = rows_of(record, "products", model="minilm")
+    sums = [row for row in record["stages"]["products"]["rows"] if "float32" in row]
+
+    assert status == 0
+    assert [row["product"] for row in rows] == [name for name in ("qkv", "output", "up", "down") for _ in range(3)]
+    assert {(row["rows"], row["tried"], row["same_bits"]) for row in rows if "rows" in row} == {(64, 3, 3), (128, 3, 3)}
+    assert all(row["chosen_tflops"] > 0 and row["first_us"] > 0 for row in rows if "rows" in row)
+    assert [row["of_rows"] for row in rows if "share" in row] == [
+        {"1": [2, 3], "16": [2, 3], "64": [3, 3], "128": [3, 3]}
+    ] * 4
+    assert {row["share"] for row in rows if "share" in row} == {round(10 / 12, 4)}
+    assert [row["parts"] for row in sums] == [1, 3, 8, 1, 4, 11]
+    assert max(row["rms"] for row in sums) < 1e-6
+    assert all(row["rms"] > 0 and row["us"] > 0 for row in sums)
 
 
 @pytest.mark.slow
@@ -182,14 +210,14 @@ def test_profile(run, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{ncu.parent}{os.pathsep}{os.environ['PATH']}")
     status, record = run("profile")
     marks = {row["op"].split("<")[0]: row for row in rows_of(record, "profile", by="marks")}
-    tokens = marks.pop("pass")["tokens"]
+    rows = marks.pop("pass")["rows"]
     kernels = {name: row["calls"] for name, row in marks.items()}
 
     assert status == 0
     assert kernels["embed_layer_norm"] == kernels["pool"] == 1
     assert sum(row["share"] for row in marks.values()) == pytest.approx(1, abs=0.01)
     assert any(name.startswith("attention") and calls == 2 for name, calls in kernels.items())
-    assert kernels[f"matmul {tokens}x16 @ 16x48"] == 2
+    assert kernels[f"matmul {rows}x16 @ 16x48"] == 2
     assert [row["op"] for row in rows_of(record, "profile", by="ncu")] == ["gemm", "attention"]
 
 
@@ -213,8 +241,11 @@ def test_throughput_and_peers(run):
     table = gpu_tables.render(record)
     tokens_s = rows_of(record, "peers", kind="mixed", peer="minibert")[0]["tokens_s"]
 
+    latency = [(row["about"], row["graphs"]) for row in own if row["measure"] == "latency"]
+
     assert status == 0
-    assert [row["measure"] for row in own] == ["strings", "device", "device", "latency"]
+    assert [row["measure"] for row in own] == ["memory", "device", "device", *["latency"] * 6]
+    assert latency == [(about, graphs) for graphs in (False, True) for about in (8, 32, 128)]
     assert [row["cached"] for row in rows_of(record, "throughput", measure="start", peer="minibert")] == [False, True]
     assert f"| minilm, mixed | {tokens_s:,} |" in table
     if peer:
@@ -329,6 +360,39 @@ def test_time_is_limited(stage):
 
     assert stage.rows[:2] == [{"what": "a", "first": 1}, {"what": "a", "second": 2}]
     assert stage.rows[2:] == [{"what": "a", "skipped": over}, {"what": "b", "skipped": over}]
+
+
+@pytest.fixture
+def on_stand_in(executor, monkeypatch, tmp_path):
+    """Put the stand-in for CuPy into this process."""
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    fake_cupy.install(monkeypatch, executor)
+
+
+def test_a_peer_that_cannot_be_loaded(stage, on_stand_in, monkeypatch):
+    """It is named with the reason, and the others are measured."""
+
+    def load(_folder, name, *, dry):
+        assert dry
+        raise OSError(f"{name} needs a network")
+
+    monkeypatch.setattr(gpu_peers, "missing", lambda name: "" if name == gpu_peers.UNPADDED else "not here")
+    monkeypatch.setattr(gpu_peers, "load", load)
+    first, *rows = gpu_stages.alternate(stage, "minilm")
+
+    assert first == {"peer": "unpadded", "skipped": "OSError: unpadded needs a network"}
+    assert [(row["kind"], row["peer"]) for row in rows] == [(kind, "minibert") for kind in gpu_pack.KINDS]
+
+
+@pytest.mark.slow
+def test_other_bits_in_a_batch_are_found(stage, on_stand_in, monkeypatch):
+    """Where algorithms are used that sum few rows in another order, the check of bits fails, with their number."""
+    monkeypatch.setattr(products._Trial, "repeats", lambda *_: True)
+    plain, recorded = gpu_stages.compare_bits(stage, "float32")
+
+    assert plain["together"] > 0
+    assert (plain["unlike_unrecorded"], recorded["unlike_unrecorded"]) == (0, 0)
+    assert (plain["ok"], recorded["ok"]) == (False, False)
 
 
 # ---------------------------------------------------------------- arithmetic

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from minibert.errors import ConfigError, HubError
-from minibert.hub import module_folders, needed_files, repo_id, resolve
+from minibert.files.hub import module_folders, needed_files, repo_id, resolve
 
 _spec = importlib.util.spec_from_file_location("fake_hub", Path(__file__).with_name("fake_hub.py"))
 fake_hub = importlib.util.module_from_spec(_spec)
@@ -56,7 +56,7 @@ import socket, sys
 def refuse(*_):
     raise AssertionError("a socket was opened")
 socket.socket.__init__ = refuse
-from minibert.hub import resolve
+from minibert.files.hub import resolve
 resolve(sys.argv[1])
 print("huggingface_hub" in sys.modules)
 """
@@ -271,7 +271,7 @@ def test_malformed_modules_json_is_refused(tmp_path, content):
 CLIENT = """
 import json, sys, traceback
 from minibert.errors import MinibertError
-from minibert.hub import resolve
+from minibert.files.hub import resolve
 answers = []
 for arguments in json.load(sys.stdin):
     try:

@@ -13,8 +13,8 @@ from invariance import FORMS, Comparison, differing_bits, draw
 from repos import made_up_texts
 from support import CARDS, MODES, ROOT, copy_twin, edit_json, edit_weights, twin, write_module
 
-from minibert import SentenceEncoder, threads
-from minibert.fused import rows
+from minibert import SentenceEncoder
+from minibert.engine import rows, threads
 
 TWIN = twin("BertModel-128d")  # the one whose tokens fit on one hand: its sizes are 16, 64 and 80
 WIDTHS = {384: 12, 768: 12, 1024: 16}  # hidden sizes of real models, and their heads
@@ -292,7 +292,7 @@ def kernels(core):
 def test_other_kernels(core):
     """All of this holds with other kernels of OpenBLAS, which are chosen when a process starts."""
     environment = {**os.environ, "OPENBLAS_CORETYPE": core}
-    name = [sys.executable, "-c", "from minibert.threads import blas_name; print(blas_name())"]
+    name = [sys.executable, "-c", "from minibert.engine.threads import blas_name; print(blas_name())"]
     blas = subprocess.run(name, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     if not blas.startswith("openblas"):
         pytest.skip(f"numpy's BLAS is {blas.strip()}: its kernels cannot be chosen so")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from kernel_list import ARCHITECTURES, FILES, names_of, storages_on
 
-from minibert.fused.cuda import _TENSOR_CORE_SIZES, STORAGES, Kernel
+from minibert.engine.fused_cuda import _TENSOR_CORE_SIZES, STORAGES, Kernel
 
 RECORD = Path(__file__).parent / "kernel_resources.json"
 #: Of Turing and later: registers of a thread, and bytes of shared memory that a block may ask for.
@@ -39,7 +39,7 @@ def nvrtc():
 
 def compile_file(file, architecture):
     """Return the most registers that a kernel of a file needs, by storage; none may spill or need a stack."""
-    from minibert.fused.device import compile_kernels
+    from minibert.engine.cuda_device import compile_kernels
 
     kernels = {name: storage for storage in storages_on(architecture) for name in names_of(file, storage)}
     lowered, code, log = compile_kernels(file, list(kernels), architecture, ("--ptxas-options=-v",))
@@ -82,7 +82,7 @@ def test_tensor_core_attention_fits_shared_memory(architecture):
 @pytest.mark.slow
 def test_a_kernel_is_compiled_once(nvrtc, tmp_path, monkeypatch):
     """The machine code is kept; a new process finds it by its source, name, architecture and compiler."""
-    from minibert.fused import device
+    from minibert.engine import cuda_device as device
 
     kernel = Kernel("pool", f"pool<{STORAGES['float32'].cuda}, 4>")
     first = device.cached_kernel(kernel, 90, tmp_path / "new")
@@ -95,10 +95,24 @@ def test_a_kernel_is_compiled_once(nvrtc, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_unknown_architecture_is_an_error(nvrtc):
-    """What NVRTC cannot compile for is an error with its own words."""
+def test_what_cannot_be_compiled_is_an_error(nvrtc):
+    """A GPU that is too old, and a kernel that is not there; the compiler's own words are in the error."""
+    from minibert.engine.cuda_device import compile_kernels
     from minibert.errors import DeviceError
-    from minibert.fused.device import compile_kernels
 
-    with pytest.raises(DeviceError, match="cannot compile pool<float, 4> for sm_13"):
+    with pytest.raises(DeviceError, match="must compile for sm_13 or older; it knows sm_75 to"):
         compile_kernels("pool", ["pool<float, 4>"], 13)
+    with pytest.raises(DeviceError, match=r"cannot compile nonsense<float> for sm_90.*nonsense"):
+        compile_kernels("pool", ["nonsense<float>"], 90)
+
+
+@pytest.mark.slow
+def test_a_newer_gpu_gets_ptx(nvrtc):
+    """NVRTC makes PTX for the newest architecture that it knows; it names the kernel as the linker does."""
+    from minibert.engine.cuda_device import compile_kernels
+
+    newest = max(nvrtc.getSupportedArchs())
+    (lowered,), code, _ = compile_kernels("pool", ["pool<float, 4>"], newest + 7)
+
+    assert f".target sm_{newest}".encode() in code
+    assert lowered.encode() in code

@@ -18,8 +18,7 @@ from kernel_cases import (
 )
 
 from minibert import ops, pooling
-from minibert.errors import ConfigError
-from minibert.fused.cuda import (
+from minibert.engine.fused_cuda import (
     _ROW_LAYOUTS,
     ACTIVATIONS,
     POOLING_MODES,
@@ -27,7 +26,8 @@ from minibert.fused.cuda import (
     FusedCuda,
     row_layout,
 )
-from minibert.fused.tables import Batch, attention_tiles, cu_seqlens, with_empty_texts, with_empty_tiles
+from minibert.engine.tables import Batch, attention_tiles, cu_seqlens, with_empty_texts, with_empty_tiles
+from minibert.errors import ConfigError
 from minibert.params import Embeddings, LayerNorm
 
 EACH_BATCH = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -343,7 +343,7 @@ def test_short_texts_have_the_same_bits_by_both_kernels(device, storage, size, m
     short = bits_of_attention(bench, texts, size)
     assert kernels_of(device) == {"attention_short"}
     device.launches.clear()
-    monkeypatch.setattr("minibert.fused.cuda._SHORT_KEYS", 0)
+    monkeypatch.setattr("minibert.engine.fused_cuda._SHORT_KEYS", 0)
     long = bits_of_attention(Bench(device, storage), texts, size)
 
     assert kernels_of(device) == {"attention"}
@@ -377,7 +377,7 @@ def test_tiles_without_queries_are_passed_over(device, storage, size, monkeypatc
         idle = np.array([[2**30, 5, 2**30, 0]], np.int32)
         return np.concatenate([idle, tiles, idle, idle]) if len(tiles) else tiles
 
-    monkeypatch.setattr("minibert.fused.cuda.attention_tiles", with_idle_tiles)
+    monkeypatch.setattr("minibert.engine.fused_cuda.attention_tiles", with_idle_tiles)
     check_attention(device, storage, [70, 17, 16, 3, 1], size)
 
 
@@ -460,7 +460,7 @@ def test_too_many_pooling_modes_are_refused(executor):
 @EACH_STORAGE
 def test_linear(device, storage, monkeypatch):
     """A product with a slice of a wider matrix, as the last layer has it; in float32 by partial sums."""
-    monkeypatch.setattr("minibert.fused.cuda._LONGEST_SUM", 1)
+    monkeypatch.setattr("minibert.engine.fused_cuda._LONGEST_SUM", 1)
     bench = Bench(device, storage)
     x, weight = bench.rounded(normal(9, 64)), bench.rounded(normal(64, 48, seed=1, size=0.125))
     y = bench.fused.linear("y", bench.stored(x), bench.stored(weight)[:, 16:], packing_of([9]), 20)

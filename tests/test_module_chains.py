@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from support import assert_as_accurate, copy_twin, twin, write_module
 
-from minibert import BertModel, SentenceEncoder, modules
+from minibert import BertModel, SentenceEncoder
 from minibert.errors import ConfigError, WeightsError
+from minibert.modules import kinds as modules
 
 RNG = np.random.default_rng(0)
 REPO = twin("BertModel-128d")

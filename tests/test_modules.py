@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support import write_module
 
-from minibert import modules
 from minibert.errors import ConfigError, UnsupportedModuleError, WeightsError
+from minibert.modules import kinds as modules
 
 RNG = np.random.default_rng(0)
 TORCH = "torch.nn.modules.activation"

@@ -11,16 +11,20 @@ from packed_cases import EACH_RULE, RULES, cast, random_model, random_tensors
 from safetensors.numpy import save_file
 from support import CARDS, assert_as_accurate, copy_twin, edit_weights, twin, write_module
 
-from minibert import checkpoint, model, modules, packed
+from minibert import model
 from minibert.config import BertConfig
-from minibert.engines import CpuEngine
+from minibert.engine import packed
+from minibert.engine.devices import CpuEngine
+from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine.packing import Packing
+from minibert.engine.threads import one_blas_thread
 from minibert.errors import TokenizerError, WeightsError
-from minibert.fused.cpu import FusedCpu
-from minibert.fused.packing import Packing
-from minibert.modules import Pooling
+from minibert.files import checkpoint
+from minibert.files.checkpoint import BertReader
+from minibert.modules import chain
+from minibert.modules.kinds import Pooling
 from minibert.pipeline import Pipeline
 from minibert.repo import ModelRepo
-from minibert.threads import one_blas_thread
 from minibert.token_ids import TokenIds
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -226,7 +230,7 @@ def test_layout(dtype):
 def test_load(card, dtype):
     """What is loaded is what the reference loads, laid out, in the precision that is asked for."""
     config = BertConfig.from_file(twin(card) / "config.json")
-    loaded = packed.load(twin(card), config, dtype)
+    loaded = packed.load(BertReader(twin(card), config, dtype), config)
     expected = lay_out(checkpoint.load_bert(twin(card), config, dtype), config)
 
     assert len(loaded.layers) == config.num_hidden_layers
@@ -253,19 +257,20 @@ def test_weights_that_are_not_finite(tmp_path, name, value):
         return arrays
 
     edit_weights(copy_twin(tmp_path) / "model.safetensors", spoil)
+    config = BertConfig.from_file(tmp_path / "config.json")
 
     with pytest.raises(WeightsError, match=rf"{name} must hold finite numbers; 1 of \d+ are NaN or infinite"):
-        packed.load(tmp_path, BertConfig.from_file(tmp_path / "config.json"), np.float32)
+        packed.load(BertReader(tmp_path, config, np.float32), config)
 
 
 @DTYPES
 def test_memory(tmp_path, dtype):
     """While a model is loaded, no more is in memory than its parameters and two layers: never a second copy."""
     save_file(random_tensors(SIZES), tmp_path / "model.safetensors")
-    packed.load(tmp_path, SIZES, dtype)  # what is imported and cached at first use does not count
+    packed.load(BertReader(tmp_path, SIZES, dtype), SIZES)  # what is imported and cached at first use does not count
     tracemalloc.start()
     try:
-        loaded = packed.load(tmp_path, SIZES, dtype)
+        loaded = packed.load(BertReader(tmp_path, SIZES, dtype), SIZES)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -365,7 +370,7 @@ def test_cls_without_the_prompt_needs_all_tokens():
 
 
 @pytest.mark.parametrize(
-    ("chain", "first_only"),
+    ("kinds", "first_only"),
     [
         ([("Pooling", {"pooling_mode": "cls"}), ("Normalize", {})], True),
         ([("Pooling", {"pooling_mode": ["cls", "cls"]}), ("Dropout", {"dropout": 0.1})], True),
@@ -382,13 +387,13 @@ def test_cls_without_the_prompt_needs_all_tokens():
     ],
     ids=lambda value: "-".join(kind for kind, _ in value) if isinstance(value, list) else str(value),
 )
-def test_chains_that_need_the_first_token_only(tmp_path, chain, first_only):
+def test_chains_that_need_the_first_token_only(tmp_path, kinds, first_only):
     """Nothing but cls pooling, and modules on the sentence vector after it, makes do with one token a text."""
-    pipeline = open_pipeline(write_chain(copy_twin(tmp_path, CLS_CARD), *chain))
+    pipeline = open_pipeline(write_chain(copy_twin(tmp_path, CLS_CARD), *kinds))
     texts = random_texts(pipeline.config, 6)
     expected = [1 if first_only else len(ids) for ids in texts]
 
-    assert modules.takes_first_token(pipeline.modules, 0) == first_only
+    assert chain.takes_first_token(pipeline.modules, 0) == first_only
     assert computed_tokens(features_of(pipeline, texts)) == expected
 
 
@@ -398,7 +403,7 @@ def test_chains_that_need_the_first_token_only(tmp_path, chain, first_only):
 )
 def test_prompts_and_the_first_token(include_prompt, prompt_length, first_only):
     """A prompt matters to cls pooling only where there is one and it is left out."""
-    assert modules.takes_first_token([Pooling("cls", include_prompt=include_prompt)], prompt_length) == first_only
+    assert chain.takes_first_token([Pooling("cls", include_prompt=include_prompt)], prompt_length) == first_only
 
 
 @pytest.mark.parametrize("card", [MEAN_CARD, CLS_CARD])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_cases import EACH_RULE, RULES
 
-from minibert.fused.packing import Group, Packing
+from minibert.engine.packing import Group, Packing
 
 #: Length and offset of each text; without special tokens, a text may have no token at all.
 TEXTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10**7)), min_size=1, max_size=30)

@@ -1,4 +1,4 @@
-"""README's examples give what they show."""
+"""README's examples give what they show; its links, and those of docs/, lead somewhere; its numbers are on record."""
 
 import doctest
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from bench_tables import seconds
 from support import ROOT
 
@@ -43,9 +44,10 @@ def test_search_example():
 
 
 def test_numbers_of_the_built_in_model():
-    """What README says of its speed is in the record, and of its quality on the model's card."""
+    """What docs/ says of its speed is in the record, and of its quality on the model's card."""
     record = json.loads((ROOT / "tools" / "results" / "builtin-avx2.json").read_text("utf-8"))
-    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    pages = [(ROOT / "docs" / page).read_text("utf-8") for page in ("performance.md", "models.md")]
+    said = " ".join(" ".join(pages).split())
     texts_a_second = {
         (model, kind): workload["texts"] / median(record, "throughput", model, kind)
         for model, facts in record["models"].items()
@@ -57,13 +59,11 @@ def test_numbers_of_the_built_in_model():
     card = (BUILTIN_MODEL / "README.md").read_text("utf-8")
     student, teacher = (re.search(rf"^\| {name} \| (\S+) \| (\S+) \|$", card, re.MULTILINE) for name in NAMES)
 
-    assert f"{min(ratio['short'], ratio['mixed']):.0f} times as many short or mixed texts" in readme
-    assert f"(long ones {ratio['long']:.0f} times, of which it reads twice as much)" in readme
-    assert f"its first vector is there {median(record, 'cold', 'builtin', ''):.2f} s after" in readme
+    assert f"{min(ratio['short'], ratio['mixed']):.0f} times as many short or mixed texts" in said
+    assert f"(long ones {ratio['long']:.0f} times, of which it reads twice as much)" in said
+    assert f"its first vector is there {median(record, 'cold', 'builtin', ''):.2f} s after" in said
     (english, german), (english_teacher, german_teacher) = (map(float, row.groups()) for row in (student, teacher))
-    assert (
-        f"{english:.3f} (its teacher's {english_teacher:.3f}; German: {german:.3f} and {german_teacher:.3f})" in readme
-    )
+    assert f"{english:.3f} (its teacher's {english_teacher:.3f}; German: {german:.3f} and {german_teacher:.3f})" in said
 
 
 def median(record, measure, model, workload):
@@ -78,3 +78,39 @@ def test_length_of_the_reference():
     lines = len(Path(model.__file__).read_text("utf-8").splitlines())
 
     assert f"{lines} lines of numpy" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_readme_is_short():
+    """A page, not a book: the rest is in docs/."""
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 160
+
+
+PAGES = [ROOT / "README.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Where the files of the repository are on the web: README's links must work on a package index, too.
+ON_THE_WEB = re.compile(
+    r"https://(?:github\.com|raw\.githubusercontent\.com)/minibert/minibert/(?:(?:blob|tree)/)?main/"
+)
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as they are made on the web."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Each link to a file of the repository leads to one, and to a heading that is there; README's are absolute."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    assert targets or page.name == "command-line.md"
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if ON_THE_WEB.match(path):
+            file = ROOT / ON_THE_WEB.sub("", path)
+        else:
+            assert page != ROOT / "README.md" or path.startswith("https:"), target
+            if path.startswith("https:"):
+                continue
+            file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target

@@ -296,18 +296,21 @@ def test_float16_error_of_the_kernels(minilm, executor):
     import torch
     from transformers import AutoModel
 
-    from minibert import packed
     from minibert.config import BertConfig
-    from minibert.fused.cuda import STORAGES, FusedCuda
-    from minibert.fused.packing import Packing
-    from minibert.fused.rows import RowRule
+    from minibert.engine import packed
+    from minibert.engine.fused_cuda import STORAGES, FusedCuda
+    from minibert.engine.packing import Packing
+    from minibert.engine.rows import RowRule
+    from minibert.files.checkpoint import BertReader
 
     texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])[:12]
     ids = SentenceEncoder(minilm)._pipeline.tokenizer(texts, 64).ids
     storage, config = STORAGES["float16"], BertConfig.from_file(minilm / "config.json")
     packing = Packing.of(ids.lengths, None, RowRule((0,), threads=False))
     fused = FusedCuda(executor, storage)
-    model = packed.load(minilm, config, np.float32, lambda x: storage.narrow(x) if x.ndim == 2 else x)
+    model = packed.load(
+        BertReader(minilm, config, np.float32), config, lambda x: storage.narrow(x) if x.ndim == 2 else x
+    )
     ours = fused.unpack(packed.bert(model, config, ids.flat, packing, fused), packing)
 
     def peer(dtype):

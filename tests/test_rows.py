@@ -12,13 +12,12 @@ import pytest
 from packed_cases import RULES, cast, random_model, rule_of
 from support import ROOT
 
-from minibert import packed
 from minibert.config import BertConfig
-from minibert.fused import rows
-from minibert.fused.cpu import FusedCpu
-from minibert.fused.packing import Packing
-from minibert.fused.rows import rule_for
-from minibert.threads import blas_name, one_blas_thread
+from minibert.engine import packed, rows
+from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine.packing import Packing
+from minibert.engine.rows import rule_for
+from minibert.engine.threads import blas_name, one_blas_thread
 
 SHAPES = [(16, 48), (20, 80), (80, 20), (128, 384), (512, 128), (384, 384), (384, 1536), (768, 768)]
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -273,7 +272,7 @@ def test_every_kernel(kernel, needs):
     processor = Path("/proc/cpuinfo")
     if not processor.is_file() or f" {needs} " not in processor.read_text("utf-8").replace("\n", " "):
         pytest.skip(f"the processor has no {needs}, or does not tell")
-    name = ["-c", "from minibert.threads import blas_name; print(blas_name())"]
+    name = ["-c", "from minibert.engine.threads import blas_name; print(blas_name())"]
     default, chosen = child(*name), child(*name, kernel=kernel)
     if not chosen.startswith("openblas") or (chosen == default and kernel not in chosen):
         pytest.skip(f"numpy's BLAS has no kernel to choose: it is {default}")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from minibert.checkpoint import safetensors_file
-from minibert.checkpoint.safetensors_file import open_safetensors
-from minibert.checkpoint.stored import DTYPES, widen_bfloat16
 from minibert.errors import WeightsError
+from minibert.files.checkpoint import safetensors_file
+from minibert.files.checkpoint.safetensors_file import open_safetensors
+from minibert.files.checkpoint.stored import DTYPES, widen_bfloat16
 
 
 def encode(header, values=b"", length=None):

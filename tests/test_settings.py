@@ -9,7 +9,7 @@ import pytest
 from support import copy_twin, edit_json, twin, write_module
 
 from minibert import SentenceEncoder, settings
-from minibert.fused.rows import RowRule
+from minibert.engine.rows import RowRule
 from minibert.pipeline import Pipeline
 
 CARD = "BertModel-128d"
@@ -328,7 +328,7 @@ def test_what_experiment_found_is_found_again(encoder, monkeypatch):
     elsewhere = RowRule((0, 1, 2, 3, 4), threads=not expected.threads)
     object.__setattr__(encoder._pipeline, "row_rule", elsewhere)
     pickled = pickle.dumps(encoder)
-    monkeypatch.setattr("minibert.engines.usable_cores", lambda: 61)
+    monkeypatch.setattr("minibert.engine.devices.usable_cores", lambda: 61)
     again = pickle.loads(pickled)  # noqa: S301
 
     assert encoder._pipeline.row_rule == elsewhere
@@ -341,7 +341,7 @@ def test_what_experiment_found_is_found_again(encoder, monkeypatch):
 def test_number_of_threads_that_was_set_is_pickled(folder, monkeypatch):
     """What somebody has set stays."""
     pickled = pickle.dumps(SentenceEncoder(folder, num_threads=3))
-    monkeypatch.setattr("minibert.engines.usable_cores", lambda: 61)
+    monkeypatch.setattr("minibert.engine.devices.usable_cores", lambda: 61)
     again = pickle.loads(pickled)  # noqa: S301
 
     assert again.num_threads == 3

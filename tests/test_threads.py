@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import threadpoolctl
 
-from minibert import threads
-from minibert.threads import blas_name, one_blas_thread, usable_cores
+from minibert.engine import threads
+from minibert.engine.threads import blas_name, one_blas_thread, usable_cores
 
 # ---------------------------------------------------------------- cores
 
@@ -545,6 +545,6 @@ def test_name_of_numpys_own(real):
 
 def test_import_does_not_load_threadpoolctl():
     """The import is quick: threadpoolctl is loaded when it is needed first."""
-    code = "import sys, minibert.threads; print('threadpoolctl' in sys.modules)"
+    code = "import sys, minibert.engine.threads; print('threadpoolctl' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"False"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support import GOLDEN, copy_twin, edit_json, load, split
 
-from minibert import tokenizer_files
 from minibert.errors import TokenizerError
+from minibert.files import tokenizer_files
 from minibert.tokenization import TextTokenizer
 
 FOLDER = GOLDEN / "tokenizers"

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibert.checkpoint import pickle_machine, torch_pickle
-from minibert.checkpoint.stored import DTYPES, StoredTensor
-from minibert.checkpoint.torch_pickle import open_torch
 from minibert.errors import WeightsError
+from minibert.files.checkpoint import pickle_machine, torch_pickle
+from minibert.files.checkpoint.stored import DTYPES, StoredTensor
+from minibert.files.checkpoint.torch_pickle import open_torch
 
 CLASSES = {
     "F64": "DoubleStorage",

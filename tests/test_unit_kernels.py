@@ -1,4 +1,4 @@
-"""Each function that kernels/common.cuh names does what the PTX manual says: on the executor, and on a GPU."""
+"""Each function that kernels/cuda/common.cuh names does what the PTX manual says: on the executor, and on a GPU."""
 
 import shutil
 import subprocess

@@ -1,7 +1,9 @@
 """What a user installs."""
 
+import re
 import subprocess
 import sys
+import tarfile
 from zipfile import ZipFile
 
 import pytest
@@ -30,7 +32,8 @@ def test_one_top_level_name(wheel):
 
 def test_kernels_arrive(wheel):
     """Every file of kernels/, its README included, is in the wheel once, under minibert/_kernels."""
-    expected = {f"minibert/_kernels/{path.name}" for path in (ROOT / "kernels").iterdir()}
+    kernels = ROOT / "kernels"
+    expected = {f"minibert/_kernels/{path.relative_to(kernels)}" for path in kernels.rglob("*") if path.is_file()}
 
     assert "minibert/_kernels/README.md" in expected
     assert {name for name in wheel[0] if "kernels" in name} == expected
@@ -54,6 +57,14 @@ def test_builtin_model_arrives(wheel):
     assert 1e6 < packed < 10e6
 
 
+def test_addresses_arrive(wheel):
+    """A package index links to the project's pages."""
+    addresses = dict(re.findall(r"^Project-URL: (\w+), (\S+)$", wheel[1], re.MULTILINE))
+
+    assert addresses.keys() == {"Homepage", "Documentation", "Changelog", "Issues"}
+    assert {address.split("/")[2] for address in addresses.values()} == {"github.com"}
+
+
 def test_licence_arrives(wheel):
     """The licence text and its name are in the wheel."""
     assert any(name.endswith("licenses/LICENSE") for name in wheel[0])
@@ -70,3 +81,20 @@ def test_dependencies(wheel):
     assert core == {"huggingface-hub", "numpy", "safetensors", "threadpoolctl", "tokenizers", "tqdm"}
     assert any(line.startswith("cupy-cuda12x[ctk]") and "extra == 'cuda12'" in line for line in requires)
     assert any(line.startswith("cupy-cuda13x[ctk]") and "extra == 'cuda13'" in line for line in requires)
+
+
+def test_the_source_package_is_whole(tmp_path):
+    """Whoever has only the source package has the documentation, the examples and what a contributor needs."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed: it builds the source package")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("docs", "examples", "kernels", "minibert", "tests", "tools")
+    files = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
+    expected = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    expected |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"}
+
+    assert len(expected) > 150
+    assert expected <= names

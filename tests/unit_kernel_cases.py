@@ -1,10 +1,10 @@
-"""What each function of kernels/device.cuh does, as cases for the kernels in tests/executor/unit_kernels.cu."""
+"""What each function of kernels/cuda/device.cuh does, as cases for the kernels in tests/executor/unit_kernels.cu."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from minibert.fused.cuda import STORAGES
+from minibert.engine.fused_cuda import STORAGES
 
 
 class Case(NamedTuple):

@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from repos import write_seeded_repo
 
-from minibert import BertModel, packed
+from minibert import BertModel
 from minibert.config import BertConfig
-from minibert.fused.cpu import FusedCpu
-from minibert.fused.packing import Packing
-from minibert.threads import one_blas_thread
+from minibert.engine import packed
+from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine.packing import Packing
+from minibert.engine.threads import one_blas_thread
+from minibert.files.checkpoint import BertReader
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array
 
@@ -97,7 +99,7 @@ def _implementations(folder: Path) -> dict[str, Hidden]:
 
     def packed_hidden() -> Hidden:
         config = BertConfig.from_file(folder / "config.json")
-        model, rule = packed.load(folder, config, np.float32), packed.row_rule(config, np.float32)
+        model, rule = packed.load(BertReader(folder, config, np.float32), config), packed.row_rule(config, np.float32)
         fused = FusedCpu(np.float32)
 
         def run(ids: Array, mask: Array) -> Array:

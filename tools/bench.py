@@ -1,8 +1,9 @@
-"""Measure minibert beside other float32 encoders on this machine's processor, and make README's tables of it.
+"""Measure minibert beside other float32 encoders on this machine's processor; make tables and a picture of it.
 
     python tools/bench.py setup DIR
     python tools/bench.py run DIR --texts short=FILE mixed=FILE long=FILE --out RESULTS.json
     python tools/bench.py table RESULTS.json
+    python tools/bench.py chart RESULTS.json --out FILE.svg
 
 ``setup`` makes environments, models and exports in DIR; what is there is kept, and what fails is said. ``run`` measures
 with what is there: throughput from strings to vectors, latency of one text, cold start, memory, installed size. Each
@@ -27,12 +28,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from bench_chart import draw
 from bench_peers import PEERS, WORKLOADS, Array, read_json, tokenize
 from bench_setup import MODELS, ROOT, set_up
 from bench_tables import DISTURBED, OWN, REFERENCE, render, seconds
 
 WORKER = ROOT / "tools" / "bench_peers.py"
 MEASURES = ("throughput", "latency", "cold", "memory", "size")
+
+#: Vector instructions by the flag that Linux has for them, the widest first.
+INSTRUCTIONS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"}
 
 #: How many starts of each encoder the cold start is the median of.
 STARTS = 10
@@ -147,6 +152,7 @@ class Bench:
             "commit": commit(),
             "machine": {
                 "processor": processor(),
+                "instructions": instructions(Path("/proc/cpuinfo").read_text("utf-8")),
                 "cores": self.cores,
                 "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
                 "python": platform.python_version(),
@@ -313,6 +319,12 @@ def processor() -> str:
     return found.group(1) if found else platform.machine()
 
 
+def instructions(cpuinfo: str) -> str:
+    """Return the widest vector instructions that Linux tells of a processor; "" where it tells of none."""
+    flags = set(re.findall(r"\w+", cpuinfo))
+    return next((name for flag, name in INSTRUCTIONS.items() if flag in flags), "")
+
+
 def commit() -> str:
     """Return the commit of the checkout, with ``-dirty`` where it was changed since; "" outside of git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
@@ -365,8 +377,23 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--models", type=names(MODELS), default=list(MODELS), help=f"some of {','.join(MODELS)}")
 
     table = commands.add_parser("table", help="print the tables of a results file")
-    table.add_argument("results", type=Path)
+    chart = commands.add_parser("chart", help="draw the throughput of a results file as SVG")
+    chart.add_argument("--out", type=Path, metavar="FILE.svg", help="where to write it (default: standard output)")
+    for command in (table, chart):
+        command.add_argument("results", type=Path, metavar="RESULTS.json")
     return parser.parse_args()
+
+
+def write_chart(results: Path, out: Path | None) -> None:
+    """Write the picture of a results file to a file, or to standard output."""
+    try:
+        picture = draw(read_json(results))
+    except ValueError as error:
+        raise SystemExit(f"{results}: {error}") from error
+    if out is None:
+        sys.stdout.write(picture)
+    else:
+        out.write_text(picture, "utf-8", newline="\n")
 
 
 def main() -> None:
@@ -377,6 +404,9 @@ def main() -> None:
         return
     if options.command == "table":
         print(render(read_json(options.results)))
+        return
+    if options.command == "chart":
+        write_chart(options.results, options.out)
         return
     options.folder, options.texts = options.folder.resolve(), {kind: read_texts(path) for kind, path in options.texts}
     with tempfile.TemporaryDirectory() as scratch:

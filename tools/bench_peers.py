@@ -140,9 +140,10 @@ def load_minibert(setting: Setting) -> Encode:
 
 def load_minibert_full_last(setting: Setting) -> Encode:
     """Return minibert's encode with a last layer that computes every token, whatever is pooled."""
-    from minibert import SentenceEncoder, modules
+    from minibert import SentenceEncoder
+    from minibert.modules import chain
 
-    modules.takes_first_token = lambda *_: False  # there is no switch: nobody wants the slower layer
+    chain.takes_first_token = lambda *_: False  # there is no switch: nobody wants the slower layer
     return SentenceEncoder(setting.model).encode
 
 

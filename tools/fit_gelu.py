@@ -1,4 +1,4 @@
-"""Print the coefficients of the GELU in ``minibert.fused.cpu`` and the error of their use.
+"""Print the coefficients of the GELU in ``minibert.engine.fused_numpy`` and the error of their use.
 
     python tools/fit_gelu.py
 
@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minibert import ops
-from minibert.fused import cpu
-from minibert.fused.cpu import _gelu, _TailFit
+from minibert.engine import fused_numpy as cpu
+from minibert.engine.fused_numpy import _gelu, _TailFit
 
 Floats = npt.NDArray[np.floating]
 

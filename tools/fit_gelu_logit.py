@@ -1,4 +1,4 @@
-"""Print the coefficients of the 16-bit GELU in ``kernels/activations.cuh``, and the error of their use.
+"""Print the coefficients of the 16-bit GELU in ``kernels/cuda/activations.cuh``, and the error of their use.
 
     python tools/fit_gelu_logit.py
 

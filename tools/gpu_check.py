@@ -22,10 +22,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import names
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "results.json"
 #: In this order: what is needed most comes first.
-STAGES = ("versions", "tests", "accuracy", "throughput", "peers", "profile", "sweep", "compiled", "sanitizer")
+STAGES = (
+    "versions",
+    "tests",
+    "accuracy",
+    "throughput",
+    "products",
+    "peers",
+    "profile",
+    "sweep",
+    "compiled",
+    "sanitizer",
+)
 MODELS = ("minilm", "base", "large")
 #: The numbers of a row that a printed table shows; lists are in the record only.
 _WIDEST = 44
@@ -71,17 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PackError as error:
         parser.error(str(error))
     return 0
-
-
-def names(known: Sequence[str]) -> Any:
-    """Return the parser of an argument with some of the known names, in their order, with commas between them."""
-
-    def parse(text: str) -> list[str]:
-        if unknown := [name for name in text.split(",") if name not in known]:
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are: {', '.join(known)}")
-        return [name for name in known if name in text.split(",")]
-
-    return parse
 
 
 def run_stages(options: argparse.Namespace) -> int:

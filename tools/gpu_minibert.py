@@ -1,26 +1,34 @@
 """What tools/gpu_check.py needs of minibert beyond its public interface, and of the GPU: all of it is in this file.
 
 The encoder itself is public: ``SentenceEncoder(folder, device="cuda", dtype=...)``. From inside come the forward pass
-without the tokenizer, the streams, and what the device is asked for, call by call. A dry run has no GPU: then CuPy is
-the stand-in of the tests, whose kernels run on the CPU, and times are the wall clock's.
+without the tokenizer, the streams, the choice among cuBLASLt's algorithms, and what the device is asked for, call by
+call. A dry run has no GPU: then CuPy is the stand-in of the tests, whose kernels run on the CPU, and times are the wall
+clock's.
 """
 
 import contextlib
+import gc
 import importlib
 import itertools
 import os
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert import SentenceEncoder, modules, packed
-from minibert.fused.packing import Packing
+from minibert import SentenceEncoder
+from minibert.engine import packed
+from minibert.engine.cublaslt import MOST_ALIGNMENT, Algorithm, Product
+from minibert.engine.cuda_device import _CUDA_TYPES, CudaDevice
+from minibert.engine.fused import partial_sums
+from minibert.engine.fused_cuda import STORAGES, Storage
+from minibert.engine.packing import Packing
+from minibert.engine.products import _CANDIDATES, _PERIOD, _Trial
+from minibert.modules import chain
 from minibert.typing import Array
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,20 +41,10 @@ TRAFFIC = {
     "embed_layer_norm": (4, 0),
     "pool": (1, 0),
 }
-#: What a device does for nobody's forward pass.
-_NOT_TIMED = {
-    "download",
-    "empty",
-    "free",
-    "new_stream",
-    "on",
-    "place",
-    "record",
-    "seconds",
-    "settle",
-    "spread",
-    "write",
-}
+#: The environment variable that turns CUDA graphs on.
+_GRAPHS = "MINIBERT_CUDA_GRAPHS"
+#: What a forward pass asks of a device that takes time there.
+_TIMED = ("launch", "matmul", "upload")
 
 
 def stand_in() -> None:
@@ -86,6 +84,11 @@ class Gpu:
         end.synchronize()
         return float(self.cupy.cuda.get_elapsed_time(start, end)) / 1e3
 
+    def release(self) -> None:
+        """Give back what CuPy keeps of what nobody uses any more: the memory of an encoder before."""
+        gc.collect()
+        self.cupy.get_default_memory_pool().free_all_blocks()
+
     def free(self) -> int:
         """Return how many bytes are free; what CuPy keeps for later counts as taken."""
         return int(self.cupy.cuda.runtime.memGetInfo()[0])
@@ -113,37 +116,19 @@ class Gpu:
             marks.append(self.mark())
         return [self.between(a, b) for a, b in itertools.pairwise(marks)]
 
+    def mean(self, call: Callable[[], object], times: int, ahead: Callable[[], object]) -> float:
+        """Return how long a call takes on the GPU on average.
 
-class DryGpu(Gpu):
-    """What stands for the GPU in a dry run: numpy and the wall clock."""
-
-    def __init__(self) -> None:
-        """Make it."""
-
-    def wait(self) -> None:
-        """Do nothing: all is done at once."""
-
-    def mark(self) -> float:
-        """Return the time."""
-        return time.perf_counter()
-
-    def between(self, start: float, end: float) -> float:
-        """Return the seconds from one mark to another."""
-        return end - start
-
-    def free(self) -> int:
-        """Return how many bytes of the host are free."""
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-    def product(self, size: int) -> Callable[[], object]:
-        """Return a call that multiplies two square matrices."""
-        a, b = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
-        return lambda: a @ b
-
-    def copy(self, size: int) -> Callable[[], object]:
-        """Return a call that copies so many bytes."""
-        source, target = np.ones((2, size), np.uint8)
-        return lambda: np.copyto(target, source)
+        ``ahead`` gives the GPU so much work that all calls are asked for before the first of them begins: then the time
+        is the GPU's, not the host's.
+        """
+        call()
+        self.wait()
+        ahead()
+        start = self.mark()
+        for _ in range(times):
+            call()
+        return self.between(start, self.mark()) / times
 
 
 class Prepared(NamedTuple):
@@ -185,7 +170,7 @@ def prepare(encoder: SentenceEncoder, texts: Sequence[str], budget: int) -> list
         lengths, offsets = [len(row) for row in rows], [int(row.sum()) for row in rows]
         packing = Packing.of(lengths, offsets, pipeline.row_rule)
         first = None
-        if modules.takes_first_token(pipeline.modules, 0):
+        if chain.takes_first_token(pipeline.modules, 0):
             first = packing.first_tokens(offsets, pipeline.row_rule)
         prepared.append(Prepared(np.concatenate(rows).astype(np.intp), packing, first, lengths))
     return prepared
@@ -238,6 +223,121 @@ def pass_seconds(
     return max(gpu.between(start, end) for start, _ in marks for _, end in marks)
 
 
+@contextlib.contextmanager
+def graphs(encoder: SentenceEncoder, *, wanted: bool) -> Iterator[None]:
+    """Let the encoder record small batches as CUDA graphs meanwhile, or not: it is given new streams."""
+    before = os.environ.get(_GRAPHS, "0")
+    try:
+        os.environ[_GRAPHS] = str(int(wanted))
+        encoder.close()
+        yield
+    finally:
+        os.environ[_GRAPHS] = before
+        encoder.close()
+
+
+def count_graphs(encoder: SentenceEncoder) -> int:
+    """Return how many CUDA graphs the encoder's streams have."""
+    idle = encoder._engine._idle  # type: ignore[attr-defined]  # noqa: SLF001
+    return sum(len(fused._recordings._recordings) for _, fused in idle)  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def stream_of(storage: Storage) -> Iterator[tuple[CudaDevice, tuple[int, int]]]:
+    """Let this thread work on a new stream of the first GPU; give the addresses of the stream and of its workspace."""
+    device = CudaDevice(0, storage)
+    stream = device.new_stream()
+    with device.on(stream):
+        yield device, (stream.stream.ptr, stream.workspace.data.ptr)
+
+
+def try_products(
+    inputs: int, outputs: int, timed: Sequence[int], counts: Sequence[int], gpu: Gpu, ahead: Callable[[], object]
+) -> Iterator[dict[str, Any]]:
+    """Yield how fast float16 products with weights of a shape are, and at last which of them have the same bits.
+
+    Args:
+        inputs: Rows of the weights.
+        outputs: Columns.
+        timed: Numbers of rows for which a row is yielded.
+        counts: Numbers of rows of which the last row tells the bits.
+        gpu: The GPU.
+        ahead: See :meth:`Gpu.mean`.
+    """
+    storage = STORAGES["float16"]
+    normal = np.random.default_rng(0).standard_normal
+    with stream_of(storage) as (device, at):
+        ours = device._products  # noqa: SLF001
+        library = ours._library  # noqa: SLF001
+        shapes = (_PERIOD, inputs), (inputs, outputs)  # not the numbers of a trial: a GPU is faster on simple ones
+        different, weight = (device.upload(storage.narrow(normal(shape, np.float32))) for shape in shapes)
+        same_bits = {}
+        for rows in sorted({*timed, *counts}):
+            sizes = {"m": outputs, "n": rows, "k": inputs, "lda": outputs, "ldb": inputs, "ldc": outputs}
+            product = Product(**sizes, kind=_CUDA_TYPES[storage.name], alignment=MOST_ALIGNMENT, add=False)
+            reference = ours._reference(product, storage, *at)  # noqa: SLF001
+            trial = _Trial(library, device, product, storage, reference.weight, *at)
+            candidates, repeated = library.algorithms(product, _CANDIDATES), trial.repeated(reference.x)
+            same = [each for each in candidates if trial.repeats(each, repeated, reference.y)]
+            same_bits[rows] = len(same), len(candidates)
+            if rows in timed:
+                trial = trial._replace(weight=weight)
+                x, y = trial.repeated(different), device.empty((rows, outputs), storage.dtype)
+
+                def us(one: Algorithm, trial: _Trial = trial, x: Any = x, y: Any = y) -> float:
+                    return 1e6 * gpu.mean(lambda: trial._multiply(one, x, y), 20, ahead)  # noqa: SLF001
+
+                chosen = ours._choose(product, storage, *at)  # noqa: SLF001
+                times = {
+                    "first": us(candidates[0]),
+                    "chosen": us(chosen),
+                    "fastest_same": min(map(us, same), default=0),
+                }
+                found = {f"{name}_us": digits(time) for name, time in times.items()}
+                for name in ("first", "chosen"):
+                    found[f"{name}_tflops"] = digits(2e-6 * rows * inputs * outputs / times[name])
+                yield {"rows": rows, **found, "tried": len(candidates), "same_bits": len(same)}
+        of_rows = {str(rows): same_bits[rows] for rows in counts}
+        agree, pairs = map(sum, zip(*of_rows.values(), strict=True))
+        yield {"pairs": pairs, "same_bits": agree, "share": round(agree / pairs, 4), "of_rows": of_rows}
+
+
+def sum_in_parts(
+    inputs: int, outputs: int, rows: int, gpu: Gpu, ahead: Callable[[], object]
+) -> Iterator[dict[str, Any]]:
+    """Yield the time of a float32 product, summed at once and by parts, and its error as a share of its size."""
+    storage = STORAGES["float32"]
+    normal = np.random.default_rng(0).standard_normal
+    x, weight = normal((rows, inputs), np.float32), normal((inputs, outputs), np.float32)
+    truth = x[:512].astype(np.float64) @ weight.astype(np.float64)
+    with stream_of(storage) as (device, _):
+        left, right, y = device.upload(x), device.upload(weight), device.empty((rows, outputs), storage.dtype)
+        for longest in (inputs, 1024, 384):
+            parts = partial_sums(inputs, longest)
+
+            def multiply(parts: list[slice] = parts) -> None:
+                for number, k in enumerate(parts):
+                    device.matmul(left[:, k], right[k], y, storage, add=number > 0)
+
+            us = digits(1e6 * gpu.mean(multiply, 20, ahead))
+            yield {
+                "longest": longest,
+                "parts": len(parts),
+                "us": us,
+                "rms": relative_rms(device.download(y[:512]), truth),
+            }
+
+
+def relative_rms(vectors: Array, truth: Array) -> float:
+    """Return the root mean square of the errors, as a share of that of the numbers themselves."""
+    return digits(np.sqrt(np.square(vectors - truth).mean() / np.square(truth).mean()))
+
+
+def digits(number: float) -> float:
+    """Return a number with four digits."""
+    return float(f"{number:.4g}")
+
+
 class Op(NamedTuple):
     """Something that the device was asked for.
 
@@ -268,14 +368,12 @@ def recorded(encoder: SentenceEncoder, gpu: Gpu) -> Iterator[list[Op]]:
 
         return call
 
-    names = [name for name in dir(type(device)) if not name.startswith("_") and name not in _NOT_TIMED]
-    names = [name for name in names if callable(getattr(device, name))]
-    for name in names:
+    for name in _TIMED:
         setattr(device, name, wrap(name, getattr(device, name)))
     try:
         yield ops
     finally:
-        for name in names:
+        for name in _TIMED:
             delattr(device, name)
 
 

@@ -20,19 +20,19 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from bench import commit
 from bench_peers import read_json
-from bench_setup import make
+from bench_setup import Seeded, make
 from repos import dump, write_layout
 from sts import read_pairs
 
 from minibert import SentenceEncoder, __version__
-from minibert.checkpoint import save_safetensors
 from minibert.cli.convert import convert
 from minibert.cli.files import whole_folder
+from minibert.files.checkpoint import save_safetensors
 from minibert.repo import ModelRepo
 from minibert.typing import Array
 
@@ -45,17 +45,9 @@ KINDS = {"short": (4, 24, 1), "mixed": (4, 256, 1), "tokens128": (128, 128, 1), 
 _PIECE = 200_000
 
 
-class Sizes(NamedTuple):
-    """The sizes of a BERT with weights from a seed."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-
-
-SEEDED = {"base": Sizes(768, 12, 12), "large": Sizes(1024, 24, 16)}
-#: In a dry run both are this small.
-_DRY = Sizes(32, 2, 2)
+#: The models with weights from a seed; in a dry run both are small.
+SEEDED = {"base": Seeded(768, 12, 12), "large": Seeded(1024, 24, 16)}
+_DRY = Seeded(32, 2, 2)
 
 
 class PackError(Exception):
@@ -99,9 +91,7 @@ def pack(folder: Path, minilm: Path, stsb: Path, corpus: Path, count: int, most:
         total = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
         if total > most:
             raise PackError(
-                f"{folder} must have at most {most:,} bytes; it would have {total:,}, of which the largest: "
-                + ", ".join(f"{name} {file['bytes']:,}" for name, file in largest(manifest["files"]))
-                + ". Give fewer texts with --count."
+                f"{folder} must have at most {most:,} bytes; it would have {total:,}. Give fewer texts with --count."
             )
     print(f"{folder}: {total / MEBIBYTE:.1f} MiB")
 
@@ -109,11 +99,6 @@ def pack(folder: Path, minilm: Path, stsb: Path, corpus: Path, count: int, most:
 def describe(path: Path) -> dict[str, Any]:
     """Return the size and the hash of a file."""
     return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def largest(files: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the three largest files."""
-    return sorted(files.items(), key=lambda item: -item[1]["bytes"])[:3]
 
 
 def check(folder: Path) -> None:
@@ -180,43 +165,34 @@ def cut_texts(encoder: SentenceEncoder, lines: Iterator[str], lengths: Sequence[
 def seeded_model(folder: Path, name: str, *, dry: bool = False) -> Path:
     """Return the folder of a model with weights from a seed, made where it is not there yet.
 
-    Both minibert and sentence-transformers read it. It has MiniLM's tokenizer, pools the mean and takes 512 tokens. Its
-    matrices are normal with a deviation of 0.02. So are its biases: those of 0 would hide an encoder that forgets them.
+    Both minibert and sentence-transformers read it. It has MiniLM's tokenizer and config but for the sizes, pools the
+    mean and takes 512 tokens. Its matrices are normal with a deviation of 0.02. So are its biases: those of 0 would
+    hide an encoder that forgets them.
     """
     made = folder / ("dry" if dry else "seeded")
     make(made, name, lambda new: write_seeded(new, folder / "minilm", _DRY if dry else SEEDED[name]))
     return made / name
 
 
-def write_seeded(folder: Path, minilm: Path, sizes: Sizes) -> None:
+def write_seeded(folder: Path, minilm: Path, sizes: Seeded) -> None:
     """Write such a model."""
     folder.mkdir()
     vocabulary = (minilm / "vocab.txt").read_text("utf-8").split("\n")[:-1]
     write_layout(
         folder, {"do_lower_case": True, "max_seq_length": 512, "pooling_mode": "mean"}, sizes.hidden_size, vocabulary
     )
-    inner = 4 * sizes.hidden_size
     config = {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "vocab_size": len(vocabulary),
+        **read_json(minilm / "config.json"),
         **sizes._asdict(),
-        "intermediate_size": inner,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
+        "vocab_size": len(vocabulary),
+        "intermediate_size": 4 * sizes.hidden_size,
         "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "initializer_range": 0.02,
-        "layer_norm_eps": 1e-12,
-        "pad_token_id": 0,
-        "dtype": "float32",
     }
     dump(folder / "config.json", config)
     save_safetensors(folder / "model.safetensors", dict(seeded_tensors(sizes, len(vocabulary))), {"format": "pt"})
 
 
-def seeded_tensors(sizes: Sizes, words: int) -> Iterator[tuple[str, Array]]:
+def seeded_tensors(sizes: Seeded, words: int) -> Iterator[tuple[str, Array]]:
     """Yield the names and the float16 numbers of a BERT's tensors."""
     rng = np.random.default_rng(0)
     hidden, inner = sizes.hidden_size, 4 * sizes.hidden_size

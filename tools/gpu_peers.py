@@ -1,5 +1,6 @@
 """sentence-transformers on a GPU, as tools/gpu_check.py measures it; in a dry run on the CPU, in float32."""
 
+import gc
 import importlib.metadata
 import statistics
 import time
@@ -38,7 +39,7 @@ def load(folder: Path, variant: str, *, dry: bool) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    options: dict[str, Any] = {"torch_dtype": torch.float32 if dry else torch.float16}
+    options: dict[str, Any] = {"dtype": torch.float32 if dry else torch.float16}
     if ATTENTION[variant]:
         options["attn_implementation"] = ATTENTION[variant]
     return SentenceTransformer(str(folder), device="cpu" if dry else "cuda", model_kwargs=options)
@@ -62,13 +63,21 @@ def best_batch(pass_over: Callable[[int], object], *, dry: bool) -> tuple[int, d
     return int(min(seconds, key=lambda size: seconds[size])), seconds
 
 
+def tokenize(model: Any, texts: Sequence[str], **options: Any) -> Any:
+    """Return what the model's tokenizer makes of texts, cut at the model's own limit."""
+    return model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, **options)
+
+
+def lengths(model: Any, texts: Sequence[str]) -> list[int]:
+    """Return how many tokens each text has."""
+    return list(map(len, tokenize(model, texts)["input_ids"]))
+
+
 def prepare(model: Any, texts: Sequence[str], batch: int) -> list[dict[str, Any]]:
     """Return the texts as padded batches of token ids where the model is, the longest first."""
-    cut = {"truncation": True, "max_length": model.max_seq_length}
-    lengths = [len(row) for row in model.tokenizer(list(texts), **cut)["input_ids"]]
-    order = sorted(range(len(texts)), key=lambda i: -lengths[i])
-    parts = [[texts[i] for i in order[start : start + batch]] for start in range(0, len(order), batch)]
-    inputs = [model.tokenizer(part, padding=True, return_tensors="pt", **cut) for part in parts]
+    longest_first = [texts[i] for i in np.argsort(lengths(model, texts), kind="stable")[::-1]]
+    parts = [longest_first[start : start + batch] for start in range(0, len(texts), batch)]
+    inputs = [tokenize(model, part, padding=True, return_tensors="pt") for part in parts]
     return [{name: tensor.to(model.device) for name, tensor in each.items()} for each in inputs]
 
 
@@ -97,8 +106,18 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
+def release() -> None:
+    """Give back what torch keeps of models before, and forget how much it was."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def memory() -> int:
-    """Return the most bytes that torch ever held on the GPU."""
+    """Return the most bytes that torch has held on the GPU since :func:`release`."""
     import torch
 
     return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0

@@ -1,6 +1,5 @@
 """The stages of tools/gpu_check.py: what each measures or checks. Each runs in a process of its own."""
 
-import contextlib
 import csv
 import functools
 import importlib
@@ -25,8 +24,8 @@ import gpu_pack
 import gpu_peers as peers
 import numpy as np
 from bench import commit, count_flops, processor
-from bench_peers import ONE_TEXT, durations, read_json
-from gpu_minibert import ROOT, DryGpu, Gpu
+from bench_peers import durations, read_json
+from gpu_minibert import ROOT, Gpu
 from gpu_peers import median
 from sts import read_pairs, score
 
@@ -38,6 +37,12 @@ Row = Mapping[str, Any]
 #: One text in so many is taken, so that a pass is short.
 EVERY = {"minilm": 1, "base": 2, "large": 4}
 DTYPES = ("float16", "bfloat16", "float32")
+#: About how many tokens the single texts have whose latency is measured.
+ONE_TEXT = (8, 32, 128)
+#: Rows of the products that are timed; and of those whose bits are compared, as small batches have them.
+ROWS, FEW_ROWS = (4096, 16384, 65536), (1, *(16 << n for n in range(11)))
+#: Rows, inputs and outputs of float32 products whose long sums are taken in parts: those of base and large.
+LONG_SUMS = ((8192, 3072, 768), (8192, 4096, 1024))
 BUDGETS = (4096, 8192, 16384, 32768, 65536, 131072)
 PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "sentence-transformers", "transformers", "tokenizers")
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -45,7 +50,6 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SANITIZED = "gpu and not sanitizer and (unit_kernels or (float16 and (63-65 or first_tokens or pool or layer_norm)))"
 _COUNTERS = "gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed"
 _COUNTERS += ",sm__throughput.avg.pct_of_peak_sustained_elapsed"
-_NOTHING_COLLECTED = 5
 
 
 class Stage:
@@ -71,7 +75,7 @@ class Stage:
     @functools.cached_property
     def gpu(self) -> Gpu:
         """Return the GPU, once it is needed."""
-        return DryGpu() if self.dry else Gpu()
+        return Gpu()
 
     @functools.cached_property
     def texts(self) -> dict[str, list[str]]:
@@ -106,6 +110,14 @@ class Stage:
             traceback.print_exc()
             self.add({**where, "error": f"{type(error).__name__}: {error}"[:2000]})
 
+    def attempt_each(self, measure: Callable[["Stage", str], Iterable[Row]], reason: str = "", **where: str) -> None:
+        """Record the rows of each model; or the reason, if there is one, why none is measured."""
+        for model in self.models:
+            if reason:
+                self.add({"model": model, **where, "skipped": reason})
+            else:
+                self.attempt({"model": model, **where}, functools.partial(measure, self, model))
+
     def model(self, name: str) -> Path:
         """Return a model's folder."""
         return self.pack / "minilm" if name == "minilm" else gpu_pack.seeded_model(self.pack, name, dry=self.dry)
@@ -120,10 +132,24 @@ class Stage:
         texts = self.texts[kind][::every]
         return texts[:6] if self.dry else texts
 
-    def rounds(self, call: Callable[[], object]) -> list[float]:
-        """Return the wall-clock seconds of some calls, after one that does not count."""
-        call()
-        return [float(f"{each:.5g}") for each in durations(call, 0.2 if self.quick else 1.0, 3, 7)]
+    @functools.cached_property
+    def single(self) -> dict[int, str]:
+        """Return texts whose latency is measured, by about how many tokens they have."""
+        encoder = SentenceEncoder(self.pack / "minilm", on_truncate="ignore")
+        texts = self.texts["mixed"]
+        lengths = np.array([len(row) for row in inside.token_rows(encoder, texts)])
+        return {about: texts[int(np.abs(lengths - about).argmin())] for about in ONE_TEXT}
+
+    def latency(self, call: Callable[[], object]) -> Row:
+        """Return the median of many calls, but for the first of them."""
+        times = durations(call, 0, *[5 if self.dry else 200] * 2)
+        return {"measure": "latency", "seconds": median(times[len(times) // 10 :]), "times": times}
+
+    def ahead(self, copies: int) -> Callable[[], object]:
+        """Return a call that keeps the GPU busy: for some 2 ms a copy, on an H200."""
+        copy = self.gpu.copy(1 << 16 if self.dry else 4 << 30)
+        copy()
+        return lambda: [copy() for _ in range(1 if self.dry else copies)]
 
 
 def cosines(a: Array, b: Array) -> Array:
@@ -154,18 +180,13 @@ def versions(stage: Stage) -> None:
     """Record the machine, and the version of everything that computes."""
 
     def packages() -> Iterator[Row]:
-        found = {}
-        for name in PACKAGES:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found[name] = importlib.metadata.version(name)
-        packed = read_json(stage.pack / "manifest.json")
         yield {
             "processor": processor(),
             "cores": len(os.sched_getaffinity(0)),
             "python": platform.python_version(),
             "minibert": __version__,
-            "commit": commit() or packed["commit"],
-            **found,
+            "commit": commit() or read_json(stage.pack / "manifest.json")["commit"],
+            **{name: importlib.metadata.version(name) for name in PACKAGES if peers.installed(name)},
         }
 
     def gpu() -> Iterator[Row]:
@@ -218,8 +239,8 @@ def tests(stage: Stage) -> None:
     if stage.dry:
         both = {"executor": ["tests/test_unit_kernels.py", "-k", "executor and copy_rows"]}
     for name, arguments in both.items():
-        arguments = [*arguments, "--continue-on-collection-errors"]  # noqa: PLW2901 - as if it stood in the table
-        stage.attempt({"tests": name}, functools.partial(pytest_row, stage, arguments))
+        measure = functools.partial(pytest_row, stage, [*arguments, "--continue-on-collection-errors"])
+        stage.attempt({"tests": name}, measure)
 
 
 def sanitizer(stage: Stage) -> None:
@@ -271,12 +292,37 @@ def accuracy(stage: Stage) -> None:
         stage.attempt({"device": "cuda", "dtype": dtype}, functools.partial(on_gpu, dtype))
     for dtype in DTYPES:
         stage.attempt({"golden": dtype}, functools.partial(golden_errors, dtype))
+    for dtype in DTYPES:
+        stage.attempt({"bits": dtype}, functools.partial(compare_bits, stage, dtype))
+
+
+def from_tests() -> Any:
+    """Return tests/support.py."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    return importlib.import_module("support")
+
+
+def compare_bits(stage: Stage, dtype: str) -> Iterator[Row]:
+    """Yield how many vectors have other bits in random batches than alone; or alone, played from CUDA graphs."""
+    encoder = stage.encoder("minilm", dtype)
+    texts = np.random.default_rng(0).permutation(stage.texts["mixed"])[:64].tolist()
+    before = []
+    for graphs in (False, True):
+        with inside.graphs(encoder, wanted=graphs):
+            for _ in range(2 if graphs else 1):  # the second time, nearly all are played
+                alone = np.stack([encoder.encode(text) for text in texts])
+            before.append(alone)
+            rounds = from_tests().same_bits(encoder, texts, alone, 3 if stage.dry else 30, 4096)
+            together = sum(int((~same).sum()) for _, _, same in rounds)
+            made = inside.count_graphs(encoder)
+        unlike = int((alone != before[0]).any(axis=1).sum())
+        row = {"texts": len(texts), "graphs": made, "together": together, "unlike_unrecorded": unlike}
+        yield {**row, "ok": not together and not unlike and (made > 0) == graphs}
 
 
 def golden_errors(dtype: str) -> Iterator[Row]:
     """Yield the error of the vectors of each golden file, relative to their size, and transformers' float32 error."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    support: Any = importlib.import_module("support")
+    support = from_tests()
     cases = {}
     for card, facts in support.CARDS.items():
         arrays, texts = support.golden(card)
@@ -287,12 +333,11 @@ def golden_errors(dtype: str) -> Iterator[Row]:
     cases["builtin"] = (BUILTIN_MODEL, texts, arrays["embeddings.float64"], arrays["embeddings.float32"])
     for card, (folder, texts, truth, peer) in cases.items():
         vectors = SentenceEncoder(folder, device="cuda", dtype=dtype, on_truncate="ignore").encode(texts)
-        yield {"card": card, "rms": relative_rms(vectors, truth), "transformers_float32": relative_rms(peer, truth)}
-
-
-def relative_rms(vectors: Array, truth: Array) -> float:
-    """Return the root mean square of the errors, as a share of that of the numbers themselves."""
-    return float(f"{np.sqrt(np.square(vectors - truth).mean() / np.square(truth).mean()):.3g}")
+        yield {
+            "card": card,
+            "rms": inside.relative_rms(vectors, truth),
+            "transformers_float32": inside.relative_rms(peer, truth),
+        }
 
 
 # ---------------------------------------------------------------- how fast
@@ -303,16 +348,19 @@ def compare_peers(stage: Stage) -> None:
     for variant in peers.ATTENTION:
         if reason := peers.missing(variant):
             stage.add({"peer": variant, "skipped": reason})
-    for model in stage.models:
-        stage.attempt({"model": model}, functools.partial(alternate, stage, model))
+    stage.attempt_each(alternate)
 
 
 def alternate(stage: Stage, model: str) -> Iterator[Row]:
     """Yield the times of each encoder on each kind of texts; in every round another one is the first."""
     encoder = stage.encoder(model)
-    others = {
-        name: peers.load(stage.model(model), name, dry=stage.dry) for name in peers.ATTENTION if not peers.missing(name)
-    }
+    others = {}
+    for name in peers.ATTENTION:
+        if not peers.missing(name):
+            try:
+                others[name] = peers.load(stage.model(model), name, dry=stage.dry)
+            except Exception as error:  # noqa: BLE001 - flash attention may ask the hub for its kernels
+                yield {"peer": name, "skipped": f"{type(error).__name__}: {error}"[:2000]}
     for kind in stage.texts:
         texts = stage.some(model, kind)
         tokens = sum(map(len, inside.token_rows(encoder, texts)))
@@ -355,13 +403,9 @@ def throughput(stage: Stage) -> None:
         yield {"tflops": round(rates[0] / 1e12, 4), "gb_s": round(2e-9 * much / copy, 2)}
 
     stage.attempt({"measure": "ceilings"}, ceiling)
-    for model in stage.models:
-        for peer, measure in (("minibert", own_throughput), ("sentence-transformers", peer_throughput)):
-            where = {"model": model, "peer": peer}
-            if peer != "minibert" and (reason := peers.missing(peers.AT_BEST)):
-                stage.add({**where, "skipped": reason})
-                continue
-            stage.attempt(where, functools.partial(measure, stage, model, rates))
+    own, best = (functools.partial(measure, rates=rates) for measure in (own_throughput, peer_throughput))
+    stage.attempt_each(own, peer="minibert")
+    stage.attempt_each(best, peers.missing(peers.AT_BEST), peer="sentence-transformers")
     for peer in ("minibert", "sentence-transformers"):
         stage.attempt({"measure": "start", "peer": peer}, functools.partial(starts, stage, peer))
 
@@ -377,20 +421,22 @@ def device_row(lengths: Sequence[int], config: Row, times: Sequence[float], rate
 
 def own_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator[Row]:
     """Yield minibert's rows of a model."""
+    stage.gpu.release()
     free = stage.gpu.free()
     encoder = stage.encoder(model)
     loaded = free - stage.gpu.free()
     texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
-    strings = stage.rounds(lambda: encoder.encode(texts))
-    memory = {"loaded": loaded, "after": free - stage.gpu.free()}
+    encoder.encode(texts)
+    yield {"measure": "memory", "loaded": loaded, "after": free - stage.gpu.free()}
     lengths = [len(row) for row in inside.token_rows(encoder, texts)]
-    yield {"measure": "strings", **device_row(lengths, config, strings, rates), **memory, "times": strings}
     batches = inside.prepare(encoder, texts, encoder.max_batch_tokens)
     for streams in (1, encoder.num_threads):
         times = device_times(stage, encoder, batches, streams)
         yield {"measure": "device", "streams": streams, **device_row(lengths, config, times, rates), "times": times}
-    latency = durations(lambda: encoder.encode(ONE_TEXT), 0, *[5 if stage.dry else 200] * 2)
-    yield {"measure": "latency", "seconds": median(latency[len(latency) // 10 :]), "times": latency}
+    for graphs in (False, True):
+        with inside.graphs(encoder, wanted=graphs):
+            for about, text in stage.single.items():
+                yield {"about": about, "graphs": graphs, **stage.latency(functools.partial(encoder.encode, text))}
 
 
 def device_times(
@@ -405,63 +451,55 @@ def device_times(
 
 def peer_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator[Row]:
     """Yield the same rows of sentence-transformers at its best."""
+    peers.release()
     free = stage.gpu.free()
     peer = peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry)
     loaded = free - stage.gpu.free()
     texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
-    batch, sizes = peers.best_batch(functools.partial(peers.encode, peer, texts), dry=stage.dry)
-    strings = stage.rounds(lambda: peers.encode(peer, texts, batch))
-    lengths = [len(row) for row in peer.tokenizer(texts, truncation=True, max_length=peer.max_seq_length)["input_ids"]]
+    yield best_device_row(stage, peer, texts, functools.partial(device_row, config=config, rates=rates))
     memory = {"loaded": loaded, "after": free - stage.gpu.free(), "reserved": peers.memory()}
-    row = device_row(lengths, config, strings, rates)
-    yield {"measure": "strings", "batch": batch, "sizes": sizes, **row, **memory, "times": strings}
-    yield best_device_row(stage, peer, texts, functools.partial(device_row, lengths, config, rates=rates))
-    latency = durations(lambda: peers.encode(peer, [ONE_TEXT], 1), 0, *[5 if stage.dry else 200] * 2)
-    yield {"measure": "latency", "seconds": median(latency[len(latency) // 10 :]), "times": latency}
+    yield {"measure": "memory", **memory}
+    for about, text in stage.single.items():
+        yield {"about": about, **stage.latency(functools.partial(peers.encode, peer, [text], 1))}
 
 
 def best_device_row(
-    stage: Stage, peer: Any, texts: Sequence[str], row: Callable[[Sequence[float]], dict[str, Any]]
+    stage: Stage, peer: Any, texts: Sequence[str], row: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the row of the device alone, with the batch size that is the fastest."""
-    found = {}
+    lengths, found = peers.lengths(peer, texts), {}
     for size in peers.DRY_BATCHES if stage.dry else peers.BATCHES:
         batches = peers.prepare(peer, texts, size)
         found[size] = stage.gpu.timed(functools.partial(peers.forward, peer, batches), 3 if stage.quick else 7)
     best = min(found, key=lambda size: median(found[size]))
     sizes = {str(size): median(times) for size, times in found.items()}
-    return {"measure": "device", "batch": best, "sizes": sizes, **row(found[best]), "times": found[best]}
+    return {"measure": "device", "batch": best, "sizes": sizes, **row(lengths, times=found[best]), "times": found[best]}
 
 
 def compiled(stage: Stage) -> None:
     """Record the device alone with sentence-transformers' transformer compiled by torch."""
+    stage.attempt_each(compiled_rows, peers.missing(peers.AT_BEST))
 
-    def measure(model: str) -> Iterator[Row]:
-        peer = peers.compiled(peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry))
-        texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
-        rows = peer.tokenizer(texts, truncation=True, max_length=peer.max_seq_length)["input_ids"]
-        start = time.perf_counter()
-        peers.forward(peer, peers.prepare(peer, texts[:64], 32))
-        stage.gpu.wait()
-        row = functools.partial(device_row, list(map(len, rows)), config, rates=[])
-        taken = round(time.perf_counter() - start, 2)
-        found = best_device_row(stage, peer, texts, row)
-        if not peers.graphs():
-            raise RuntimeError("torch compiled nothing: the times are those of the model as it was")
-        yield {"compile_seconds": taken, "graphs": peers.graphs(), **found}
 
-    for model in stage.models:
-        if reason := peers.missing(peers.AT_BEST):
-            stage.add({"model": model, "skipped": reason})
-        else:
-            stage.attempt({"model": model}, functools.partial(measure, model))
+def compiled_rows(stage: Stage, model: str) -> Iterator[Row]:
+    """Yield the row of a model."""
+    peer = peers.compiled(peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry))
+    texts, config = stage.some(model, "tokens128"), read_json(stage.model(model) / "config.json")
+    start = time.perf_counter()
+    peers.forward(peer, peers.prepare(peer, texts[:64], 32))
+    stage.gpu.wait()
+    taken = round(time.perf_counter() - start, 2)
+    found = best_device_row(stage, peer, texts, functools.partial(device_row, config=config, rates=[]))
+    if not peers.graphs():
+        raise RuntimeError("torch compiled nothing: the times are those of the model as it was")
+    yield {"compile_seconds": taken, "graphs": peers.graphs(), **found}
 
 
 #: Programs from a new process to the first vector.
 _FIRST = {
     "minibert": "from minibert import SentenceEncoder\nSentenceEncoder({model!r}, device='cuda').encode('A text.')",
     "sentence-transformers": "import torch\nfrom sentence_transformers import SentenceTransformer\n"
-    "SentenceTransformer({model!r}, device={device!r}, model_kwargs=dict(torch_dtype=torch.{dtype})).encode('A text.')",
+    "SentenceTransformer({model!r}, device={device!r}, model_kwargs=dict(dtype=torch.{dtype})).encode('A text.')",
 }
 
 
@@ -486,10 +524,31 @@ def starts(stage: Stage, peer: str) -> Iterator[Row]:
             yield {"cached": cached, "seconds": median(times), "times": times}
 
 
+def products(stage: Stage) -> None:
+    """Record how fast the products of a layer are, how many algorithms have the same bits, and errors of long sums."""
+    timed, counts = ((64, 128), (1, 16, 64, 128)) if stage.dry else (ROWS, FEW_ROWS)
+    ahead = stage.ahead(1)
+    for model in stage.models:
+        config = read_json(stage.model(model) / "config.json")
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
+        shapes = {
+            "qkv": (hidden, 3 * hidden),
+            "output": (hidden, hidden),
+            "up": (hidden, inner),
+            "down": (inner, hidden),
+        }
+        for name, shape in shapes.items():
+            measure = functools.partial(inside.try_products, *shape, timed, counts, stage.gpu, ahead)
+            stage.attempt({"model": model, "product": name}, measure)
+    for rows, inputs, outputs in LONG_SUMS:
+        of = 32 if stage.dry else rows
+        measure = functools.partial(inside.sum_in_parts, inputs, outputs, of, stage.gpu, ahead)
+        stage.attempt({"float32": f"{of}x{inputs} @ {inputs}x{outputs}"}, measure)
+
+
 def sweep(stage: Stage) -> None:
     """Record minibert's speed for each token budget and number of streams, on the device alone and from strings."""
-    for model in stage.models:
-        stage.attempt({"model": model}, functools.partial(sweep_model, stage, model))
+    stage.attempt_each(sweep_model)
 
 
 def sweep_model(stage: Stage, model: str) -> Iterator[Row]:
@@ -517,25 +576,19 @@ def sweep_model(stage: Stage, model: str) -> Iterator[Row]:
 
 def profile(stage: Stage) -> None:
     """Record the time of each kernel and product of one forward pass: by marks between them, and by Nsight Compute."""
-    for model in stage.models:
-        stage.attempt({"model": model, "by": "marks"}, functools.partial(profile_marks, stage, model))
-    for model in stage.models:
-        if shutil.which("ncu") is None:
-            stage.add({"model": model, "by": "ncu", "skipped": "ncu is not on the PATH"})
-        else:
-            stage.attempt({"model": model, "by": "ncu"}, functools.partial(profile_counters, stage, model))
+    stage.attempt_each(profile_marks, by="marks")
+    stage.attempt_each(profile_counters, "" if shutil.which("ncu") else "ncu is not on the PATH", by="ncu")
 
 
 def profile_marks(stage: Stage, model: str) -> Iterator[Row]:
     """Yield the rows of a model; the first is the whole pass, timed without the marks."""
     encoder = stage.encoder(model)
     batch = inside.prepare(encoder, stage.some(model, "tokens128"), encoder.max_batch_tokens)[0]
-    copy = stage.gpu.copy(1 << 16 if stage.dry else 4 << 30)
-    copies = 1 if stage.dry else 15  # some 30 ms: the host asks for a pass of BERT-large in less
-    copy()
+    ahead = stage.ahead(15)  # the host asks for a pass of BERT-large in less
     times = [inside.pass_seconds(encoder, [batch], 1, stage.gpu, passes=4) / 4 for _ in range(3)]
-    yield {"op": "pass", "tokens": sum(batch.lengths), "us": round(1e6 * median(times), 1)}
-    yield from inside.profile(encoder, batch, stage.gpu, lambda: [copy() for _ in range(copies)])
+    tokens, rows = sum(batch.lengths), batch.packing.rows
+    yield {"op": "pass", "tokens": tokens, "rows": rows, "us": round(1e6 * median(times), 1)}
+    yield from inside.profile(encoder, batch, stage.gpu, ahead)
 
 
 def profile_counters(stage: Stage, model: str) -> Iterator[Row]:
@@ -553,23 +606,14 @@ def one_pass(pack: str, model: str, *, dry: bool) -> None:
     """Compute a batch twice, the second time with the profiler on."""
     with tempfile.TemporaryDirectory() as scratch:
         stage = Stage(Path(scratch) / "rows.json", Path(pack), [model], 600, quick=True, dry=dry)
+        import cupy  # the stand-in, in a dry run
+
         encoder = stage.encoder(model)
         batch = inside.prepare(encoder, stage.some(model, "tokens128"), encoder.max_batch_tokens)
         inside.pass_seconds(encoder, batch[:1], 1, stage.gpu)
-        with contextlib.nullcontext() if dry else profiling():
-            inside.pass_seconds(encoder, batch[:1], 1, stage.gpu)
-
-
-@contextlib.contextmanager
-def profiling() -> Iterator[None]:
-    """Let a profiler see what happens meanwhile."""
-    import cupy
-
-    cupy.cuda.runtime.profilerStart()
-    try:
-        yield
-    finally:
-        cupy.cuda.runtime.deviceSynchronize()
+        cupy.cuda.runtime.profilerStart()
+        inside.pass_seconds(encoder, batch[:1], 1, stage.gpu)
+        stage.gpu.wait()
         cupy.cuda.runtime.profilerStop()
 
 
@@ -599,6 +643,7 @@ STAGES: dict[str, Callable[[Stage], None]] = {
     "tests": tests,
     "accuracy": accuracy,
     "throughput": throughput,
+    "products": products,
     "peers": compare_peers,
     "profile": profile,
     "sweep": sweep,

@@ -42,7 +42,7 @@ def render(record: Mapping[str, Any]) -> str:
             ["model", "minibert, tokens/s", "share of the ceiling", f"{PEER}, tokens/s", "share", "compiled", "ratio"],
             on_device(found),
         ),
-        table("Latency of one text, ms", ["model", "minibert", PEER], latency(found)),
+        table("Latency of one text, ms", ["model, tokens", "minibert", "with CUDA graphs", PEER], latency(found)),
         table("From a new process to the first vector, s", ["", "first time", "later"], starts(found)),
         table(
             "all-MiniLM-L6-v2 on the STS pairs, against the CPU's float32",
@@ -110,10 +110,12 @@ DEVICE = (("tokens_s", "{:,.0f}"), ("share", "{:.0%}"))
 
 
 def latency(found: Record) -> Iterator[Sequence[str]]:
-    """Yield a line for each model."""
-    for model in found.models("throughput"):
-        rows = (found.rows("throughput", model=model, measure="latency", peer=peer) for peer in ("minibert", PEER))
-        yield [model, *(number(each, "seconds", "{:.2f}", 1e3) for each in rows)]
+    """Yield a line for each model and length."""
+    which = ({"peer": "minibert", "graphs": False}, {"peer": "minibert", "graphs": True}, {"peer": PEER})
+    for row in found.rows("throughput", measure="latency", peer="minibert", graphs=False):
+        text = {"measure": "latency", "model": row["model"], "about": row["about"]}
+        rows = (found.rows("throughput", **text, **each) for each in which)
+        yield [f"{row['model']}, {row['about']}", *(number(each, "seconds", "{:.2f}", 1e3) for each in rows)]
 
 
 def starts(found: Record) -> Iterator[Sequence[str]]:

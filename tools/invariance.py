@@ -26,7 +26,7 @@ from bench import commit, processor, read_texts, without_folders
 
 import minibert
 from minibert import SentenceEncoder
-from minibert.threads import blas_name
+from minibert.engine.threads import blas_name
 from minibert.typing import Array
 
 FORMS = ("encode", "encode_stream", "features", "one by one")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from minibert import SentenceEncoder
 from minibert.typing import Array
@@ -36,6 +35,8 @@ def read_pairs(path: Path) -> Pairs:
 
 def spearman(left: Array, right: Array, scores: list[float]) -> float:
     """Return the rank correlation of the cosines of row pairs, summed in float64, with ``scores``."""
+    from scipy.stats import spearmanr
+
     a, b = left.astype(np.float64), right.astype(np.float64)
     cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return float(spearmanr(cosines, scores).statistic)

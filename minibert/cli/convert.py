@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from minibert.checkpoint import WEIGHTS_FILES, StoredTensor, open_bert, open_weights, save_safetensors
 from minibert.cli.files import model_folder, whole_folder
 from minibert.encoder import SentenceEncoder
 from minibert.errors import WeightsError
+from minibert.files.checkpoint import WEIGHTS_FILES, StoredTensor, open_bert, open_weights, save_safetensors
 from minibert.jsonfile import read_object
 from minibert.repo import ModelRepo
 from minibert.typing import Array

@@ -7,9 +7,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from minibert.checkpoint import find_weights
 from minibert.cli.opened import Casing, OpenedRepo
-from minibert.modules import Pooling
+from minibert.files.checkpoint import find_weights
+from minibert.modules.kinds import Pooling
 
 
 def differences(opened: OpenedRepo) -> list[str]:

@@ -10,10 +10,10 @@ from typing import BinaryIO
 import numpy as np
 
 from minibert import __version__
-from minibert.checkpoint import save_safetensors
 from minibert.cli.encoder import open_encoder, shows_progress
 from minibert.cli.files import whole_file
 from minibert.cli.texts import read_texts
+from minibert.files.checkpoint import save_safetensors
 from minibert.index import BUILTIN_NAME
 from minibert.typing import Array
 

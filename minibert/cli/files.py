@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from minibert import hub
+from minibert.files import hub
 
 
 def model_folder(options: argparse.Namespace) -> Path:

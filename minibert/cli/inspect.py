@@ -10,11 +10,11 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minibert.checkpoint import find_weights
 from minibert.cli.differences import differences
 from minibert.cli.files import model_folder
 from minibert.cli.opened import OpenedRepo
-from minibert.modules import Pooling
+from minibert.files.checkpoint import find_weights
+from minibert.modules.kinds import Pooling
 
 _WIDTH = 88
 

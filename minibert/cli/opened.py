@@ -8,14 +8,15 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from tokenizers import normalizers
 
-from minibert import checkpoint, modules
-from minibert.checkpoint import StoredTensor
 from minibert.errors import ConfigError
-from minibert.modules import Module
+from minibert.files import checkpoint
+from minibert.files.checkpoint import StoredTensor
+from minibert.files.tokenizer_files import TokenizerFiles
+from minibert.modules import chain, kinds
+from minibert.modules.kinds import Module
 from minibert.pipeline import open_flow, open_tokenizer
 from minibert.repo import DEFAULT_PROMPTS, TRANSFORMER_CONFIGS, ModelRepo
 from minibert.tokenization import TextTokenizer
-from minibert.tokenizer_files import TokenizerFiles
 
 
 class Casing(NamedTuple):
@@ -61,11 +62,11 @@ class OpenedRepo:
             repo=repo,
             tokenizer_files=TokenizerFiles.read(repo.transformer_folder, repo.transformer.tokenizer_overrides),
             tokenizer=open_tokenizer(repo),
-            modules=tuple(modules.load(kind, path, np.float32) for kind, path in repo.modules),
+            modules=tuple(kinds.load(kind, path, np.float32) for kind, path in repo.modules),
             stored=tuple(checkpoint.open_weights(repo.transformer_folder).values()),
             tensors=tuple(checkpoint.open_bert(repo.transformer_folder, repo.config).values()),
         )
-        modules.connect(opened.modules, open_flow(repo, opened.tokenizer))
+        chain.connect(opened.modules, open_flow(repo, opened.tokenizer))
         if repo.default_prompt_name not in {None, *opened.prompts}:
             raise ConfigError(
                 f"{folder}: default_prompt_name must be one of {', '.join(opened.prompts)}; "

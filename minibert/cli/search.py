@@ -12,7 +12,7 @@ from minibert.cli.index import build
 from minibert.cli.terminal import cut, printable
 from minibert.cli.texts import read_questions
 from minibert.encoder import SentenceEncoder
-from minibert.hub import BUILTIN_MODEL
+from minibert.files.hub import BUILTIN_MODEL
 from minibert.index import BUILTIN_NAME, Hit, SearchIndex
 from minibert.repo import ModelRepo
 

@@ -1,4 +1,4 @@
-// Runs CUDA C++ kernels on a CPU, for tests: the other half of kernels/common.cuh, in place of device.cuh.
+// Runs CUDA C++ kernels on a CPU, for tests: the other half of kernels/cuda/common.cuh, in place of device.cuh.
 //
 // Every CUDA thread is a fiber: a stack of its own, switched to and from without the operating system. Blocks run one
 // after the other. The lanes of a warp meet in each collective (shuffle, ldmatrix, mma), where the last to arrive does

@@ -1,4 +1,4 @@
-// One kernel for each function of kernels/device.cuh, with one warp: run by the executor, and by a GPU where there is one.
+// One kernel for each function of kernels/cuda/device.cuh, with one warp: run by the executor, and by a GPU where there is one.
 #include "common.cuh"
 
 template <class T>

@@ -1,0 +1,127 @@
+"""BertModel: the reference forward pass with a checkpoint's parameters, called as in transformers."""
+
+from typing import Any, Self
+
+import numpy as np
+
+from minibert import params
+from minibert.config import BertConfig
+from minibert.engine.devices import compute_dtype
+from minibert.files import checkpoint, hub
+from minibert.model import BertOutput, bert
+from minibert.repo import ModelRepo
+from minibert.typing import Array, Bool, DType, Int, Num, PathLike
+
+__all__ = ["BertModel"]
+
+
+class BertModel:
+    """BERT with the parameters of a checkpoint.
+
+    Attributes:
+        config: The model's :class:`~minibert.config.BertConfig`.
+        params: Its :class:`~minibert.params.BertParams`, as stored in the checkpoint.
+
+    Example:
+        >>> model = BertModel.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> model(input_ids=[[101, 7592, 102]]).last_hidden_state.shape  # doctest: +SKIP
+        (1, 3, 384)
+    """
+
+    def __init__(self, config: BertConfig, parameters: params.BertParams) -> None:
+        self.config = config
+        self.params = parameters
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: PathLike,
+        *,
+        dtype: DType = None,
+        revision: str | None = None,
+        cache_folder: PathLike | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Return the BertModel of a local folder or a hub repo.
+
+        Args:
+            model_name_or_path: The folder, or the repo id.
+            dtype: ``float32`` (default) or ``float64``: the precision of the parameters and of all arithmetic.
+            revision: Branch, tag or commit of the hub repo.
+            cache_folder: Where hub repos are kept; by default the Hugging Face cache.
+            local_files_only: Whether to use only what is in the cache.
+            token: Access token for private repos; by default the one that is logged in.
+
+        Raises:
+            ModelFileError: A file of the repo cannot be used.
+            HubError: The repo cannot be fetched.
+            ValueError: ``dtype`` is another one.
+        """
+        folder = hub.resolve(
+            model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+        )
+        if not (folder / "config.json").is_file():  # in the layout of sentence-transformers 0, a folder deeper
+            folder = ModelRepo.open(folder).transformer_folder
+        config = BertConfig.from_file(folder / "config.json")
+        return cls(config, checkpoint.load_bert(folder, config, compute_dtype(dtype)))
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B S"] | list[list[int]],
+        attention_mask: Num[Array, "B S"] | list[list[int]] | None = None,
+        token_type_ids: Int[Array, "B S"] | list[list[int]] | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> BertOutput:
+        """Return the hidden states of ``B`` texts of ``S`` tokens.
+
+        Args:
+            input_ids: Token ids.
+            attention_mask: 1 at the real tokens and 0 at padding; by default every token is real.
+            token_type_ids: 0 in the first and 1 in the second text of a pair; by default 0.
+            output_hidden_states: Whether to return the hidden states of every layer.
+            output_attentions: Whether to return the attention weights of every layer.
+
+        Raises:
+            ValueError: The arrays are not of one two-dimensional shape, or there are no tokens or too many.
+            IndexError: An id is outside its table.
+        """
+        ids = self._ids("input_ids", input_ids, self.config.vocab_size)
+        if ids.shape[1] == 0 or ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a text must have from 1 to max_position_embeddings = {self.config.max_position_embeddings} tokens; "
+                f"input_ids has {ids.shape[1]}."
+            )
+        types = np.zeros_like(ids)
+        if token_type_ids is not None:
+            types = self._ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
+        mask: Bool[Array, "B S"] = np.ones(ids.shape, bool)
+        if attention_mask is not None:
+            mask = np.asarray(attention_mask) != 0
+        for name, array in (("token_type_ids", types), ("attention_mask", mask)):
+            if array.shape != ids.shape:
+                raise ValueError(f"{name} must have the shape of input_ids, {ids.shape}; it has {array.shape}.")
+        return bert(
+            self.params,
+            self.config,
+            ids,
+            mask,
+            types,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+
+    @staticmethod
+    def _ids(name: str, values: Any, rows: int) -> Int[Array, "B S"]:
+        ids = np.asarray(values)
+        if ids.ndim != 2 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"{name} must be whole numbers of shape (texts, tokens); it is {ids.dtype} {ids.shape}.")
+        if ids.size and not (ids.min() >= 0 and ids.max() < rows):
+            raise IndexError(f"{name} must be from 0 to {rows - 1}; it has {ids.min()} to {ids.max()}.")
+        return ids

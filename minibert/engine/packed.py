@@ -1,0 +1,238 @@
+"""BERT's forward pass, fast: every token of a batch in one array, one row a token, no padding.
+
+It computes what :mod:`minibert.model` defines, in the fused operations of :mod:`minibert.engine.fused`, on parameters
+that were laid out for them once, at load. A text's vectors are the same, bit for bit, whatever texts are packed with
+it.
+
+    T  rows, one a token      H  hidden size            h  attention heads
+    n  texts                  I  intermediate size      d  head size, H / h
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from minibert import params
+from minibert.config import BertConfig
+from minibert.engine.fused import Fused, partial_sums
+from minibert.engine.packing import Packing
+from minibert.engine.rows import RowRule, rule_for
+from minibert.engine.threads import one_blas_thread
+from minibert.errors import TokenizerError
+from minibert.typing import Array, DType, Float, Int
+
+#: The longest run of products that is summed at once, in the projection of the heads and in the two layers of the
+#: feed-forward: with twice as many, the error of BERT-base against float64 is larger than transformers' own, as
+#: tools/accuracy.py measures it. For queries, keys and values it hardly matters.
+_LONGEST_SUM = 384
+_NO_LIMIT = 2**31
+
+
+class SelfAttention(NamedTuple):
+    """The projections of multi-head self-attention, weights as ``(in, out)``.
+
+    Queries come scaled by 1 / sqrt(d). Keys have no bias: it would add the same to all scores of a query, which the
+    softmax does not see. Nor have values: as the weights of a query sum to 1, their bias passes through to the output
+    projection and is part of its bias.
+    """
+
+    qkv: Float[Array, "H 3H"]
+    query_bias: Float[Array, "H"]
+    output: Float[Array, "H H"]
+    output_bias: Float[Array, "H"]
+    norm: params.LayerNorm
+
+
+class FeedForward(NamedTuple):
+    """The two linear layers, weights as ``(in, out)``."""
+
+    up: Float[Array, "H I"]
+    up_bias: Float[Array, "I"]
+    down: Float[Array, "I H"]
+    down_bias: Float[Array, "H"]
+    norm: params.LayerNorm
+
+
+class Layer(NamedTuple):
+    """One encoder layer."""
+
+    attention: SelfAttention
+    feed_forward: FeedForward
+
+
+class PackedParams(NamedTuple):
+    """The parameters of BERT as :func:`bert` takes them."""
+
+    embeddings: params.Embeddings
+    layers: tuple[Layer, ...]
+
+
+class Weights(Protocol):
+    """The parameters of a BertModel, read when they are asked for."""
+
+    def embeddings(self) -> params.Embeddings:
+        """Return the embeddings."""
+        ...
+
+    def layer(self, number: int) -> params.Layer:
+        """Return one layer, counted from 0."""
+        ...
+
+
+def load(weights: Weights, config: BertConfig, place: Callable[[Array], Any] = lambda array: array) -> PackedParams:
+    """Return the parameters of a BertModel, laid out one layer after the other.
+
+    Args:
+        weights: Where they are read.
+        config: Its sizes and choices.
+        place: Returns an array as the fused operations take it, such as a copy on their device.
+
+    Raises:
+        WeightsError: One cannot be used.
+    """
+    with one_blas_thread():  # the folded biases are products, too, and shall always have the same bits
+        layers = (weights.layer(number) for number in range(config.num_hidden_layers))
+        packed = tuple(_map(place, pack_layer(layer, config.num_attention_heads)) for layer in layers)
+    return PackedParams(_map(place, weights.embeddings()), packed)
+
+
+def _map(place: Callable[[Array], Any], parameters: Any) -> Any:
+    """Return parameters with ``place`` applied to each array."""
+    if isinstance(parameters, np.ndarray):
+        return place(parameters)
+    return type(parameters)(*(_map(place, each) for each in parameters))
+
+
+def row_rule(config: BertConfig, dtype: DType) -> RowRule:
+    """Return how rows must lie in the products of such a model for the bits of each to depend on nothing else."""
+    H, I = config.hidden_size, config.intermediate_size  # noqa: E741
+    products = [(H, 3 * H, _NO_LIMIT), (H, 2 * H, _NO_LIMIT), (H, H, _NO_LIMIT), (H, H, _LONGEST_SUM)]
+    products += [(H, I, _LONGEST_SUM), (I, H, _LONGEST_SUM)]
+    return rule_for(
+        ((k.stop - k.start, outputs) for inputs, outputs, longest in products for k in partial_sums(inputs, longest)),
+        dtype,
+    )
+
+
+def pack_layer(layer: params.Layer, heads: int) -> Layer:
+    """Return a layer's parameters, laid out for the fused operations."""
+    attention, feed_forward = layer.attention, layer.feed_forward
+    hidden = attention.query.weight.shape[1]
+    scale = (hidden // heads) ** -0.5
+    qkv = np.empty((hidden, 3 * hidden), attention.query.weight.dtype)
+    np.multiply(attention.query.weight.T, scale, out=qkv[:, :hidden])
+    qkv[:, hidden : 2 * hidden] = attention.key.weight.T
+    qkv[:, 2 * hidden :] = attention.value.weight.T
+    value_bias = attention.output.weight.astype(np.float64) @ attention.value.bias
+    return Layer(
+        SelfAttention(
+            qkv=qkv,
+            query_bias=attention.query.bias * qkv.dtype.type(scale),
+            output=np.ascontiguousarray(attention.output.weight.T),
+            output_bias=(value_bias + attention.output.bias).astype(qkv.dtype),
+            norm=attention.norm,
+        ),
+        FeedForward(
+            up=np.ascontiguousarray(feed_forward.intermediate.weight.T),
+            up_bias=feed_forward.intermediate.bias,
+            down=np.ascontiguousarray(feed_forward.output.weight.T),
+            down_bias=feed_forward.output.bias,
+            norm=feed_forward.norm,
+        ),
+    )
+
+
+def bert(
+    model: PackedParams,
+    config: BertConfig,
+    ids: Int[Array, "tokens"],
+    packing: Packing,
+    fused: Fused,
+    first_tokens: Packing | None = None,
+    output_hidden_states: Callable[[Float[Array, "T H"]], None] = lambda _: None,
+) -> Float[Array, "T H"]:
+    """Return the hidden states after the last layer; the memory is ``fused``'s.
+
+    Args:
+        model: The parameters.
+        config: The sizes and choices.
+        ids: The ids of all tokens, text after text.
+        packing: Where the tokens lie.
+        fused: The operations.
+        first_tokens: Where each text's first token lies, if the last layer shall compute only that one.
+        output_hidden_states: Is called with the embeddings, and with the hidden states after each layer.
+
+    Raises:
+        TokenizerError: An id, or a position in a text, is not in the embedding tables.
+    """
+    _require_in_tables(model.embeddings, ids, packing)
+    x = fused.embed_layer_norm(model.embeddings, ids, packing, config.layer_norm_eps)
+    output_hidden_states(x)
+    *layers, last = model.layers
+    for layer in layers:
+        x = attend(layer.attention, config, x, packing, fused)
+        x = feed_forward(layer.feed_forward, config, x, packing, fused)
+        output_hidden_states(x)
+    if first_tokens is None:
+        x = attend(last.attention, config, x, packing, fused)
+    else:
+        x = attend_first(last.attention, config, x, packing, first_tokens, fused)
+        packing = first_tokens
+    x = feed_forward(last.feed_forward, config, x, packing, fused)
+    output_hidden_states(x)
+    return x
+
+
+def _require_in_tables(tables: params.Embeddings, ids: Int[Array, "tokens"], packing: Packing) -> None:
+    """Raise TokenizerError unless each token has its embeddings: a GPU would read beyond the tables."""
+    least, most = int(ids.min(initial=0)), int(ids.max(initial=0))
+    words, positions, longest = len(tables.word), len(tables.position), int(packing.lengths.max(initial=0))
+    if least < 0 or most >= words:
+        raise TokenizerError(
+            f"token ids must be from 0 to {words - 1}, the rows of the word embeddings; there is an id "
+            f"{least if least < 0 else most}. Does the tokenizer belong to this model?"
+        )
+    if longest > positions:
+        raise TokenizerError(
+            f"a text must have at most {positions} tokens, the rows of the position embeddings; there is one of "
+            f"{longest}. Lower max_seq_length."
+        )
+
+
+def attend(
+    layer: SelfAttention, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Fused
+) -> Float[Array, "T H"]:
+    """Return LayerNorm(x + MultiHead(x))."""
+    qkv = fused.linear("qkv", x, layer.qkv, packing, _NO_LIMIT)
+    Q, K, V = np.split(qkv, 3, axis=1)  # (T, H) each
+    heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, packing, packing)
+    y = fused.linear("output", heads, layer.output, packing, _LONGEST_SUM)
+    return fused.add_layer_norm(x, y, layer.output_bias, layer.norm, config.layer_norm_eps)
+
+
+def attend_first(
+    layer: SelfAttention,
+    config: BertConfig,
+    x: Float[Array, "T H"],
+    packing: Packing,
+    first_tokens: Packing,
+    fused: Fused,
+) -> Float[Array, "R H"]:
+    """Return :func:`attend` of each text's first token alone: keys and values of all tokens, one query a text."""
+    hidden = x.shape[1]
+    K, V = np.split(fused.linear("qkv", x, layer.qkv[:, hidden:], packing, _NO_LIMIT), 2, axis=1)
+    x = fused.take_first(x, packing, first_tokens)
+    Q = fused.linear("query", x, layer.qkv[:, :hidden], first_tokens, _NO_LIMIT)
+    heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, first_tokens, packing)
+    y = fused.linear("output", heads, layer.output, first_tokens, _LONGEST_SUM)
+    return fused.add_layer_norm(x, y, layer.output_bias, layer.norm, config.layer_norm_eps)
+
+
+def feed_forward(
+    layer: FeedForward, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Fused
+) -> Float[Array, "T H"]:
+    """Return LayerNorm(x + W_2 act(W_1 x + b_1) + b_2), the same for every token."""
+    inner = fused.linear_activation(x, layer.up, layer.up_bias, config.hidden_act, packing, _LONGEST_SUM)
+    y = fused.linear("output", inner, layer.down, packing, _LONGEST_SUM)
+    return fused.add_layer_norm(x, y, layer.down_bias, layer.norm, config.layer_norm_eps)

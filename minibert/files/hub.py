@@ -1,0 +1,236 @@
+"""From a model's name to a local folder: the folder itself, or a repo of the Hugging Face hub, cached.
+
+The cache, resumption and the environment variables (``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ...) are
+huggingface_hub's. Decided here: which repo a name stands for, which of its files are fetched, and what an
+error means to the user.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from minibert.errors import ConfigError, HubError
+from minibert.files.checkpoint import WEIGHTS_FILES
+from minibert.jsonfile import read_array
+from minibert.typing import PathLike
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+#: BERT checkpoints older than the hub's "organisation/name": names without "/" that stand for themselves.
+TRANSFORMERS_NAMES = {
+    "bert-base-cased",
+    "bert-base-cased-finetuned-mrpc",
+    "bert-base-chinese",
+    "bert-base-german-cased",
+    "bert-base-german-dbmdz-cased",
+    "bert-base-german-dbmdz-uncased",
+    "bert-base-multilingual-cased",
+    "bert-base-multilingual-uncased",
+    "bert-base-uncased",
+    "bert-large-cased",
+    "bert-large-cased-whole-word-masking",
+    "bert-large-cased-whole-word-masking-finetuned-squad",
+    "bert-large-uncased",
+    "bert-large-uncased-whole-word-masking",
+    "bert-large-uncased-whole-word-masking-finetuned-squad",
+}
+
+#: The folder of the model that comes with minibert. Any program that reads sentence-transformers repos can load it.
+BUILTIN_MODEL = Path(__file__).parents[1] / "builtin"
+
+#: Read from the repo's root and from each module's folder, where they exist.
+CONFIG_FILES: tuple[str, ...] = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def resolve(
+    model_name_or_path: PathLike | None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_folder: PathLike | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Return the local folder of a model: the folder itself, or a hub repo's snapshot, fetched if need be.
+
+    Args:
+        model_name_or_path: A folder or a hub repo; :func:`repo_id` says which repo a short name stands for. None is
+            the built-in model.
+        revision: The repo's branch, tag or commit; its main branch when None.
+        token: The hub token to send. True insists on the stored one, False sends none, None what is stored.
+        cache_folder: The cache; ``SENTENCE_TRANSFORMERS_HOME``, else huggingface_hub's own, when None.
+        local_files_only: Look in the cache alone and leave the network untouched.
+
+    Raises:
+        NotADirectoryError: The path is a file.
+        FileNotFoundError: There is nothing at this path.
+        ValueError: The name is neither a path nor a well-formed repo id, or the token cannot be sent.
+        HubError: The repo is not in the cache and cannot be fetched.
+        ConfigError: The repo's ``modules.json`` is malformed, or points out of the repo.
+    """
+    name = os.fspath(BUILTIN_MODEL if model_name_or_path is None else model_name_or_path)
+    if not name:
+        raise ValueError("a model must be a folder or a hub repo id; received an empty string.")
+    folder = Path(name)
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists():
+        raise NotADirectoryError(f"a model must be a folder; {name} is a file. Give the folder that holds it.")
+    if name.count("/") > 1 or "\\" in name or name[0] in "./~" or name.endswith("/"):
+        raise FileNotFoundError(
+            f"a model must be a folder or a hub repo id (organisation/name); there is no folder {name}."
+        )
+    # HTTP libraries quote a header that they refuse in their errors: the token would be printed.
+    if isinstance(token, str) and not re.fullmatch("[!-~]+", token):
+        raise ValueError(
+            "token must be printable ASCII without spaces; received one that is empty or has other "
+            "characters. Does it end with a newline?"
+        )
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    repo = repo_id(name)
+    cache = cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+    try:
+        hub = HfApi(token=token)
+        return Path(_snapshot(hub, repo, revision, Path(cache) if cache else None, local_files_only)).resolve()
+    except HFValidationError as error:
+        raise ValueError(f"a model must be a folder or a hub repo id; {name} is neither: {error}") from error
+    except (ConfigError, HubError):
+        raise
+    except _hub_errors() as error:
+        raise HubError(_explain(error, repo, revision)) from error
+
+
+def repo_id(name: str) -> str:
+    """Return the hub repo that a name stands for; without "/" it is sentence-transformers' or an old BERT."""
+    return name if "/" in name or name.lower() in TRANSFORMERS_NAMES else f"sentence-transformers/{name}"
+
+
+def needed_files(listing: Collection[str], module_folders: Sequence[str]) -> list[str]:
+    """Return the files of a repo that minibert reads, of all those in ``listing``, sorted.
+
+    These are the configuration and tokenizer files at the root and in the modules' folders ("" is the root),
+    and each module's weights, of the first kind that is there. Old repos hold the same weights for many
+    frameworks: several times the size.
+    """
+    root = PurePosixPath()
+    modules = {PurePosixPath(folder) for folder in module_folders}
+    needed = []
+    for folder in {root, *modules}:
+        here = {path.name: str(path) for path in map(PurePosixPath, listing) if path.parent == folder}
+        # At the root, others are about training and deployment: data_config.json, ort_config.json.
+        patterns = CONFIG_FILES if folder == root else (*CONFIG_FILES, "*_config.json")
+        if folder in modules:
+            patterns += next((kind for kind in WEIGHTS_FILES if kind[0] in here), ())
+        needed += [path for file, path in here.items() if any(fnmatchcase(file, p) for p in patterns)]
+    return sorted(needed)
+
+
+def module_folders(modules_json: Path) -> list[str]:
+    """Return the folders that a ``modules.json`` names, each known to be inside the repo."""
+    return [module_folder(modules_json, module) for module in read_array(modules_json)]
+
+
+def module_folder(modules_json: Path, module: object) -> str:
+    """Return the folder that an entry of ``modules.json`` names, known to be inside the repo.
+
+    Raises:
+        ConfigError: It names none, or one outside the repo.
+    """
+    folder = module.get("path") if isinstance(module, dict) else None
+    if not isinstance(folder, str) or not _is_inside(folder):
+        raise ConfigError(
+            f'{modules_json}: each module must have a "path" inside the repo, such as "1_Pooling"; received {module!r}.'
+        )
+    return folder
+
+
+def _is_inside(folder: str) -> bool:
+    """Return whether a relative path stays in its folder, on every system."""
+    path = PureWindowsPath(folder)  # its rules know each separator and root that POSIX knows, and more
+    return folder.isprintable() and not path.anchor and ".." not in path.parts
+
+
+def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None, local_only: bool) -> str:
+    """Return the cached snapshot of a repo, after fetching what is needed of it if the hub answers."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
+
+    download = partial(hub.snapshot_download, repo, revision=revision, cache_dir=cache)
+    # No patterns: what the hub lists and minibert never fetches must not make a snapshot "incomplete".
+    cached = partial(download, local_files_only=True, allow_patterns=[])
+    if local_only:
+        return cached()
+    try:
+        info = hub.model_info(repo, revision=revision)
+    except RevisionNotFoundError:
+        raise
+    except _hub_errors() as error:  # offline, no network, hub down: as in snapshot_download, the cache serves
+        try:
+            return cached()
+        except LocalEntryNotFoundError:
+            raise error from None
+    listing = [file.rfilename for file in info.siblings or ()]
+    folders = [""]
+    if "modules.json" in listing:
+        modules_json = hub.hf_hub_download(repo, "modules.json", revision=info.sha, cache_dir=cache)
+        folders = module_folders(Path(modules_json))
+    needed = needed_files(listing, folders)
+    if not needed:
+        raise HubError(f"{repo} holds no file of a BERT model: neither config.json nor weights nor a tokenizer.")
+    return download(allow_patterns=[glob.escape(file) for file in needed])
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Return the classes of what huggingface_hub raises when it cannot do its work.
+
+    Its own errors and those of requests are OSError; those of httpx and httpx2, which newer versions rest on,
+    derive from an HTTPError. RuntimeError is a download by hf_xet that broke off; ValueError is an answer that
+    is not JSON: from a login page, say.
+    """
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    return HTTPError, OSError, RuntimeError, ValueError
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> str:
+    """Return what an error of huggingface_hub means and what to do about it, in one line."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why the hub could not be asked
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated. Ask for access on its page on the hub, then pass token= or set HF_TOKEN."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{repo} is neither a local folder nor a hub repo that may be read. Check the name; "
+            "for a private repo pass token= or set HF_TOKEN."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} has no revision {revision}. Give one of its branches, tags or commits."
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        at = f" at revision {revision}" if revision else ""
+        return (
+            f"{repo}{at} is not in the cache, and local_files_only or HF_HUB_OFFLINE forbids to fetch it. "
+            f"Run `minibert download {repo}` with a network, or unset them."
+        )
+    return (
+        f"{repo} could not be fetched: {type(error).__name__}: {' '.join(str(error).split())}. "
+        "Check the network and HF_ENDPOINT, or give a local folder."
+    )
