@@ -407,6 +407,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         batch_size: int | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> Iterator[Float[Array, "n D"]]:
         """Yield the vectors of the texts in order, ``chunk_size`` at a time: any number, in constant memory.
 
@@ -421,6 +422,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             batch_size: As there.
             normalize_embeddings: As there.
             truncate_dim: As there.
+            progress: Is called again and again with a number of texts that are done, from any thread.
 
         Raises:
             TypeError: An input is not a text; the message has its index. The chunks before it were yielded.
@@ -437,23 +439,31 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             normalize=normalize_embeddings,
             batch_size=batch_size,
         )
-        return self._stream(items, request, chunk_size)
+        return self._stream(items, request, chunk_size, progress)
 
-    def _stream(self, inputs: Iterator[str], request: Request, chunk_size: int) -> Iterator[Float[Array, "n D"]]:
+    def _stream(
+        self, inputs: Iterator[str], request: Request, chunk_size: int, progress: Callable[[int], object] | None
+    ) -> Iterator[Float[Array, "n D"]]:
         count, truncation = 0, Truncation(0, 0, request.settings.max_seq_length)
         while chunk := list(itertools.islice(inputs, chunk_size)):
-            vectors, lengths = self._embed(checked(chunk, count), request, show_progress_bar=False, start=count)
+            texts = checked(chunk, count)
+            vectors, lengths = self._embed(texts, request, False, count, progress)
             count, truncation = count + len(chunk), truncation.including(lengths)
             yield vectors
         self._report(truncation, count, request.settings)
 
     def _embed(
-        self, texts: list[str], request: Request, show_progress_bar: bool | None, start: int = 0
+        self,
+        texts: list[str],
+        request: Request,
+        show_progress_bar: bool | None,
+        start: int = 0,
+        progress: Callable[[int], object] | None = None,
     ) -> tuple[Any, Int[Array, "texts"]]:
         """Return what is requested of ``texts``, and how many tokens each has; see :func:`minibert.embedding.embed`."""
         pipeline = self._pipeline.with_prompt_pooled(request.settings.include_prompt)
-        with _progress_bar(len(texts), show_progress_bar) as progress:
-            return embed(texts, request, pipeline, self._engine, progress, start)
+        with _progress_bar(len(texts), show_progress_bar) as bar:
+            return embed(texts, request, pipeline, self._engine, progress or bar, start)
 
     def encode_query(
         self,

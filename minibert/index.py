@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from minibert import ops, similarity
+from minibert.atomic import whole_file
 from minibert.encoder import SentenceEncoder
 from minibert.errors import IndexFileError, WeightsError
 from minibert.files.checkpoint import open_safetensors, save_safetensors
@@ -177,7 +178,7 @@ class SearchIndex:
         return cls(texts=texts, vectors=arrays["vectors"], numbers=arrays["numbers"], **attributes)
 
     def save(self, path: PathLike) -> None:
-        """Write the index to a file, in place of one that is there.
+        """Write the index to a file, in place of one that is there; whole or not at all.
 
         It is a safetensors file: ``vectors``, float32 ``(N, D)``; ``numbers``, int64 ``(N,)``; ``texts``, uint8, all
         texts in UTF-8, one behind the other; ``offsets``, int64 ``(N + 1,)``, where in them each begins, and the last
@@ -195,7 +196,8 @@ class SearchIndex:
         }
         strings = {name: getattr(self, name) for name in _STRINGS}
         settings = {name: json.dumps(getattr(self, name)) for name in _SETTINGS if getattr(self, name) is not None}
-        save_safetensors(Path(path), tensors, {**_FORMAT, **strings, **settings})
+        with whole_file(path) as new:
+            save_safetensors(new, tensors, {**_FORMAT, **strings, **settings})
 
     def search(self, encoder: SentenceEncoder, queries: str | Iterable[str], top_k: int = 5) -> list[list[Hit]]:
         """Return the ``top_k`` best texts for each query, the best first; all of them where there are fewer.

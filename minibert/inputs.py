@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+#: Values of an Arrow column that are Python objects at a time.
+_ARROW_AT_ONCE = 1024
+
 #: Arguments of sentence-transformers that need PyTorch: what to use instead.
 _INSTEAD = {
     "backend": "minibert computes in numpy; leave it out",
@@ -53,8 +56,16 @@ def iterate(inputs: Any) -> Iterator[Any]:
             f"encode takes an array or a column of texts in one dimension; got {_describe(inputs)} of shape "
             f"{getattr(inputs, 'shape', None)}."
         )
-    to_list = getattr(inputs, "to_pylist", None)  # Arrow's columns iterate over their own scalar type
-    return iter(to_list() if callable(to_list) else inputs)
+    return _arrow_values(inputs) if callable(getattr(inputs, "to_pylist", None)) else iter(inputs)
+
+
+def _arrow_values(column: Any) -> Iterator[Any]:
+    """Yield the values of an Arrow column, whose own iterator gives Arrow's scalars; converted some at a time."""
+    if not callable(getattr(column, "slice", None)):
+        yield from column.to_pylist()
+        return
+    for start in range(0, len(column), _ARROW_AT_ONCE):
+        yield from column.slice(start, _ARROW_AT_ONCE).to_pylist()
 
 
 def checked(items: list[Any], start: int = 0) -> list[str]:

@@ -17,7 +17,7 @@ def quantize_embeddings(
     embeddings: Float[Array, "*n D"] | Sequence[Float[Array, "D"]],
     precision: Precision,
     ranges: Float[Array, "2 D"] | None = None,
-    calibration_embeddings: Float[Array, "m D"] | None = None,
+    calibration_embeddings: Float[Array, "m D"] | Sequence[Float[Array, "D"]] | None = None,
 ) -> Num[Array, "*n E"]:
     """Return ``embeddings`` at a lower precision.
 
@@ -47,7 +47,9 @@ def quantize_embeddings(
     if embeddings.shape[0] == 0 and embeddings.ndim == 2:
         return np.zeros(embeddings.shape, np.dtype(precision))
     if ranges is None:
-        ranges = _ranges(embeddings if calibration_embeddings is None else calibration_embeddings, precision)
+        ranges = _ranges(
+            embeddings if calibration_embeddings is None else np.asarray(calibration_embeddings), precision
+        )
     ranges = np.asarray(ranges, np.float32)
     if ranges.shape != (2, embeddings.shape[-1]):
         raise ValueError(
@@ -73,12 +75,34 @@ def quantize_tokens(vectors: Sequence[Float[Array, "tokens H"]], precision: Prec
     return np.split(together, np.cumsum([len(each) for each in vectors])[:-1])
 
 
+class Ranges:
+    """Smallest and largest value of each dimension, of vectors that come a part at a time."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._low: Array = np.array(np.inf, np.float32)
+        self._high: Array = np.array(-np.inf, np.float32)
+
+    def add(self, vectors: Float[Array, "n D"]) -> None:
+        """Take more vectors into account."""
+        if len(vectors):
+            self._count += len(vectors)
+            self._low = np.minimum(self._low, vectors.min(axis=0))
+            self._high = np.maximum(self._high, vectors.max(axis=0))
+
+    def result(self, precision: str) -> Float[Array, "2 D"]:
+        """Return them, for ``precision``; few vectors are a warning, and a single one is a ValueError."""
+        if self._count < 2:
+            raise ValueError(
+                f"{precision} ranges cannot come from a single vector. Pass ranges= or calibration_embeddings= to "
+                "minibert.quantize_embeddings."
+            )
+        if self._count < 100:
+            logger.warning("%s ranges come from %d vectors only; use 100 or more", precision, self._count)
+        return np.stack([self._low, self._high])
+
+
 def _ranges(calibration: Array, precision: str) -> Array:
-    if calibration.ndim == 1 or len(calibration) == 1:
-        raise ValueError(
-            f"{precision} ranges cannot come from a single vector. Pass ranges= or calibration_embeddings= to "
-            "minibert.quantize_embeddings."
-        )
-    if len(calibration) < 100:
-        logger.warning("%s ranges come from %d vectors only; use 100 or more", precision, len(calibration))
-    return np.stack([calibration.min(axis=0), calibration.max(axis=0)])
+    ranges = Ranges()
+    ranges.add(np.atleast_2d(calibration))
+    return ranges.result(precision)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from minibert.config import BertConfig
 from minibert.errors import ConfigError, UnsupportedModuleError
+from minibert.escapes import printable
 from minibert.files.hub import module_folder, needed_files
 from minibert.inputs import require_text
 from minibert.jsonfile import read_array, read_object, read_optional
@@ -144,7 +145,9 @@ class ModelRepo:
         settings = read_optional(folder / "config_sentence_transformers.json")
         kind = settings.get("model_type", "SentenceTransformer")
         if kind != "SentenceTransformer":
-            logger.warning("%s was saved as a %s: its transformer is used with mean pooling", folder, kind)
+            logger.warning(
+                "%s was saved as a %s: its transformer is used with mean pooling", folder, printable(str(kind))
+            )
         if kind == "SentenceTransformer" and (folder / "modules.json").is_file():
             transformer_folder, modules = _modules(folder)
             transformer = TransformerSettings.from_folder(transformer_folder)
@@ -285,6 +288,7 @@ def _prompts(path: Path, settings: dict[str, Any]) -> dict[str, str]:
     texts = {name: text or "" for name, text in prompts.items()}
     try:
         for name, text in texts.items():
+            require_text("the name of a prompt", name)
             require_text(f"prompts[{name!r}]", text)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -85,9 +85,15 @@ def _same_width(a: Vectors, b: Vectors) -> tuple[Array, Array]:
     """Return both as float32 matrices of the same width."""
     xp = array_namespace(_on_gpu(a, b))
     left, right = _matrix(a, xp), _matrix(b, xp)
+    if 0 in {left.size, right.size}:  # no vectors at all, such as [], are as wide as the others
+        left, right = _as_wide(left, right), _as_wide(right, left)
     if left.shape[1] != right.shape[1]:
         raise ValueError(f"both sides must have vectors of the same width; got {left.shape[1]} and {right.shape[1]}.")
     return left, right
+
+
+def _as_wide(matrix: Array, other: Array) -> Array:
+    return matrix.reshape(0, other.shape[1]) if matrix.shape == (0, 0) else matrix
 
 
 def _on_gpu(*sides: Any) -> Any:
@@ -112,9 +118,12 @@ def _dot_products(a: Array, b: Array) -> Float[Array, "n"]:
 
 
 def _matrix(vectors: Vectors, xp: Any) -> Float[Array, "n D"]:
-    if xp is not np and isinstance(vectors, list | tuple):  # CuPy makes no array of arrays
+    if xp is not np and isinstance(vectors, list | tuple) and len(vectors):  # CuPy makes no array of arrays
         vectors = xp.stack([xp.asarray(vector) for vector in vectors])
-    matrix = xp.atleast_2d(xp.asarray(vectors))
+    matrix = xp.asarray(vectors)
+    if matrix.shape == (0,):
+        return xp.zeros((0, 0), np.float32)
+    matrix = xp.atleast_2d(matrix)
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise ValueError(f"similarity needs an array of numbers, (n, D) or (D,); got {matrix.dtype} {matrix.shape}.")
     return matrix.astype(np.float64 if matrix.dtype == np.float64 else np.float32, copy=False)

@@ -12,6 +12,7 @@ import numpy as np
 from minibert import SentenceEncoder
 from minibert.engine import packed
 from minibert.engine.fused_numpy import FusedCpu
+from minibert.files.checkpoint import BertReader
 
 
 class RoundedCpu(FusedCpu):
@@ -66,7 +67,7 @@ def rounded_encoder(folder, storage):
     def worker(*_, **__):
         yield RoundedCpu(storage)
 
-    params = packed.load(repo.transformer_folder, repo.config, np.float32, stored)
+    params = packed.load(BertReader(repo.transformer_folder, repo.config, np.float32), repo.config, stored)
     encoder._pipeline = dataclasses.replace(encoder._pipeline, params=params)
     encoder._engine.worker = worker
     return encoder

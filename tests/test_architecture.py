@@ -17,8 +17,8 @@ PACKAGE = Path(minibert.__file__).parent
 #: The floors of the house, the lowest first: modules, and wings (packages). An import goes to a lower floor, or stays
 #: in its wing. docs/architecture.md has the same list.
 FLOORS = (
-    ("errors", "instead", "typing"),
-    ("arrays", "inputs", "jsonfile"),
+    ("errors", "escapes", "instead", "typing"),
+    ("arrays", "atomic", "inputs", "jsonfile"),
     ("special",),
     ("ops",),
     ("config", "params", "pooling", "quantization", "similarity", "token_ids"),
@@ -39,7 +39,7 @@ FLOORS = (
 WINGS = {
     "cli": (
         ("help_texts", "terminal"),
-        ("arguments", "encoder", "files", "opened", "texts"),
+        ("arguments", "encoder", "files", "opened", "outputs", "texts"),
         ("convert", "differences", "download", "encode", "index"),
         ("inspect", "search"),
         ("__init__",),

@@ -334,6 +334,7 @@ def resolve_in_process(hub, home, *calls, **environment) -> Session:
         capture_output=True,
         text=True,
         check=True,
+        timeout=60,
     )
     return Session([Answer(**answer) for answer in json.loads(ran.stdout)], hub.requests[before:])
 
@@ -576,6 +577,17 @@ def test_hub_that_cannot_be_reached_is_a_hub_error(hub, tmp_path):
     assert answer.error == "HubError"
     assert answer.message.startswith("sentence-transformers/tiny could not be fetched: ")
     assert answer.message.endswith(". Check the network and HF_ENDPOINT, or give a local folder.")
+
+
+def test_hub_that_never_answers_is_a_hub_error(hub, tmp_path):
+    """A hub that takes the request and says nothing is given up, after the library's own timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        call = {"model_name_or_path": "tiny"}
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
+        (answer,) = resolve_in_process(hub, tmp_path, call, **environment).answers
+
+    assert answer.error == "HubError"
+    assert "could not be fetched: " in answer.message
 
 
 def test_broken_xet_download_is_a_hub_error(monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import twin
 
 from minibert import SentenceEncoder
-from minibert.inputs import _INSTEAD, as_texts, refuse_torch_only, require_choice, require_int
+from minibert.inputs import _INSTEAD, as_texts, iterate, refuse_torch_only, require_choice, require_int
 
 TEXTS = ["one", "", "zwölf ☃ 𝄞"]
 
@@ -50,6 +50,17 @@ class ArrowColumn:
     def to_pylist(self):
         """Return the values as Python objects."""
         return list(self.values)
+
+
+class SlicedArrowColumn(ArrowColumn):
+    """A column of Arrow, of which a part is a column again."""
+
+    def __len__(self):
+        return len(self.values)
+
+    def slice(self, offset, length):
+        """Return a part, without copying it."""
+        return type(self)(self.values[offset : offset + length])
 
 
 class ArrowTable(ArrowColumn):
@@ -99,6 +110,7 @@ def test_single_text(text):
         lambda texts: np.array(texts, np.dtypes.StringDType()),
         Column,
         ArrowColumn,
+        SlicedArrowColumn,
     ],
     ids=[
         "list",
@@ -112,6 +124,7 @@ def test_single_text(text):
         "numpy StringDType",
         "pandas column",
         "Arrow column",
+        "sliced Arrow column",
     ],
 )
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], []], ids=["3", "1", "0"])
@@ -122,6 +135,24 @@ def test_many_texts(make, texts):
     assert got == texts
     assert all(isinstance(text, str) for text in got)
     assert not single
+
+
+def test_arrow_column_is_converted_in_parts():
+    """Of a long Arrow column, only as many values are converted as are needed, and some more."""
+    converted = []
+
+    class Watched(SlicedArrowColumn):
+        def to_pylist(self):
+            converted.append(len(self.values))
+            return super().to_pylist()
+
+    column = Watched([str(number) for number in range(10_001)])
+    values = iterate(column)
+
+    assert next(values) == "0"
+    assert sum(converted) < 2000
+    assert list(values) == column.values[1:]
+    assert max(converted) < 2000
 
 
 @settings(deadline=None)

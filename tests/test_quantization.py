@@ -109,6 +109,16 @@ def test_calibration_vectors_give_the_ranges(precision, caplog):
 
 
 @BYTES
+def test_calibration_vectors_may_be_a_list(precision):
+    """A list of vectors, or of lists of numbers, calibrates as the array that it makes."""
+    calibration = normal(100, 4, seed=1)
+    expected = quantize_embeddings(E, precision, calibration_embeddings=calibration)
+
+    for given_as in (list(calibration), calibration.tolist()):
+        np.testing.assert_array_equal(quantize_embeddings(E, precision, calibration_embeddings=given_as), expected)
+
+
+@BYTES
 def test_ranges_take_precedence_over_calibration(precision):
     """Where both are given, the ranges count (Q1)."""
     ranges = np.array([[-2.0] * 4, [2.0] * 4])

@@ -231,6 +231,16 @@ def test_other_kind_is_logged(repo, caplog):
     assert "was saved as a SparseEncoder: its transformer is used with mean pooling" in caplog.text
 
 
+def test_kind_in_the_log_is_no_escape(repo, caplog):
+    """What a repo calls itself cannot clear the terminal that shows the log."""
+    edit_json(repo / "config_sentence_transformers.json", model_type="\x1b[2J\x9b31mSparse")
+    with caplog.at_level(logging.WARNING, "minibert"):
+        ModelRepo.open(repo)
+
+    assert r"was saved as a \x1b[2J\x9b31mSparse: " in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 # ---------------------------------------------------------------- config_sentence_transformers.json
 
 

@@ -184,6 +184,19 @@ def test_what_is_not_a_matrix_of_numbers_is_refused(function, vectors):
         function("cosine", vectors, B)
 
 
+@NAMES
+@pytest.mark.parametrize("nothing", [[], (), np.zeros(0, np.float32), np.zeros((0, 2), np.float32)], ids=repr)
+def test_no_vectors(name, nothing):
+    """No vectors have no scores, with each other and with vectors of any width."""
+    none = [similarity(name, nothing, nothing), similarity(name, nothing, B), similarity(name, B, nothing)]
+
+    assert [scores.shape for scores in none] == [(0, 0), (0, 2), (2, 0)]
+    assert similarity(name, nothing, np.ones((2, 2), np.float32)).dtype == np.float32
+    assert similarity_pairwise(name, nothing, nothing).shape == (0,)
+    with pytest.raises(ValueError, match="as many rows on both sides; got 0 and 2"):
+        similarity_pairwise(name, nothing, B)
+
+
 # ---------------------------------------------------------------- sentence-transformers
 
 

@@ -132,6 +132,17 @@ def test_stream_reads_no_further_than_its_chunk(encoder):
     assert [before, *(len(read) for _ in stream)] == [0, 3, 6, 8]
 
 
+def test_progress_of_a_stream(encoder):
+    """``progress`` is told of every text, before the chunk that it is in is there."""
+    done = []
+    stream = encoder.encode_stream(["a", "b", "a", "c", "d"], chunk_size=3, progress=done.append)
+
+    next(stream)
+    assert sum(done) == 3
+    next(stream)
+    assert sum(done) == 5
+
+
 def test_endless_stream(encoder):
     """An iterator need not end."""
     stream = encoder.encode_stream(iter(lambda: "No", None), chunk_size=2)

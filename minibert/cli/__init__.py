@@ -11,13 +11,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Never
 
 from minibert.cli import arguments
-from minibert.cli.terminal import printable
 from minibert.errors import MinibertError
+from minibert.escapes import printable
 
 __all__ = ["main"]
 
@@ -61,7 +62,13 @@ def _standard_streams(options: argparse.Namespace) -> bool:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP unwind the stack, so that what is half written gets removed."""
+    """Make SIGTERM and SIGHUP unwind the stack, so that what is half written gets removed.
+
+    Only in the main thread: Python lets no other one set what a signal does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, _frame: object) -> Never:
         raise SystemExit(128 + number)
@@ -83,10 +90,14 @@ def _one_line_messages() -> Iterator[None]:
     """Print warnings, and what the library logs, as single lines without a place in the source."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        sys.stderr.write(f"minibert: warning: {' '.join(str(message).split())}\n")
+        # What a file holds may be quoted in it.
+        sys.stderr.write(f"minibert: warning: {printable(' '.join(str(message).split()))}\n")
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("minibert: warning: %(message)s"))
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
+
+    handler = Handler()
     logger = logging.getLogger("minibert")
     logger.addHandler(handler)
     try:

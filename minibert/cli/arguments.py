@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minibert import __version__
 from minibert.cli import help_texts
@@ -28,22 +28,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     encode = add("encode", "turn texts into vectors", help_texts.ENCODE, help_texts.ENCODE_EPILOG)
     index = add("index", "encode texts for many searches", help_texts.INDEX, help_texts.INDEX_EPILOG)
     search = add("search", "find texts by their meaning", help_texts.SEARCH, help_texts.SEARCH_EPILOG)
-    inspect = add("inspect", "print what a model repo asks for", help_texts.INSPECT, help_texts.INSPECT_EPILOG)
+    inspect = add("inspect", "print the facts about a model repo", help_texts.INSPECT, help_texts.INSPECT_EPILOG)
     convert = add(
         "convert", "write a model repo with safetensors weights", help_texts.CONVERT, help_texts.CONVERT_EPILOG
     )
-    download = add("download", "fetch a model from the hub", help_texts.DOWNLOAD, help_texts.DOWNLOAD_EPILOG)
+    download = add("download", "download a model from the hub", help_texts.DOWNLOAD, help_texts.DOWNLOAD_EPILOG)
     _add_encode(encode)
     _add_index(index)
     _add_search(search)
-    _add_model(inspect)
-    inspect.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    _add_model(inspect, nargs="?", default_text=" (default: the built-in English model)")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object, for other programs")
     _add_model(convert)
     _add_convert(convert)
     _add_model(download)
 
     options = parser.parse_args(argv)
-    checks = {"encode": _check_encode, "index": _check_index, "search": _check_search}
+    checks = {"encode": _check_encode, "index": _check_index, "search": _check_search, "inspect": _check_inspect}
     if options.command in checks:
         checks[options.command](commands.choices[options.command], options)
     return options
@@ -58,40 +58,44 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_encode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "texts", nargs="*", metavar="TEXT", help="a text to encode; -- goes before texts that begin with a dash"
+        "texts", nargs="*", metavar="TEXT", help="a text to encode; put -- before a text that begins with a dash"
     )
     _add_model_option(parser)
 
     files = parser.add_argument_group("input and output")
     _add_input(files, "default, where no TEXT is given")
-    files.add_argument("--output", metavar="FILE", help='write to FILE; default, and "-": standard output')
+    files.add_argument("--output", metavar="FILE", help='the file to write; "-" is standard output (default)')
     files.add_argument(
         "--format",
         choices=sorted(set(FORMATS.values())),
-        help="default: by the suffix of the output FILE; jsonl on standard output",
+        help="the output format (default: by the suffix of FILE; jsonl for standard output)",
     )
-    files.add_argument("--overwrite", action="store_true", help="replace the output FILE if it exists")
+    files.add_argument(
+        "--fields",
+        choices=("all", "text"),
+        help="what an output line has besides the embedding, if input and output are JSON lines: all fields of the "
+        "input line (default), or only the text",
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
 
     vectors = parser.add_argument_group("vectors")
     vectors.add_argument(
-        "--normalize", action="store_true", help="scale vectors to length 1, also where the model does not"
+        "--normalize", action="store_true", help="scale the vectors to length 1, even if the model does not"
     )
-    vectors.add_argument(
-        "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions; default: the model's choice"
-    )
+    _add_truncate_dim(vectors)
     vectors.add_argument(
         "--precision",
         choices=("float32", "int8", "uint8", "binary", "ubinary"),
         default="float32",
-        help="float32 (default); int8, uint8: one byte a dimension, in ranges taken from the texts; "
-        "binary, ubinary: one bit a dimension, eight to a byte (int8, uint8)",
+        help="float32 (default); int8, uint8: one byte per dimension, with ranges from all the texts; "
+        "binary, ubinary: one bit per dimension, eight in a byte (int8, uint8)",
     )
 
     prompts = parser.add_argument_group(
-        "prompts", "A text that goes before each input; by default the model's default prompt,\nif it has one."
+        "prompts", "A prompt is put before each text. By default it is the model's default prompt,\nif there is one."
     ).add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", metavar="TEXT", help='this text, such as "query: "; "" for none at all')
-    prompts.add_argument("--prompt-name", metavar="NAME", help="the model's prompt of this name")
+    prompts.add_argument("--prompt", metavar="TEXT", help='this prompt, such as "query: "; "" for no prompt')
+    prompts.add_argument("--prompt-name", metavar="NAME", help="the model's prompt with this name")
     for method, what in (("query", "queries"), ("document", "documents")):
         prompts.add_argument(
             f"--{method}",
@@ -99,7 +103,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
             action="store_const",
             const=method,
             default="encode",
-            help=f"the model's prompt for {what}, as encode_{method} uses it",
+            help=f"the model's prompt for {what}, as in encode_{method}",
         )
 
     _add_computation(parser)
@@ -111,27 +115,32 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("input and output")
     _add_input(files, "default")
     files.add_argument("--output", metavar="FILE", required=True, type=Path, help="the file to write")
-    files.add_argument("--overwrite", action="store_true", help="replace the output FILE if it exists")
-    _add_prompts(parser, 'By default the model\'s own; "" is for none at all. The index keeps both.')
+    files.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    _add_truncate_dim(parser.add_argument_group("vectors"))
+    _add_prompts(parser, 'By default the model\'s own; "" for no prompt. The index keeps both.')
     _add_computation(parser)
     _add_hub(parser)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "questions", nargs="*", metavar="QUESTION", help="what to look for; -- goes before one that begins with a dash"
+        "questions",
+        nargs="*",
+        metavar="QUESTION",
+        help="what to look for; put -- before a question that begins with a dash",
     )
     _add_model_option(parser)
     files = parser.add_argument_group("where to search")
     _add_input(files, "default, where no --index is given")
-    files.add_argument("--index", metavar="FILE", help="search in FILE, which `minibert index` has written")
+    files.add_argument("--index", metavar="FILE", help="search in FILE, which `minibert index` wrote")
 
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--top-k", metavar="N", type=_positive, default=5, help="texts to find for each question (default: 5)"
+        "--top-k", metavar="N", type=_positive, default=5, help="how many texts to find for each question (default: 5)"
     )
-    output.add_argument("--json", action="store_true", help="print JSON lines, for programs")
-    _add_prompts(parser, 'By default those of the index, or the model\'s own; "" is for none at all.')
+    output.add_argument("--json", action="store_true", help="print JSON lines, for other programs")
+    parser.set_defaults(truncate_dim=None)  # an index says how wide its vectors are
+    _add_prompts(parser, 'By default those of the index, or the model\'s own; "" for no prompt.')
     _add_computation(parser)
     _add_hub(parser)
 
@@ -139,63 +148,88 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def _add_model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        help="a folder, or a repo id of the Hugging Face hub (default: the built-in model, for English)",
+        help="a folder, or a repo id of the Hugging Face hub (default: the built-in English model)",
     )
 
 
 def _add_input(group: argparse._ArgumentGroup, when: str) -> None:
-    group.add_argument(
-        "--input", metavar="FILE", help=f'read the texts from FILE, or from standard input if "-" ({when})'
-    )
+    group.add_argument("--input", metavar="FILE", help=f'the file with the texts; "-" is standard input ({when})')
     group.add_argument(
         "--input-format",
         choices=("text", "jsonl"),
-        help="default: jsonl if FILE ends in .jsonl or .ndjson, else text",
+        help="the input format (default: jsonl if FILE ends in .jsonl or .ndjson, else text)",
+    )
+
+
+def _add_truncate_dim(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions (default: what the model says)"
     )
 
 
 def _add_prompts(parser: argparse.ArgumentParser, default: str) -> None:
     prompts = parser.add_argument_group("prompts", default)
-    prompts.add_argument("--document-prompt", metavar="TEXT", help="what goes before each text that is searched")
-    prompts.add_argument("--query-prompt", metavar="TEXT", help="what goes before each question")
+    prompts.add_argument("--document-prompt", metavar="TEXT", help="what is put before each text")
+    prompts.add_argument("--query-prompt", metavar="TEXT", help="what is put before each question")
 
 
 def _add_computation(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("computation")
-    work.add_argument("--device", metavar="DEVICE", help="cpu (default), or cuda or cuda:N for an NVIDIA GPU")
+    work.add_argument("--device", metavar="DEVICE", help="cpu (default); cuda or cuda:N for an NVIDIA GPU")
     work.add_argument(
-        "--batch-size", metavar="N", type=_positive, help="texts computed at a time, at most (default: any number)"
+        "--dtype",
+        choices=("float16", "bfloat16", "float32", "float64"),
+        help="the precision of the arithmetic: on a CPU float32 (default) or float64, on a GPU float16 (default), "
+        "bfloat16 or float32",
+    )
+    work.add_argument(
+        "--num-threads",
+        metavar="N",
+        type=_positive,
+        help="the number of threads that compute (default: one for each core); on a GPU, of streams (default: 2)",
+    )
+    work.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=_positive,
+        help="the most texts in a batch (default: no limit; batches are limited by their tokens)",
     )
     work.add_argument(
         "--on-truncate",
         choices=("warn", "ignore", "error"),
         default="warn",
-        help="what to do when texts have more tokens than the model's maximum length, and are therefore cut "
-        "(default: warn, once)",
+        help="what to do if texts have more tokens than the model's maximum length and are cut: warn once (default), "
+        "say nothing, or stop with an error",
     )
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUTPUT_DIR", type=Path, help="the folder to write; must be absent or empty")
+    parser.add_argument(
+        "output", metavar="OUTPUT_DIR", type=Path, help="the folder to write; it must not exist, or be empty"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16"),
         default="float32",
-        help="of the weights in the file (default: float32)",
+        help="the dtype of the weights in the file (default: float32)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT_DIR if it is another model's folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUTPUT_DIR if it is the folder of another model"
+    )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a repo id of the Hugging Face hub")
+def _add_model(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None, default_text: str = "") -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", nargs=nargs, help=f"a folder, or a repo id of the Hugging Face hub{default_text}"
+    )
     _add_hub(parser)
 
 
 def _add_hub(parser: argparse.ArgumentParser) -> None:
     hub = parser.add_argument_group("Hugging Face hub")
-    hub.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repo (default: main)")
-    hub.add_argument("--cache-folder", metavar="DIR", help="where repos are kept (default: the Hugging Face cache)")
-    hub.add_argument("--local-files-only", action="store_true", help="use only what is in the cache, and no network")
+    hub.add_argument("--revision", metavar="REV", help="a branch, tag or commit of the repo (default: main)")
+    hub.add_argument("--cache-folder", metavar="DIR", help="the folder of the cache (default: the Hugging Face cache)")
+    hub.add_argument("--local-files-only", action="store_true", help="use only the cache, not the network")
 
 
 def _check_encode(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -210,11 +244,15 @@ def _check_encode(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         options.format = options.format or "jsonl"
         if options.format != "jsonl":
             parser.error(f"{options.format} is not for standard output: give --output FILE")
-        return
-    options.output = Path(options.output)
-    options.format = options.format or FORMATS.get(options.output.suffix)
-    if options.format is None:
-        parser.error(f"--output must end in {', '.join(FORMATS)}, or give --format; it is {options.output}")
+    else:
+        options.output = Path(options.output)
+        options.format = options.format or FORMATS.get(options.output.suffix)
+        if options.format is None:
+            parser.error(f"--output must end in {', '.join(FORMATS)}, or give --format; it is {options.output}")
+    copies = not options.texts and options.input_format == options.format == "jsonl"
+    if options.fields is not None and not copies:
+        parser.error("--fields is for JSON lines as input and as output")
+    options.fields = (options.fields or "all") if copies else "text"
 
 
 def _check_index(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -238,13 +276,22 @@ def _check_search(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def _check_input_and_model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Fill in where the texts are and in which format; refuse a revision of no model."""
+    """Fill in where the texts are and in which format."""
     if options.input is None:
         options.input = "-"
     if options.input_format is None:
         options.input_format = "jsonl" if FORMATS.get(Path(options.input).suffix) == "jsonl" else "text"
+    _check_revision(parser, options, "--model")
+
+
+def _check_inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _check_revision(parser, options, "MODEL")
+
+
+def _check_revision(parser: argparse.ArgumentParser, options: argparse.Namespace, model: str) -> None:
+    """Refuse a revision of no model."""
     if options.model is None and options.revision is not None:
-        parser.error("--revision is for a repo of the hub: give its --model")
+        parser.error(f"--revision is for a repo of the hub: give its {model}")
 
 
 def _positive(text: str) -> int:

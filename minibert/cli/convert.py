@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from minibert.cli.files import model_folder, whole_folder
 from minibert.encoder import SentenceEncoder
-from minibert.errors import WeightsError
+from minibert.errors import ConfigError, WeightsError
 from minibert.files.checkpoint import WEIGHTS_FILES, StoredTensor, open_bert, open_weights, save_safetensors
 from minibert.jsonfile import read_object
 from minibert.repo import ModelRepo
@@ -33,14 +34,19 @@ def run(options: argparse.Namespace) -> None:
 def convert(repo: ModelRepo, target: Path, dtype: np.dtype[np.floating]) -> None:
     """Write the repo to the empty folder ``target``: weights in ``dtype``, its other files as they are.
 
+    A repo's link to another file of the repo is followed; no other one is.
+
     Only ``config.json`` changes: its dtype is float32 also with float16 weights, for transformers computes in
     the dtype that it finds there.
 
     Raises:
+        ConfigError: A file is a link that leads out of the repo.
         WeightsError: A value is too large for ``dtype``.
     """
     weights_folders = set()
-    for name in repo.files():
+    names = repo.files()
+    _refuse_links_out(repo, map(repo.folder.joinpath, names))
+    for name in names:
         source, copy = repo.folder / name, target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if _is_weights(name):
@@ -54,10 +60,26 @@ def convert(repo: ModelRepo, target: Path, dtype: np.dtype[np.floating]) -> None
     for folder in weights_folders:
         is_bert = folder == repo.transformer_folder
         tensors = open_bert(folder, repo.config) if is_bert else open_weights(folder)
+        _refuse_links_out(repo, {tensor.path for tensor in tensors.values()})
         converted = {name: _converted(tensor, dtype) for name, tensor in tensors.items()}
         # Versions of transformers before 5 refuse files without it.
         metadata = {"format": "pt"}
         save_safetensors(target / folder.relative_to(repo.folder) / "model.safetensors", converted, metadata)
+
+
+def _refuse_links_out(repo: ModelRepo, files: Iterable[Path]) -> None:
+    """Raise ConfigError if a file is not in the repo: who has made the repo may not choose what else is copied."""
+    folder = repo.folder.resolve()
+    allowed = [folder]
+    if folder.parent.name == "snapshots":  # of the hub's cache, whose files are links to those in blobs
+        allowed.append(folder.parent.parent / "blobs")
+    for file in files:
+        real = file.resolve()
+        if not any(map(real.is_relative_to, allowed)):
+            raise ConfigError(
+                f"{file} must be a file of the repo; it is a link to {real}. If that is what you want, replace the "
+                "link by a copy."
+            )
 
 
 def _is_weights(name: str) -> bool:

@@ -1,93 +1,182 @@
-"""``minibert encode``: texts in, vectors out."""
+"""``minibert encode``: texts in, vectors out, in a stream: memory does not grow with the number of texts."""
 
 import argparse
-import json
+import collections
+import contextlib
+import functools
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
-from minibert import __version__
-from minibert.cli.encoder import open_encoder, shows_progress
-from minibert.cli.files import whole_file
-from minibert.cli.texts import read_texts
-from minibert.files.checkpoint import save_safetensors
+from minibert import __version__, quantization
+from minibert.cli.encoder import open_encoder, progress_bar, worth_a_bar
+from minibert.cli.files import output_file, refuse_own_input
+from minibert.cli.outputs import JsonLines, Output, npy_file, safetensors_file
+from minibert.cli.texts import Line, as_fields, open_lines
+from minibert.encoder import SentenceEncoder
+from minibert.escapes import printable_json
 from minibert.index import BUILTIN_NAME
 from minibert.typing import Array
+
+#: Texts that are computed, and held, at a time.
+_CHUNK = 4096
+#: The precisions that take their ranges from all vectors.
+_IN_RANGES = {"int8", "uint8"}
+
+#: What is written for some texts: the fields of their JSON lines, and their vectors.
+_Chunk: TypeAlias = tuple[list[str], Array]
 
 
 def run(options: argparse.Namespace) -> None:
     """Encode the texts and write their vectors; the file, if there is one, whole or not at all."""
+    if not options.texts:
+        refuse_own_input(options.output, options.input)
     if options.output is None:
-        write_jsonl(sys.stdout.buffer, *_encode(options))
+        _encode(options, None)
         return
     # The file is made first: hours of encoding must not end in a folder that cannot be written to.
-    with whole_file(options.output, overwrite=options.overwrite) as path:
-        texts, vectors = _encode(options)
-        _write(path, texts, vectors, options)
+    with output_file(options.output, overwrite=options.overwrite) as path:
+        shape = _encode(options, path)
     if sys.stderr.isatty():
-        sys.stderr.write(f"minibert: wrote {' x '.join(f'{n:,}' for n in vectors.shape)} to {options.output}\n")
+        sys.stderr.write(f"minibert: wrote {' x '.join(f'{n:,}' for n in shape)} to {options.output}\n")
 
 
-def _encode(options: argparse.Namespace) -> tuple[list[str], Array]:
-    """Return the texts, and their vectors as rows."""
-    texts = options.texts or read_texts(options.input, options.input_format)
-    if options.precision in {"int8", "uint8"} and len(texts) == 1:
-        raise ValueError(
-            f"--precision {options.precision} takes its ranges from all the texts together; there is only one. "
-            "Give more, or use float32, binary or ubinary."
-        )
-    encoder = open_encoder(options)
-    encode: dict[str, Callable[..., Array]]
-    encode = {"encode": encoder.encode, "query": encoder.encode_query, "document": encoder.encode_document}
-    vectors = encode[options.method](
-        texts,
-        prompt_name=options.prompt_name,
-        prompt=options.prompt,
-        batch_size=options.batch_size,
-        show_progress_bar=shows_progress(len(texts), options),
-        precision=options.precision,
-        normalize_embeddings=options.normalize,
-        truncate_dim=options.truncate_dim,
-    )
-    return texts, vectors
+def _encode(options: argparse.Namespace, path: Path | None) -> tuple[int, int]:
+    """Write the vectors to a file, or to standard output if there is none; return the shape of them all."""
+    with contextlib.ExitStack() as stack:
+        lines, count = stack.enter_context(_open(options))
+        wanted = min(worth_a_bar(options), _CHUNK)
+        start = list(itertools.islice(lines, wanted))
+        if len(start) < wanted:
+            count = len(start)  # which a pipe does not tell
+        if options.precision in _IN_RANGES and len(start) == 1:
+            raise ValueError(
+                f"--precision {options.precision} takes its ranges from all the texts together; there is only one. "
+                "Give more, or use float32, binary or ubinary."
+            )
+        encoder = open_encoder(options)
+        like = encoder.encode([], precision=options.precision)
+        progress = stack.enter_context(progress_bar(count, options))
+        chunks = _quantized(_chunks(encoder, itertools.chain(start, lines), options, progress), options, path)
+        output = stack.enter_context(_output(options, path, like))
+        writing = contextlib.nullcontext if path is None else functools.partial(_writing, path)
+        for fields, vectors in chunks:
+            with writing():
+                output.write(fields, vectors)
+        with writing():
+            output.finish()
+        return output.count, like.shape[1]
 
 
-def _write(path: Path, texts: Sequence[str], vectors: Array, options: argparse.Namespace) -> None:
-    if options.format == "safetensors":
-        metadata = {
-            "model": BUILTIN_NAME if options.model is None else options.model,
-            "minibert": __version__,
-            "precision": options.precision,
-            "normalize": str(options.normalize).lower(),
-            "count": str(len(texts)),
-        }
-        save_safetensors(path, {"embeddings": vectors}, metadata)
+@contextlib.contextmanager
+def _open(options: argparse.Namespace) -> Iterator[tuple[Iterator[Line], int | None]]:
+    """Give the texts, of the command line or the input, and their number if it is known."""
+    if options.texts:
+        yield map(Line, options.texts), len(options.texts)
         return
-    with path.open("wb") as file:
-        if options.format == "npy":
-            np.save(file, vectors)
-        else:
-            write_jsonl(file, texts, vectors)
+    with open_lines(options.input, options.input_format, with_fields=options.fields == "all") as lines:
+        yield lines
 
 
-def write_jsonl(file: BinaryIO, texts: Sequence[str], vectors: Array) -> None:
-    """Write a line ``{"text": ..., "embedding": [...]}`` for each text.
+def _chunks(
+    encoder: SentenceEncoder, lines: Iterable[Line], options: argparse.Namespace, progress: Callable[[int], object]
+) -> Iterator[_Chunk]:
+    """Yield the vectors as they are computed."""
+    held = collections.deque[Line]()
 
-    Each number has the fewest digits that give the same float32 again, about half as many as it would have as
-    a Python float.
+    def texts() -> Iterator[str]:
+        for line in lines:
+            if options.format == "jsonl":
+                held.append(line)
+            yield line.text
 
-    Raises:
-        ValueError: A vector has a value that JSON does not have: NaN or infinity.
+    vectors = encoder.encode_stream(
+        texts(),
+        options.prompt_name,
+        options.prompt if options.method == "encode" else encoder.prompt_for(options.method),
+        chunk_size=_CHUNK,
+        batch_size=options.batch_size,
+        normalize_embeddings=options.normalize,
+        progress=progress,
+    )
+    for chunk in vectors:
+        yield [as_fields(line) for line in held], chunk
+        held.clear()
+
+
+def _quantized(chunks: Iterable[_Chunk], options: argparse.Namespace, path: Path | None) -> Iterator[_Chunk]:
+    """Yield vectors in the precision that is asked for.
+
+    Ranges come from all vectors together. So these wait on the disk, beside the output, until the last one is there.
     """
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"JSON has no NaN and no infinity; the vector of text {int(finite.argmin()) + 1} has. "
-            "Check the model, or write npy or safetensors."
-        )
-    for text, vector in zip(texts, vectors, strict=True):
-        numbers = ",".join(map(str, vector))
-        file.write(f'{{"text":{json.dumps(text, ensure_ascii=False)},"embedding":[{numbers}]}}\n'.encode())
+    if options.precision not in _IN_RANGES:
+        for fields, vectors in chunks:
+            quantized = vectors
+            if options.precision != "float32":
+                quantized = quantization.quantize_embeddings(vectors, options.precision)
+            yield fields, quantized
+        return
+    ranges, count = quantization.Ranges(), 0
+    folder = None if path is None else path.parent
+    with tempfile.TemporaryFile(dir=folder) as waiting, tempfile.TemporaryFile(dir=folder) as waiting_fields:
+        for fields, vectors in chunks:
+            ranges.add(vectors)
+            np.save(waiting, vectors)
+            waiting_fields.writelines(f"{line}\n".encode() for line in fields)
+            count += 1
+        if not count:
+            return
+        limits = ranges.result(options.precision)
+        waiting.seek(0)
+        waiting_fields.seek(0)
+        for _ in range(count):
+            vectors = np.load(waiting)
+            fields = [line.decode().removesuffix("\n") for line in itertools.islice(waiting_fields, len(vectors))]
+            yield fields, quantization.quantize_embeddings(vectors, options.precision, limits)
+
+
+@contextlib.contextmanager
+def _output(options: argparse.Namespace, path: Path | None, like: Array) -> Iterator[Output]:
+    """Give the output, for vectors like those of an empty array."""
+    if path is None:
+        yield JsonLines(sys.stdout.buffer, printable_json if sys.stdout.isatty() else str)
+        return
+    file = path.open("wb")
+    try:
+        with _writing(path):
+            output = _file_output(options, file, like)
+        yield output
+    except BaseException:
+        with contextlib.suppress(OSError):  # the disk is still full
+            file.close()
+        raise
+    file.close()
+
+
+def _file_output(options: argparse.Namespace, file: BinaryIO, like: Array) -> Output:
+    if options.format == "jsonl":
+        return JsonLines(file)
+    if options.format == "npy":
+        return npy_file(file, like)
+    model = BUILTIN_NAME if options.model is None else options.model
+    metadata = {
+        "model": model.encode("utf-8", "backslashreplace").decode("utf-8"),  # a folder's name can be any bytes
+        "minibert": __version__,
+        "precision": options.precision,
+        "normalize": str(options.normalize).lower(),
+    }
+    return safetensors_file(file, like, metadata)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Let an error of the block name the file: the system's own errors, of a full disk for example, do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}.") from error

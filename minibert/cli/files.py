@@ -3,11 +3,14 @@
 import argparse
 import contextlib
 import os
-import secrets
 import shutil
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
+from minibert.atomic import beside, sync, whole_file
 from minibert.files import hub
 
 
@@ -22,10 +25,8 @@ def model_folder(options: argparse.Namespace) -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a new file beside ``path`` to write to; it becomes ``path`` when the block ends without an exception.
-
-    Whatever else ends the block, the new file is removed and ``path`` is as it was.
+def output_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give the new file that becomes ``path``, as :func:`minibert.atomic.whole_file` does.
 
     Raises:
         OSError: ``path`` is there already and ``overwrite`` is false, or no file can be written there. Raised
@@ -37,17 +38,34 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise FileExistsError(f"--output must be a regular file; {path} is not. Give another name.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists. Give another --output, or --overwrite to replace it.")
-    path = path.resolve()  # a symbolic link stays one
-    new = _beside(path)
-    try:
-        new.touch(exist_ok=False)
-        if path.exists():
-            shutil.copymode(path, new)
+    with whole_file(path) as new:
         yield new
-        _sync(new)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+
+
+def refuse_own_input(output: Path | None, source: str) -> None:
+    """Raise ValueError if a command would write its result to the file that it reads, whatever the two are called.
+
+    Args:
+        output: The file to write; None for standard output.
+        source: The file to read; ``"-"`` for standard input.
+    """
+    written = _status(sys.stdout if output is None else output)
+    read = _status(sys.stdin if source == "-" else Path(source))
+    if written is None or read is None or not os.path.samestat(written, read) or not stat.S_ISREG(read.st_mode):
+        return
+    names = "standard output" if output is None else output, "standard input" if source == "-" else source
+    raise ValueError(
+        f"the output must be another file than the input; {names[0]} and {names[1]} are the same file. "
+        "Give another --output."
+    )
+
+
+def _status(file: Path | TextIO) -> os.stat_result | None:
+    """Return what the system says of a file, or of a stream; None if there is no such file."""
+    try:
+        return file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
+    except (AttributeError, OSError, ValueError):  # of a stream in memory
+        return None
 
 
 @contextlib.contextmanager
@@ -73,20 +91,16 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
                 f"--overwrite replaces a model's folder; {path} has other files, and neither config.json nor "
                 "modules.json. Delete it yourself, or give another OUTPUT_DIR."
             )
-    new, old = _beside(path), _beside(path)
+    new, old = beside(path), beside(path)
     try:
         new.mkdir()
         yield new
         for file in new.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         _exchange(path, new, old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _exchange(path: Path, new: Path, old: Path) -> None:
@@ -100,9 +114,3 @@ def _exchange(path: Path, new: Path, old: Path) -> None:
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file is on the disk: a rename that outlives a power cut must not find it empty."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -1,9 +1,9 @@
-"""What ``--help`` says of each command: its description, and what comes after its arguments."""
+"""The texts of ``--help``: what each command does, and what follows its arguments."""
 
 DESCRIPTION = """\
-Turn texts into vectors with the BERT models of sentence-transformers, on numpy,
-without PyTorch; search texts by meaning; and look into, convert and download
-such models. Where no --model is named, the one that comes with minibert is used.
+Turn texts into vectors with BERT models in the format of sentence-transformers.
+Search texts by meaning. Inspect, convert and download models. The computation
+uses numpy, not PyTorch. Without --model, the commands use the built-in model.
 """
 EPILOG = """\
 examples:
@@ -12,35 +12,45 @@ examples:
   minibert search "how do I cancel?" --input notes.txt
   minibert inspect BAAI/bge-small-en-v1.5
 
-`minibert COMMAND --help` tells more about each command.
+`minibert COMMAND --help` describes each command.
 """
 
 ENCODE = """\
-Turn texts into vectors, the same ones that sentence-transformers computes.
-Row n of the output is text n of the input, whatever the format. An output file
-appears whole, once everything has worked: a failed or interrupted run leaves
-no file, and an old one as it was.
+Turn texts into vectors. They are the vectors that sentence-transformers
+computes. Row n of the output belongs to text n of the input, in every format.
+Memory use does not grow with the number of texts.
 """
 ENCODE_EPILOG = """\
 input:
-  Text files hold one text a line, JSON lines one object a line with a string
-  "text"; both are UTF-8. A blank line of a text file is an empty text, which
-  has a vector like any other, so that lines and rows keep the same numbers.
+  A text file has one text on each line. A JSON lines file has one object on
+  each line, with a string "text". Both are UTF-8. A blank line in a text file
+  is an empty text. It gets a vector too, so line n is always row n.
+  All lines of a file are checked before the model is loaded. The lines of a
+  pipe are checked as they arrive.
 
 output:
-  jsonl         a line {"text": ..., "embedding": [...]} a text
+  jsonl         a line {"text": ..., "embedding": [...]} for each text
   npy           one array of shape (texts, dimensions), for numpy.load
-  safetensors   the same array, called "embeddings"; its metadata say which
-                model and which options made it
+  safetensors   the same array with the name "embeddings"; the metadata tell
+                the model, the options and the number of texts
+
+  If the input is JSON lines, an output line keeps all fields of its input
+  line. The new embedding comes last; it replaces an old one. With --fields
+  text, an output line has only the text and the embedding.
+  A file appears only after everything has worked. If a run fails or is
+  interrupted, there is no new file, and an old file is unchanged. The output
+  must not be the input file. Standard output gets vectors chunk by chunk.
+  int8 and uint8 need all vectors first. Until then the vectors are in a
+  temporary file, in the folder of the output.
 
 examples:
-  # two texts, as JSON lines on standard output, by the built-in model
+  # two texts, as JSON lines on standard output, with the built-in model
   minibert encode "A sentence." "Another one."
 
-  # a file, one text a line, to a numpy array
+  # a file with one text on each line, to a numpy array
   minibert encode --model all-MiniLM-L6-v2 --input texts.txt --output texts.npy
 
-  # texts that are questions, for a model that wants to know
+  # questions, for a model that has a prompt for them
   minibert encode --model intfloat/e5-small-v2 --prompt "query: " \\
       "why is the sky blue"
 
@@ -49,24 +59,25 @@ examples:
 """
 
 INDEX = """\
-Encode texts once and keep them, with their vectors, in a file that
-`minibert search` reads. The file appears whole, once everything has worked: a
-failed or interrupted run leaves no file, and an old one as it was.
+Encode texts once and write them to a file, with their vectors. `minibert
+search` reads this file. The file appears only after everything has worked. If
+a run fails or is interrupted, there is no new file, and an old file is
+unchanged. The output must not be the input file.
 """
 INDEX_EPILOG = """\
 input:
-  Text files hold one text a line, JSON lines one object a line with a string
-  "text"; both are UTF-8. Blank texts, and blank lines of a text file, are left
-  out; the others keep the numbers of their lines.
+  A text file has one text on each line. A JSON lines file has one object on
+  each line, with a string "text". Both are UTF-8. Blank texts are left out.
+  The other texts keep their line numbers.
 
 output:
-  One safetensors file, with the model's name and a hash of its files: another
-  model's questions are refused.
+  One safetensors file. It also has the name of the model and a hash of the
+  model's files. A search with another model is an error.
 
 examples:
   minibert index --input notes.txt --output notes.safetensors
 
-  # a model that needs to know which text is a question: the index keeps it
+  # a model with different prompts for texts and questions
   minibert index --model intfloat/e5-small-v2 --input docs.jsonl \\
       --document-prompt "passage: " --query-prompt "query: " \\
       --output docs.safetensors
@@ -76,30 +87,31 @@ examples:
 """
 
 SEARCH = """\
-Find the texts that are nearest in meaning to each question: among those of a
-file or of standard input, or in an index. Every text is compared, none is
-passed over. Without a QUESTION, questions are read from standard input, one a
-line, and each is answered at once.
+Find the texts that are nearest in meaning to each question. The texts are in a
+file, on standard input or in an index. The search is exact: it compares each
+question with every text. Without a QUESTION, the command reads questions from
+standard input, one on each line, and answers each one immediately.
 """
 SEARCH_EPILOG = """\
 input:
-  As for `minibert index`, whose file saves the time of encoding the texts
-  again. An index knows its model; one that was not made by the built-in model
-  still wants it to be named, so that no file decides what is fetched.
+  The same as for `minibert index`. With an index, the texts are not encoded
+  again. If an index was not made with the built-in model, give its model with
+  --model: a file must not decide what is downloaded.
 
 output:
-  A line for each text that was found: the score, the line of the text, the
-  text; the best first. A score is what the model compares by, mostly the cosine
-  (1 for the same meaning); a distance is shown as a negative number. Control
-  characters of a text are escaped, and lines are cut to the width of a
-  terminal. With --json, a line {"query": ..., "rank": ..., "score": ...,
-  "line": ..., "text": ...} for each, with nothing changed.
+  One line for each text that was found: the score, the line number, the text.
+  The best text comes first. The score is the model's similarity, usually the
+  cosine (1 means the same direction). A distance is shown as a negative number.
+  Control characters are escaped. On a terminal, long lines are cut.
+  With --json, there is one JSON object for each text that was found:
+  {"query": ..., "rank": ..., "score": ..., "line": ..., "text": ...}. Its
+  text is complete.
 
 examples:
   cat notes.txt | minibert search "how do I cancel?"
   minibert search "how do I cancel?" "what does it cost?" --input notes.txt
 
-  # in an index; questions from the terminal, or a file
+  # in an index; questions from the terminal, or from a file
   minibert search --index notes.safetensors
   minibert search --index notes.safetensors --json < questions.txt
 
@@ -109,30 +121,31 @@ examples:
 """
 
 INSPECT = """\
-Print what a model repo asks for: architecture, weights, pooling, maximum
-length, casing, prompts, files; and in which of these points other runtimes
-would give other vectors. Nothing is computed, but all files are checked as for
-loading, except for the values of the weights.
+Print the facts about a model repo: architecture, weights, pooling, maximum
+length, casing, prompts and files. Then print where other runtimes would
+compute other vectors. All files are checked as for loading, except the values
+of the weights. Nothing is computed.
 """
 INSPECT_EPILOG = """\
 examples:
+  minibert inspect
   minibert inspect BAAI/bge-small-en-v1.5
   minibert inspect ./my-model
   minibert inspect --json ./my-model | jq .differences
 """
 
 CONVERT = """\
-Write a model repo again with all its weights as safetensors, under the names
-that BertModel gives them: from pytorch_model.bin, from shards, from checkpoints
-with prefixes, heads or old names. The result has every file that encoding
-needs, works in minibert and in sentence-transformers, and with float32 gives
-the very same vectors. It appears whole or not at all.
+Write a copy of a model repo with safetensors weights. The weights can come from
+pytorch_model.bin, from several shards, or from a checkpoint with prefixes,
+heads or old names. They get the names that BertModel uses. The copy has every
+file that encoding needs. It works in minibert and in sentence-transformers.
+With float32, it gives exactly the same vectors. The folder appears only after
+everything has worked. Links that lead out of the repo are an error.
 """
 CONVERT_EPILOG = """\
-float16 halves the size on disk and rounds each weight to 11 significant bits,
-which moves the vectors a little. They are computed in float32 all the same:
-config.json says float32 also then, or sentence-transformers would compute in
-float16.
+float16 halves the file size. Each weight is rounded to 11 significant bits, so
+the vectors change a little. config.json still says float32: otherwise
+sentence-transformers would compute in float16.
 
 examples:
   minibert convert ./old-model ./new-model
@@ -141,13 +154,13 @@ examples:
 """
 
 DOWNLOAD = """\
-Fetch the files of a hub repo that minibert needs into the cache and print the
-folder where they are. Afterwards the model loads without a network.
+Download the files of a hub repo that minibert needs. They go into the cache.
+Then print their folder. After that, the model loads without a network.
 """
 DOWNLOAD_EPILOG = """\
-Private and gated repos need a token. It is taken from the environment variable
-HF_TOKEN, or is the one that `hf auth login` has stored; as an argument, others
-on the machine could see it.
+Private and gated repos need a token. Set the environment variable HF_TOKEN, or
+run `hf auth login` first. There is no argument for the token, because other
+users of the machine can see arguments.
 
 examples:
   minibert download all-MiniLM-L6-v2

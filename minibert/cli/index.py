@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from minibert.cli.encoder import open_encoder, shows_progress
-from minibert.cli.files import whole_file
+from minibert.cli.files import output_file, refuse_own_input
 from minibert.cli.texts import read_texts
 from minibert.encoder import SentenceEncoder
 from minibert.index import SearchIndex
@@ -12,8 +12,9 @@ from minibert.index import SearchIndex
 
 def run(options: argparse.Namespace) -> None:
     """Write the index; whole or not at all."""
+    refuse_own_input(options.output, options.input)
     # The file is made first: hours of encoding must not end in a folder that cannot be written to.
-    with whole_file(options.output, overwrite=options.overwrite) as path:
+    with output_file(options.output, overwrite=options.overwrite) as path:
         index, _ = build(options)
         index.save(path)
     if sys.stderr.isatty():

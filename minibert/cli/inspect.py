@@ -13,6 +13,7 @@ from typing import Any
 from minibert.cli.differences import differences
 from minibert.cli.files import model_folder
 from minibert.cli.opened import OpenedRepo
+from minibert.escapes import printable, printable_json
 from minibert.files.checkpoint import find_weights
 from minibert.modules.kinds import Pooling
 
@@ -21,8 +22,12 @@ _WIDTH = 88
 
 def run(options: argparse.Namespace) -> None:
     """Print the report on the model."""
+    if options.model is None:
+        sys.stderr.write("minibert: inspecting the built-in model; MODEL names another\n")
     report = facts(OpenedRepo.open(model_folder(options)))
-    text = json.dumps(report, indent=2, ensure_ascii=False) if options.json else "\n".join(_lines(report))
+    text = (
+        printable_json(json.dumps(report, indent=2, ensure_ascii=False)) if options.json else "\n".join(_lines(report))
+    )
     sys.stdout.write(f"{text}\n")
 
 
@@ -71,15 +76,16 @@ def _modules(opened: OpenedRepo) -> Iterator[dict[str, Any]]:
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of the report as a person reads it."""
-    yield report["folder"]
-    for title, rows in _sections(report):
+    """Yield the lines of the report as a person reads it; what the repo holds is escaped."""
+    yield printable(report["folder"])
+    for title, section in _sections(report):
+        rows = [(printable(label), printable(str(value))) for label, value in section]
         yield f"\n{title}"
         width = max(len(label) for label, _ in rows)
         yield from (f"  {label:{width}}  {value}".rstrip() for label, value in rows)
     yield "\nWhere other runtimes would differ"
     for sentence in report["differences"] or ["Nowhere that minibert knows of."]:
-        yield textwrap.fill(sentence, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
+        yield textwrap.fill(printable(sentence), _WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
 def _sections(report: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:

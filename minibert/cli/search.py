@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from minibert.cli.encoder import open_encoder
+from minibert.cli.files import refuse_own_input
 from minibert.cli.index import build
-from minibert.cli.terminal import cut, printable
+from minibert.cli.terminal import cut
 from minibert.cli.texts import read_questions
 from minibert.encoder import SentenceEncoder
+from minibert.escapes import printable, printable_json
 from minibert.files.hub import BUILTIN_MODEL
 from minibert.index import BUILTIN_NAME, Hit, SearchIndex
 from minibert.repo import ModelRepo
@@ -19,6 +21,7 @@ from minibert.repo import ModelRepo
 
 def run(options: argparse.Namespace) -> None:
     """Answer the questions: those of the command line together, those of standard input one by one."""
+    refuse_own_input(None, options.input if options.index is None else options.index)
     index, encoder = build(options) if options.index is None else _load(options)
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal and not options.json else None
@@ -72,7 +75,7 @@ def _records(question: str, hits: Sequence[Hit]) -> Iterator[str]:
     """Yield a JSON object for each hit."""
     for rank, hit in enumerate(hits, 1):
         record = {"query": question, "rank": rank, "score": hit.score, "line": hit.number, "text": hit.text}
-        yield json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        yield printable_json(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
 
 
 def _lines(hits: Sequence[Hit]) -> Iterator[str]:

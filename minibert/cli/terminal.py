@@ -1,15 +1,6 @@
-"""Texts of others, on a terminal: nothing in them is obeyed, and they fit a line."""
+"""Lines that fit a terminal."""
 
-import re
 import unicodedata
-
-#: What moves a terminal's cursor, sets its state or turns its writing around; and whatever ends a line.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    r"""Return ``text`` with escapes, such as ``\x1b``, for what a terminal would obey."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def cut(line: str, width: int) -> str:

@@ -1,11 +1,36 @@
 """The texts and questions that a command is given: lines, or JSON lines, each with its number in the file."""
 
 import codecs
+import contextlib
 import itertools
 import json
+import os
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+#: The characters between the tokens of JSON.
+_SPACE = " \t\r\n"
+
+
+class Line(NamedTuple):
+    """A text, as a line of the input gives it.
+
+    Attributes:
+        text: The text.
+        fields: Of a JSON line: its object as it is written there, without the closing brace, and without an
+            ``embedding`` field. None for a line of a text file, or where fields were not asked for.
+    """
+
+    text: str
+    fields: str | None = None
+
+
+def as_fields(line: Line) -> str:
+    """Return the fields of a line, or only its text, as a JSON object without the closing brace."""
+    return f'{{"text":{json.dumps(line.text, ensure_ascii=False)}' if line.fields is None else line.fields
 
 
 def read_texts(source: str, kind: str) -> list[str]:
@@ -19,13 +44,32 @@ def read_texts(source: str, kind: str) -> list[str]:
     Raises:
         ValueError: A line is not UTF-8 or, of JSON lines, has no text; the message has its number.
     """
-    name, content = ("standard input", _standard_input()) if source == "-" else (source, Path(source).read_bytes())
-    # Never str.splitlines: to JSON, and to every other tool, U+2028 and its like do not end a line.
-    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    parse = _text_field if kind == "jsonl" else _line
-    return [parse(f"{name}: line {number}", line.removesuffix(b"\r")) for number, line in enumerate(lines, 1)]
+    with _open(source) as (name, file):
+        return [line.text for line in _lines(name, file, kind)]
+
+
+@contextlib.contextmanager
+def open_lines(source: str, kind: str, *, with_fields: bool) -> Iterator[tuple[Iterator[Line], int | None]]:
+    """Give the lines of the input one by one, and their number: None for a pipe, whose end nobody knows.
+
+    A regular file is read twice: all its lines are checked before the first one is given. Of a pipe, a line is
+    checked when its turn comes.
+
+    Args:
+        source: As in :func:`read_texts`.
+        kind: As there.
+        with_fields: Whether to give the fields of JSON lines.
+
+    Raises:
+        ValueError: As there.
+    """
+    with _open(source) as (name, file):
+        count = None
+        if _is_regular(file):
+            start = file.tell()
+            count = sum(1 for _ in _lines(name, file, kind))
+            file.seek(start)
+        yield _lines(name, file, kind, with_fields=with_fields), count
 
 
 def read_questions() -> Iterator[str]:
@@ -52,10 +96,37 @@ def read_questions() -> Iterator[str]:
         sys.stderr.write("\n")
 
 
-def _standard_input() -> bytes:
-    if sys.stdin.isatty():
-        sys.stderr.write("minibert: reading texts from the terminal, one a line; Ctrl-D ends them\n")
-    return sys.stdin.buffer.read()
+@contextlib.contextmanager
+def _open(source: str) -> Iterator[tuple[str, BinaryIO]]:
+    """Give the input's name for messages, and the input."""
+    if source == "-":
+        if sys.stdin.isatty():
+            sys.stderr.write("minibert: reading texts from the terminal, one a line; Ctrl-D ends them\n")
+        yield "standard input", sys.stdin.buffer
+    else:
+        with Path(source).open("rb") as file:
+            yield source, file
+
+
+def _is_regular(file: BinaryIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except OSError:  # a stream in memory has no number
+        return False
+
+
+def _lines(name: str, file: BinaryIO, kind: str, *, with_fields: bool = False) -> Iterator[Line]:
+    """Yield the lines of a file."""
+    # A file's own lines, never str.splitlines: to JSON, and to every other tool, U+2028 and its like do not end one.
+    for number, line in enumerate(file, 1):
+        content = line
+        if number == 1:
+            content = line.removeprefix(codecs.BOM_UTF8)
+            if not content:  # nothing but the mark
+                continue
+        content = content.removesuffix(b"\n").removesuffix(b"\r")
+        where = f"{name}: line {number}"
+        yield _record(where, content, with_fields=with_fields) if kind == "jsonl" else Line(_line(where, content))
 
 
 def _line(where: str, line: bytes) -> str:
@@ -68,10 +139,11 @@ def _line(where: str, line: bytes) -> str:
         ) from None
 
 
-def _text_field(where: str, line: bytes) -> str:
+def _record(where: str, line: bytes, *, with_fields: bool) -> Line:
     rule = f'{where} must be a JSON object with a "text" field'
+    content = _line(where, line)
     try:
-        record = json.loads(_line(where, line))
+        record = json.loads(content)
     except json.JSONDecodeError as error:
         found = f"not JSON: {error.msg} at column {error.colno}" if line.strip() else "blank"
         raise ValueError(f"{rule}; it is {found}.") from None
@@ -79,13 +151,39 @@ def _text_field(where: str, line: bytes) -> str:
         raise ValueError(f"{rule}; it is nested too deeply to be read.") from None
     match record:
         case {"text": str(text)}:
-            return _without_surrogates(where, text)
+            fields = _without_embedding(content, record) if with_fields else None
+            return Line(_without_surrogates(where, text), fields)
         case {"text": other}:
             raise ValueError(f"{where} must have a string in its text field; it has {_shortened(other)}.")
         case dict():
             raise ValueError(f"{rule}; its fields are {', '.join(map(_shortened, record)) or 'none'}.")
         case _:
             raise ValueError(f"{rule}; it is {_shortened(record)}.")
+
+
+def _without_embedding(content: str, record: Mapping[str, Any]) -> str:
+    """Return a JSON object as it is written, without the closing brace and without the field ``embedding``."""
+    if "embedding" not in record:
+        return content.strip(_SPACE)[:-1].rstrip(_SPACE)
+    return "{" + ",".join(field for name, field in _fields(content) if name != "embedding")
+
+
+def _fields(content: str) -> Iterator[tuple[str, str]]:
+    """Yield each field of a valid JSON object that is not empty: its name, and how it is written."""
+    decoder = json.JSONDecoder()
+    end = content.index("{")
+    while content[end] != "}":
+        start = _after_space(content, end + 1)
+        name, end = decoder.raw_decode(content, start)
+        _, end = decoder.raw_decode(content, _after_space(content, content.index(":", end) + 1))
+        yield name, content[start:end]
+        end = _after_space(content, end)
+
+
+def _after_space(content: str, start: int) -> int:
+    while content[start] in _SPACE:
+        start += 1
+    return start
 
 
 def _without_surrogates(where: str, text: str) -> str:

@@ -170,6 +170,7 @@ def _is_inside(folder: str) -> bool:
 
 def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None, local_only: bool) -> str:
     """Return the cached snapshot of a repo, after fetching what is needed of it if the hub answers."""
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     download = partial(hub.snapshot_download, repo, revision=revision, cache_dir=cache)
@@ -178,7 +179,8 @@ def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None,
     if local_only:
         return cached()
     try:
-        info = hub.model_info(repo, revision=revision)
+        # The library's own timeout for such a request, which it does not set here by itself: a hub may never answer.
+        info = hub.model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
     except RevisionNotFoundError:
         raise
     except _hub_errors() as error:  # offline, no network, hub down: as in snapshot_download, the cache serves

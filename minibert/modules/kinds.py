@@ -19,6 +19,7 @@ from minibert import ops, pooling
 from minibert.arrays import array_namespace
 from minibert.engine.threads import one_blas_thread
 from minibert.errors import ConfigError, UnsupportedModuleError, WeightsError
+from minibert.escapes import printable
 from minibert.files.checkpoint import load_module
 from minibert.jsonfile import read_object, read_optional
 from minibert.typing import Array, DType
@@ -210,7 +211,8 @@ class Dense(InPlace, Module):
     def from_folder(cls, folder: Path, dtype: DType) -> Self:
         config = read_object(folder / "config.json")
         if unknown := sorted(config.keys() - cls.KEYS):
-            logger.warning("%s: ignoring the keys %s, which a Dense config does not have", folder, ", ".join(unknown))
+            keys = printable(", ".join(unknown))
+            logger.warning("%s: ignoring the keys %s, which a Dense config does not have", folder, keys)
         return cls(folder, config, dtype)
 
     @classmethod
