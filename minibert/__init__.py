@@ -7,7 +7,8 @@
 The forward pass is in :mod:`minibert.model`: start reading there.
 """
 
-from typing import NoReturn
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import NoReturn as _NoReturn
 
 from minibert import instead as _instead
 from minibert.bert_model import BertModel
@@ -31,5 +32,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> NoReturn:
-    raise _instead.missing("minibert", name, _instead.PACKAGE)
+if not _TYPE_CHECKING:  # a type checker shall know which names are missing
+
+    def __getattr__(name: str) -> _NoReturn:
+        raise _instead.missing("minibert", name, _instead.PACKAGE)

@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NoReturn, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
 import numpy as np
 
@@ -614,11 +614,13 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             self.num_threads = self._engine.threads
         self._own = {**self._own, "num_threads": self._engine.threads}
 
-    def __getattr__(self, name: str) -> NoReturn:
-        raise instead.missing(type(self).__name__, name, instead.METHODS)
+    if not TYPE_CHECKING:  # a type checker shall know that these are missing
 
-    def __getitem__(self, item: object) -> NoReturn:
-        raise TypeError(instead.ITEMS)
+        def __getattr__(self, name: str) -> NoReturn:
+            raise instead.missing(type(self).__name__, name, instead.METHODS)
+
+        def __getitem__(self, item: object) -> NoReturn:
+            raise TypeError(instead.ITEMS)
 
 
 @contextlib.contextmanager

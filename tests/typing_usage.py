@@ -36,6 +36,14 @@ def outputs(encoder: SentenceEncoder, texts: Sequence[str]) -> None:
     encoder.truncate_dim, encoder.on_truncate, encoder.include_prompt = 64, "error", False
 
 
+def mistakes(encoder: SentenceEncoder) -> None:
+    """Do what a type checker must refuse."""
+    encoder.encod("a text")  # type: ignore[attr-defined]
+    encoder.half()  # type: ignore[attr-defined]
+    encoder[0]  # type: ignore[index]
+    encoder.truncate_dim = "64"  # type: ignore[assignment]
+
+
 def layers(folder: str) -> int:
     """Return how many hidden states there are."""
     model = BertModel.from_pretrained(folder, dtype="float64")
