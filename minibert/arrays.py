@@ -1,4 +1,4 @@
-"""Which array library an array belongs to: the same code runs on numpy and CuPy arrays."""
+"""The array library of an array. With it, the same code runs on numpy and CuPy arrays."""
 
 import sys
 from types import ModuleType
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def array_namespace(array: Any) -> ModuleType:
-    """Return the module whose functions work on ``array``: ``cupy`` for a CuPy array, else ``numpy``.
+    """Return the module with the functions for ``array``: ``cupy`` for a CuPy array, else ``numpy``.
 
-    CuPy is looked up, never imported: where nobody has imported it, no array can be one of its own.
+    This never imports CuPy. If no other code has imported it, no CuPy array can exist.
     """
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(array, cupy.ndarray):

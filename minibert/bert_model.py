@@ -1,4 +1,4 @@
-"""BertModel: the reference forward pass with a checkpoint's parameters, called as in transformers."""
+"""BertModel: the reference forward pass with the parameters of a checkpoint, with the interface of transformers."""
 
 from typing import Any, Self
 
@@ -9,6 +9,7 @@ from minibert.config import BertConfig
 from minibert.engine.devices import compute_dtype
 from minibert.files import checkpoint, hub
 from minibert.model import BertOutput, bert
+from minibert.regular import is_there
 from minibert.repo import ModelRepo
 from minibert.typing import Array, Bool, DType, Int, Num, PathLike
 
@@ -20,7 +21,7 @@ class BertModel:
 
     Attributes:
         config: The model's :class:`~minibert.config.BertConfig`.
-        params: Its :class:`~minibert.params.BertParams`, as stored in the checkpoint.
+        params: The model's :class:`~minibert.params.BertParams`, in the shapes of the checkpoint.
 
     Example:
         >>> model = BertModel.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
@@ -49,14 +50,14 @@ class BertModel:
             model_name_or_path: The folder, or the repo id.
             dtype: ``float32`` (default) or ``float64``: the precision of the parameters and of all arithmetic.
             revision: Branch, tag or commit of the hub repo.
-            cache_folder: Where hub repos are kept; by default the Hugging Face cache.
-            local_files_only: Whether to use only what is in the cache.
-            token: Access token for private repos; by default the one that is logged in.
+            cache_folder: The folder of downloaded hub repos; by default the Hugging Face cache.
+            local_files_only: Whether to use only files in the cache.
+            token: Access token for private repos; by default the token of the logged-in user.
 
         Raises:
             ModelFileError: A file of the repo cannot be used.
             HubError: The repo cannot be fetched.
-            ValueError: ``dtype`` is another one.
+            ValueError: ``dtype`` is not one of these.
         """
         folder = hub.resolve(
             model_name_or_path,
@@ -65,7 +66,7 @@ class BertModel:
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        if not (folder / "config.json").is_file():  # in the layout of sentence-transformers 0, a folder deeper
+        if not is_there(folder / "config.json"):  # sentence-transformers 0 puts it in a subfolder
             folder = ModelRepo.open(folder).transformer_folder
         config = BertConfig.from_file(folder / "config.json")
         return cls(config, checkpoint.load_bert(folder, config, compute_dtype(dtype)))
@@ -83,13 +84,13 @@ class BertModel:
 
         Args:
             input_ids: Token ids.
-            attention_mask: 1 at the real tokens and 0 at padding; by default every token is real.
-            token_type_ids: 0 in the first and 1 in the second text of a pair; by default 0.
+            attention_mask: 1 at real tokens and 0 at padding; by default, all tokens are real.
+            token_type_ids: 0 in the first text of a pair and 1 in the second; by default 0.
             output_hidden_states: Whether to return the hidden states of every layer.
             output_attentions: Whether to return the attention weights of every layer.
 
         Raises:
-            ValueError: The arrays are not of one two-dimensional shape, or there are no tokens or too many.
+            ValueError: The arrays are not two-dimensional, their shapes differ, or they have no or too many tokens.
             IndexError: An id is outside its table.
         """
         ids = self._ids("input_ids", input_ids, self.config.vocab_size)

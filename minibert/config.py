@@ -1,4 +1,4 @@
-"""``config.json``: the sizes and choices of a BertModel."""
+"""``config.json``: the sizes and settings of a BertModel."""
 
 import dataclasses
 import sys
@@ -13,22 +13,22 @@ from minibert.jsonfile import read_object
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertConfig:
-    """The keys of ``config.json`` that change the forward pass, by their Hugging Face names and defaults.
+    """The keys of ``config.json`` that change the forward pass, with Hugging Face's names and defaults.
 
-    Every field is checked when the object is made; what minibert does not implement is a
-    :class:`~minibert.errors.ConfigError`, never a silent difference.
+    The constructor checks every field. A value that minibert does not implement raises
+    :class:`~minibert.errors.ConfigError`.
 
     Attributes:
         vocab_size: Rows of the word embedding table.
         hidden_size: Width of a token vector, a multiple of ``num_attention_heads``.
-        num_hidden_layers: Encoder layers.
-        num_attention_heads: Heads of each layer's attention.
+        num_hidden_layers: Number of encoder layers.
+        num_attention_heads: Number of attention heads in each layer.
         intermediate_size: Width of the feed-forward layer.
         hidden_act: A key of :data:`minibert.ops.ACTIVATIONS`.
-        max_position_embeddings: Rows of the position table: the most tokens that a text can have.
+        max_position_embeddings: Rows of the position table: the largest number of tokens in a text.
         type_vocab_size: Rows of the token type table.
         layer_norm_eps: Added to the variance in every layer normalization.
-        pad_token_id: The id that fills up shorter texts; it never changes a real token's vector.
+        pad_token_id: The id that pads shorter texts. It never changes the vector of a real token.
     """
 
     vocab_size: int = 30522
@@ -63,7 +63,7 @@ class BertConfig:
 
     @classmethod
     def from_file(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Return the config in the file ``path``, with ``overrides`` in place of what it says."""
+        """Return the config in the file ``path``. ``overrides`` replace keys of the file."""
         try:
             return cls.from_dict({**read_object(path), **(overrides or {})})
         except ConfigError as error:
@@ -73,19 +73,19 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the config that the keys of a ``config.json`` describe; keys without effect are passed over.
+        """Return the config from the keys of a ``config.json``. Keys without effect are ignored.
 
         Raises:
-            ConfigError: A value is unusable, or it asks for an architecture that minibert does not implement.
+            ConfigError: A value is not valid, or minibert does not implement the architecture.
         """
         _refuse_other_architectures(values)
         names = {field.name for field in dataclasses.fields(cls)}
-        # transformers writes null for "no padding token"; the id then fills padded places all the same.
+        # transformers writes null for "no padding token". The default id then pads texts.
         return cls(**{k: v for k, v in values.items() if k in names and not (k == "pad_token_id" and v is None)})
 
 
 def _refuse_other_architectures(values: Mapping[str, Any]) -> None:
-    """Raise ConfigError where ``values`` describe anything but a plain bidirectional BERT encoder."""
+    """Raise ConfigError unless ``values`` describe a plain bidirectional BERT encoder."""
     model_type = values.get("model_type", "bert")
     if model_type != "bert":
         raise ConfigError(f'model_type must be "bert"; it is {model_type!r}, which minibert does not implement.')

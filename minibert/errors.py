@@ -1,7 +1,7 @@
-"""Everything minibert raises or warns with on purpose.
+"""The errors and warnings of minibert.
 
-Each message states the rule, what was expected, what was received and the remedy. Errors about a
-model repo share the base :class:`ModelFileError`, so one ``except`` covers any unusable repo.
+Each message says the rule, the expected value, the received value and the remedy. All errors about
+a model repo have the base class :class:`ModelFileError`, so one ``except`` catches them all.
 """
 
 import sys
@@ -9,7 +9,7 @@ import warnings
 
 
 class MinibertError(Exception):
-    """Base class of every error that minibert raises on purpose, but for TypeError and ValueError."""
+    """Base class of the errors that minibert raises, except TypeError and ValueError."""
 
 
 class ModelFileError(MinibertError, ValueError):
@@ -17,15 +17,15 @@ class ModelFileError(MinibertError, ValueError):
 
 
 class ConfigError(ModelFileError):
-    """A configuration file is malformed, or asks for something that minibert does not implement."""
+    """A configuration file is malformed, or it needs something that minibert does not implement."""
 
 
 class WeightsError(ModelFileError):
-    """A weights file is malformed, unsafe, or does not hold the tensors that the config promises."""
+    """A weights file is malformed or unsafe, or its tensors do not match the config."""
 
 
 class TokenizerError(ModelFileError):
-    """The tokenizer files are missing, malformed, or do not fit the model."""
+    """The tokenizer files are missing or malformed, or they do not match the model."""
 
 
 class UnsupportedModuleError(ModelFileError, NotImplementedError):
@@ -45,7 +45,7 @@ class DeviceError(MinibertError, RuntimeError):
 
 
 class TruncationError(MinibertError, ValueError):
-    """A text is longer than ``max_seq_length`` and ``on_truncate="error"`` was asked for."""
+    """A text is longer than ``max_seq_length``, and ``on_truncate`` is ``"error"``."""
 
 
 class VectorError(MinibertError, ValueError):
@@ -53,7 +53,7 @@ class VectorError(MinibertError, ValueError):
 
 
 class TruncationWarning(UserWarning):
-    """Some texts were cut to ``max_seq_length`` tokens, so their vectors cover only their beginning."""
+    """Some texts were truncated to ``max_seq_length`` tokens. Their vectors cover only a part of them."""
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:

@@ -1,23 +1,31 @@
 """JSON files of a model repo, read with suspicion."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from minibert.errors import ConfigError
+from minibert.regular import is_there, read_regular
 
 #: The largest configuration file that is read, in bytes; tokenizer.json has its own limit.
 MAX_BYTES = 16 << 20
+#: The most brackets, commas and colons of a JSON text. The values between them take at most 150 bytes each: 60 MB. The
+#: text itself takes up to 9 times its size, for one rare character makes Python keep 4 bytes for each.
+MAX_ITEMS = 400_000
+#: How deep arrays and objects may be nested. Files of a repo go to about 10; Python's own repr fails at about 1,000.
+MAX_DEPTH = 100
 
 
-def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def read_object(path: Path, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> dict[str, Any]:
     """Return the JSON object in the file ``path``.
 
     Raises:
-        ConfigError: The file is missing or unreadable, is larger than ``max_bytes``, is not JSON, repeats a key, or
-            holds something other than an object.
+        ConfigError: The file is missing, not a regular file or unreadable, is larger than ``max_bytes``, has more
+            than ``max_items``, is not JSON, repeats a key, or holds something other than an object.
     """
-    value = _read(path, max_bytes)
+    value = _read(path, max_bytes, max_items)
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold a JSON object; it holds {_kind(value)}.")
     return value
@@ -25,15 +33,40 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 def read_array(path: Path, max_bytes: int = MAX_BYTES) -> list[Any]:
     """Return the JSON array in the file ``path``; raises as :func:`read_object` does."""
-    value = _read(path, max_bytes)
+    value = _read(path, max_bytes, MAX_ITEMS)
     if not isinstance(value, list):
         raise ConfigError(f"{path} must hold a JSON array; it holds {_kind(value)}.")
     return value
 
 
-def read_optional(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the JSON object in the file ``path``, or an empty one where there is no such file."""
-    return read_object(path, max_bytes) if path.is_file() else {}
+def read_optional(path: Path, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> dict[str, Any]:
+    """Return the JSON object in the file ``path``, or an empty one where there is nothing of that name."""
+    return read_object(path, max_bytes, max_items) if is_there(path) else {}
+
+
+def parse(content: bytes, max_items: int = MAX_ITEMS) -> Any:
+    """Return the value of a JSON text; it takes at most 9 times the text's size, and 150 bytes for each item.
+
+    Raises:
+        ValueError: It is not JSON, repeats a key in an object, has half a character, has more than ``max_items``, or
+            is nested deeper than :data:`MAX_DEPTH`.
+    """
+    # The values are bounded before there are any: "[],[],[]" takes 24 times its size.
+    items = len(content) - len(content.translate(None, b"[{,:"))
+    if items > max_items:
+        raise ValueError(f"it has {items:,} brackets, commas and colons; at most {max_items:,} are read")
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    # A bracket behind a quotation mark belongs to a text such as "[unused1]", or this would not be JSON.
+    opened = content.count(b"{") + content.count(b"[") - content.count(b'"[')
+    if opened > MAX_DEPTH:
+        _require_flat(value)
+    # Python lets half of a character's two escapes pass for a character, of which no text can be made.
+    if re.search(rb"\\u[dD][89a-fA-F]", content):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -42,26 +75,33 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         repeated = sorted({key for key, _ in pairs if key in seen or seen.add(key)})  # type: ignore[func-returns-value]
-        raise ValueError(f"repeated keys {repeated}")
+        more = f" and {len(repeated) - 5} more" if len(repeated) > 5 else ""
+        raise ValueError(f"repeated keys {repeated[:5]!r:.500}{more}")
     return found
 
 
-def _read(path: Path, max_bytes: int) -> Any:
+def _read(path: Path, max_bytes: int, max_items: int) -> Any:
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise ConfigError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read.")
-        content = path.read_bytes()
+        content = read_regular(path, ConfigError, max_bytes)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist. Is {path.parent} a complete model folder?") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     if content.startswith(b"version https://git-lfs"):
         raise ConfigError(f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in the repo.")
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return parse(content, max_items)
+    except ValueError as error:
         raise ConfigError(f"{path} is not usable JSON: {error}.") from error
+
+
+def _require_flat(value: Any) -> None:
+    """Raise ValueError if the arrays and objects in an array or object are nested more than MAX_DEPTH deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        containers = [inner.values() if type(inner) is dict else inner for inner in level]
+        if not {list, dict} & set(map(type, itertools.chain.from_iterable(containers))):  # fast: it is made in C
+            return
+        level = [inner for inner in itertools.chain.from_iterable(containers) if type(inner) in {list, dict}]
+    raise ValueError(f"its arrays and objects are nested more than {MAX_DEPTH} deep")
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,9 +1,9 @@
-"""BERT's forward pass: the reference that everything else in minibert is tested against.
+"""BERT's forward pass: the reference for all tests of minibert.
 
     Devlin, Chang, Lee and Toutanova 2018, "BERT", https://arxiv.org/abs/1810.04805
     Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762
 
-It runs on numpy and on CuPy arrays, in float32 and in float64: in the dtype of the parameters.
+It runs on numpy and CuPy arrays. It computes in the dtype of the parameters, float32 or float64.
 
     B  texts        H  hidden size            h  attention heads
     S  tokens       I  intermediate size      d  head size, H / h
@@ -18,12 +18,12 @@ from minibert.typing import Array, Bool, Float, Int
 
 
 class BertOutput(NamedTuple):
-    """What BERT returns, by the names of transformers' BertModel.
+    """The result of BERT. The fields have the names of transformers' BertModel.
 
     Attributes:
         last_hidden_state: The token vectors after the last layer, ``(B, S, H)``.
-        pooler_output: The pooled first token, ``(B, H)``; None without a pooler in the checkpoint.
-        hidden_states: On request, L + 1 arrays ``(B, S, H)``: the embeddings, then after each layer.
+        pooler_output: The pooled first token, ``(B, H)``; None if the checkpoint has no pooler.
+        hidden_states: On request, L + 1 arrays ``(B, S, H)``: the embeddings, then the output of each layer.
         attentions: On request, L arrays ``(B, h, S, S)``: each layer's attention weights, query by key.
     """
 
@@ -43,10 +43,10 @@ def bert(
     output_hidden_states: bool = False,
     output_attentions: bool = False,
 ) -> BertOutput:
-    """Return the vectors of ``B`` texts of ``S`` tokens each, the shorter ones padded at the end.
+    """Return the token vectors of ``B`` texts. Shorter texts are padded at the end to ``S`` tokens.
 
-    ``attention_mask`` is True at the real tokens. No real token ever sees a padded one; the vectors at padded
-    positions are finite and mean nothing. The ids must lie inside the embedding tables: nothing is checked here.
+    ``attention_mask`` is True at the real tokens. Real tokens never attend to padding. The vectors at padded positions
+    are finite but have no meaning. The ids must be inside the embedding tables: this function does not check them.
     """
     hidden_states, attentions = [], []
 
@@ -92,7 +92,7 @@ def attend(
 ) -> tuple[Float[Array, "B S H"], Float[Array, "B h S S"]]:
     """Return LayerNorm(x + MultiHead(x)), and the attention weights.
 
-    MultiHead(x) = Concat(head_1, ..., head_h) W_O, where each head is Attention(Q, K, V) of its own slice.
+    MultiHead(x) = Concat(head_1, ..., head_h) W_O, where each head is Attention(Q, K, V) on its own slice.
     """
     h = config.num_attention_heads
     Q = ops.split_heads(ops.linear(x, *layer.query), h)  # (B, h, S, d)
@@ -110,7 +110,7 @@ def scaled_dot_product_attention(
     V: Float[Array, "B h S d"],
     mask: Bool[Array, "B 1 1 S"],
 ) -> tuple[Float[Array, "B h S d"], Float[Array, "B h S S"]]:
-    """Return softmax(Q K^T / sqrt(d)) V over the keys that ``mask`` keeps, and the softmax itself."""
+    """Return softmax(Q K^T / sqrt(d)) V over the keys where ``mask`` is True, and the softmax itself."""
     d = Q.shape[-1]
     scores = Q @ K.swapaxes(-2, -1)  # (B, h, S, S): query by key
     scores *= d**-0.5
@@ -119,7 +119,7 @@ def scaled_dot_product_attention(
 
 
 def feed_forward(layer: params.FeedForward, config: BertConfig, x: Float[Array, "B S H"]) -> Float[Array, "B S H"]:
-    """Return LayerNorm(x + W_2 act(W_1 x + b_1) + b_2), the same for every token."""
+    """Return LayerNorm(x + W_2 act(W_1 x + b_1) + b_2), for each token separately."""
     act = ops.activation(config.hidden_act)
     inner = act(ops.linear(x, *layer.intermediate))  # (B, S, I)
     x = x + ops.linear(inner, *layer.output)  # (B, S, H)
@@ -127,8 +127,8 @@ def feed_forward(layer: params.FeedForward, config: BertConfig, x: Float[Array, 
 
 
 def pool_first_token(pooler: params.Linear, x: Float[Array, "B S H"]) -> Float[Array, "B H"]:
-    """Return tanh(W x_0 + b) of the first token, trained on next-sentence prediction.
+    """Return tanh(W x_0 + b), where x_0 is the first token. BERT trained it on next-sentence prediction.
 
-    sentence-transformers does not use it: its "cls" pooling takes ``x[:, 0]`` as it is.
+    sentence-transformers does not use it: its "cls" pooling takes ``x[:, 0]`` unchanged.
     """
     return array_namespace(x).tanh(ops.linear(x[:, 0], *pooler))

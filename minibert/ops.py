@@ -1,6 +1,6 @@
-"""The arithmetic under the reference forward pass, for numpy and CuPy arrays alike.
+"""The arithmetic of the reference forward pass, for numpy and CuPy arrays.
 
-Every function keeps the dtype of its input, float32 or float64, and leaves the input as it is.
+Every function keeps the dtype of its input, float32 or float64. No function changes its input.
 """
 
 import math
@@ -32,9 +32,9 @@ __all__ = [
 def linear(
     x: Float[Array, "*rows K"], weight: Float[Array, "N K"], bias: Float[Array, "N"] | None = None
 ) -> Float[Array, "*rows N"]:
-    """Return ``x @ weight.T + bias``, the weight as checkpoints store it: ``(out, in)``.
+    """Return ``x @ weight.T + bias``. The weight has the shape that checkpoints store: ``(out, in)``.
 
-    All rows go into one matrix product: on a stack of matrices ``matmul`` would call BLAS once for each.
+    All rows are one matrix product. On a stack of matrices, ``matmul`` would call BLAS once for each matrix.
     """
     y = x.reshape(-1, x.shape[-1]) @ weight.T
     if bias is not None:
@@ -45,14 +45,14 @@ def linear(
 def layer_norm(
     x: Float[Array, "*rows H"], weight: Float[Array, "H"], bias: Float[Array, "H"], eps: float
 ) -> Float[Array, "*rows H"]:
-    """Return each row at mean 0 and variance 1, scaled by ``weight`` and shifted by ``bias``.
+    """Normalize each row to mean 0 and variance 1, then multiply by ``weight`` and add ``bias``.
 
-    The variance is the population's, about the mean that was found first: E[x^2] - E[x]^2 cancels where the
-    mean is large. Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450, equation 4.
+    The variance is the population variance. It is computed from the centred values, because E[x^2] - E[x]^2 loses
+    digits when the mean is large. Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450, equation 4.
     """
     xp = array_namespace(x)
     centred = x - x.mean(axis=-1, keepdims=True)
-    centred -= centred.mean(axis=-1, keepdims=True)  # what rounding left of a large mean: equal values become 0
+    centred -= centred.mean(axis=-1, keepdims=True)  # rounding leaves part of a large mean; now equal values become 0
     variance = xp.square(centred).mean(axis=-1, keepdims=True)
     centred /= xp.sqrt(variance + eps)
     centred *= weight
@@ -61,12 +61,12 @@ def layer_norm(
 
 
 def softmax(scores: Float[Array, "*rows S"], mask: Bool[Array, "..."] | None = None) -> Float[Array, "*rows S"]:
-    """Return weights along the last axis that are positive and sum to 1, with 0 where ``mask`` is False.
+    """Return the softmax along the last axis. Weights are 0 where ``mask`` is False.
 
-    ``mask`` broadcasts against ``scores``. A row with no True at all gets equal weights, never NaN.
+    ``mask`` broadcasts against ``scores``. A row without any True gets equal weights, never NaN.
     """
     xp = array_namespace(scores)
-    if mask is not None:  # where, not an added -10000: no score is large enough to leak through
+    if mask is not None:  # adding -10000 instead would not hide very large scores
         scores = xp.where(mask, scores, xp.finfo(scores.dtype).min)
     weights = xp.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -74,21 +74,21 @@ def softmax(scores: Float[Array, "*rows S"], mask: Bool[Array, "..."] | None = N
 
 
 def split_heads(x: Float[Array, "B S H"], heads: int) -> Float[Array, "B h S d"]:
-    """Return each of ``heads`` heads' own slice of the hidden dimension as a matrix (a view)."""
+    """Split the hidden dimension into ``heads`` heads, one matrix for each head (a view)."""
     texts, tokens, hidden = x.shape
     return x.reshape(texts, tokens, heads, hidden // heads).swapaxes(1, 2)
 
 
 def merge_heads(x: Float[Array, "B h S d"]) -> Float[Array, "B S H"]:
-    """Return the heads side by side in one hidden dimension: the inverse of :func:`split_heads`."""
+    """Concatenate the heads in one hidden dimension: the inverse of :func:`split_heads`."""
     texts, heads, tokens, size = x.shape
     return x.swapaxes(1, 2).reshape(texts, tokens, heads * size)
 
 
 def l2_normalize(x: Float[Array, "*rows D"], eps: float = 1e-12) -> Float[Array, "*rows D"]:
-    """Return each row at length 1; a row shorter than ``eps`` is divided by ``eps``, so zeros stay zeros.
+    """Scale each row to length 1. A row shorter than ``eps`` is divided by ``eps``, so zeros stay zeros.
 
-    The length is summed in float64 whatever the dtype.
+    The squares are summed in float64 for every dtype.
     """
     xp = array_namespace(x)
     length = xp.sqrt(xp.square(x, dtype=xp.float64).sum(axis=-1, keepdims=True))
@@ -96,9 +96,9 @@ def l2_normalize(x: Float[Array, "*rows D"], eps: float = 1e-12) -> Float[Array,
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return ``x * Phi(x)``, Phi the normal distribution function: BERT's activation.
+    """Return ``x * Phi(x)``, BERT's activation. Phi is the normal distribution function.
 
-    Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415, in the exact form with erf.
+    This is the exact form with erf. Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415.
     """
     y = erf(x * math.sqrt(0.5))
     y += 1.0
@@ -108,13 +108,13 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def gelu_tanh(x: Float[Array, "*shape"], root: float = math.sqrt(2 / math.pi)) -> Float[Array, "*shape"]:
-    """Return the tanh approximation of :func:`gelu` (up to 4.8e-4 away from it), of the same paper."""
+    """Return the tanh approximation of :func:`gelu`, from the same paper. Its error is up to 4.8e-4."""
     xp = array_namespace(x)
     return 0.5 * x * (1.0 + xp.tanh(root * (x + 0.044715 * x * x * x)))
 
 
 def gelu_fast(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return :func:`gelu_tanh` with the root of 2 / pi to ten digits, as ``gelu_fast`` has it."""
+    """Return :func:`gelu_tanh` with sqrt(2 / pi) rounded to ten digits, as in transformers' ``gelu_fast``."""
     return gelu_tanh(x, root=0.7978845608)
 
 
@@ -124,7 +124,7 @@ def gelu_10(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return ``1 / (1 + exp(-x))``, without the overflow at large negative ``x``."""
+    """Return ``1 / (1 + exp(-x))``, without overflow at large negative ``x``."""
     xp = array_namespace(x)
     z = xp.exp(-xp.abs(x))
     return xp.where(x < 0, z, 1.0) / (1.0 + z)
@@ -196,7 +196,7 @@ def identity(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x
 
 
-#: What ``hidden_act`` may name: transformers' activations that hold no parameters, by transformers' names.
+#: The possible values of ``hidden_act``: transformers' activations without parameters, with transformers' names.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_10": gelu_10,
@@ -224,7 +224,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """Return the activation that ``hidden_act`` calls ``name``; raises ConfigError on an unknown one."""
+    """Return the activation with the name ``name`` in ``hidden_act``. Raise ConfigError for an unknown name."""
     if name not in ACTIVATIONS:
         raise ConfigError(f"hidden_act {name!r} is not implemented; minibert knows {', '.join(sorted(ACTIVATIONS))}.")
     return ACTIVATIONS[name]

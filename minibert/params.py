@@ -1,4 +1,4 @@
-"""The parameters of BERT: plain tuples of arrays, in the shapes that checkpoints store.
+"""The parameters of BERT: plain tuples of arrays, in the shapes of checkpoints.
 
 V vocabulary, P positions, T token types, H hidden size, I intermediate size. A linear layer's weight is
 ``(out, in)``: it maps ``x`` to ``x @ weight.T + bias``.
@@ -58,7 +58,7 @@ class Layer(NamedTuple):
 
 
 class BertParams(NamedTuple):
-    """Everything that a BertModel checkpoint holds; ``pooler`` is None where it has no pooler."""
+    """All parameters of a BertModel checkpoint. ``pooler`` is None if the checkpoint has none."""
 
     embeddings: Embeddings
     layers: tuple[Layer, ...]

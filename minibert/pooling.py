@@ -1,4 +1,4 @@
-"""Pooling: from the token vectors of a text to one vector. One function per mode."""
+"""Pooling: it turns the token vectors of a text into one vector. Each mode has one function."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from minibert.typing import Array, Bool, Float, Int
 
 
 class Tokens(NamedTuple):
-    """The token vectors of B texts and what pooling needs to know of them.
+    """The token vectors of B texts, and the facts that pooling needs.
 
     Attributes:
         hidden: Token vectors, ``(B, S, H)``.
         mask: True at the tokens to pool, ``(B, S)``.
-        start: Index of each text's first real token, ``(B,)``: 0 unless it is padded on the left.
-        weight_sum: Where a WordWeights module weighted the tokens, the sum of the weights of each text,
-            ``(B,)``: it stands in for the number of tokens.
+        start: Index of each text's first real token, ``(B,)``: 0 unless the text is padded on the left.
+        weight_sum: The sum of each text's weights, ``(B,)``, if a WordWeights module weighted the tokens. It replaces
+            the number of tokens.
     """
 
     hidden: Float[Array, "B S H"]
@@ -26,7 +26,7 @@ class Tokens(NamedTuple):
 
 PoolingFunction = Callable[[Tokens], Array]
 
-#: Pooling modes by the name that a Pooling config gives them.
+#: Pooling modes, by their names in a Pooling config.
 MODES: dict[str, PoolingFunction] = {}
 
 
@@ -48,13 +48,13 @@ def pool(
     exclude: int = 0,
     weight_sum: Float[Array, "B"] | None = None,
 ) -> Float[Array, "B D"]:
-    """Return one vector a text: the results of ``modes``, side by side, so ``D = len(modes) * H``.
+    """Return one vector for each text: the concatenated results of ``modes``, so ``D = len(modes) * H``.
 
     Args:
         modes: Keys of :data:`MODES`.
         hidden: Token vectors.
         mask: True at the real tokens.
-        exclude: How many of each text's first real tokens, a prompt, are left out of the pooling.
+        exclude: Number of real tokens at the start of each text (a prompt) that pooling leaves out.
         weight_sum: See :class:`Tokens`.
     """
     xp = array_namespace(hidden)
@@ -72,7 +72,7 @@ def cls(tokens: Tokens) -> Float[Array, "B H"]:
 
 @pooling("lasttoken")
 def lasttoken(tokens: Tokens) -> Float[Array, "B H"]:
-    """The last token; zeros where there is none."""
+    """The last token; zeros for a text without tokens."""
     from_end = tokens.mask[:, ::-1].argmax(axis=1)
     found = tokens.mask.any(axis=1, keepdims=True)
     return _at(tokens, tokens.mask.shape[1] - 1 - from_end) * found
@@ -80,28 +80,28 @@ def lasttoken(tokens: Tokens) -> Float[Array, "B H"]:
 
 @pooling("max")
 def max_(tokens: Tokens) -> Float[Array, "B H"]:
-    """The largest value in each dimension; -inf where there is no token."""
+    """The largest value in each dimension; -inf for a text without tokens."""
     xp = array_namespace(tokens.hidden)
     return xp.where(tokens.mask[..., None], tokens.hidden, -xp.inf).max(axis=1)
 
 
 @pooling("mean")
 def mean(tokens: Tokens) -> Float[Array, "B H"]:
-    """Sum of the tokens divided by their number; zeros where there is none."""
+    """Sum of the tokens divided by their number; zeros for a text without tokens."""
     return _weighted_sum(tokens, tokens.mask, lambda count: count)
 
 
 @pooling("mean_sqrt_len_tokens")
 def mean_sqrt_len_tokens(tokens: Tokens) -> Float[Array, "B H"]:
-    """Sum of the tokens divided by the square root of their number; zeros where there is none."""
+    """Sum of the tokens divided by the square root of their number; zeros for a text without tokens."""
     return _weighted_sum(tokens, tokens.mask, lambda count: count**0.5)
 
 
 @pooling("weightedmean")
 def weightedmean(tokens: Tokens) -> Float[Array, "B H"]:
-    """Mean of the tokens, each weighted by its position, counted from 1 at the first real token.
+    """Mean of the tokens, weighted by their positions. The first real token has position 1.
 
-    Tokens that are left out keep their position number. Muennighoff 2022, https://arxiv.org/abs/2202.08904.
+    Excluded tokens keep their position numbers. Muennighoff 2022, https://arxiv.org/abs/2202.08904.
     """
     xp = array_namespace(tokens.hidden)
     position = xp.arange(1, tokens.mask.shape[1] + 1) - tokens.start[:, None]
@@ -109,9 +109,9 @@ def weightedmean(tokens: Tokens) -> Float[Array, "B H"]:
 
 
 def _weighted_sum(tokens: Tokens, weights: Array, denominator: Callable[[Array], Array]) -> Array:
-    """Return the sum of the tokens times ``weights`` (B, S) over ``denominator`` of the sum of the weights.
+    """Return the sum of the tokens times ``weights`` (B, S), divided by ``denominator`` of the sum of the weights.
 
-    Summed in float64: over a long text the rounding of a float32 sum would exceed that of the tokens themselves.
+    Sums are in float64. In a long text, the rounding error of a float32 sum would exceed that of the tokens.
     """
     xp = array_namespace(tokens.hidden)
     total = (tokens.hidden * weights[..., None]).sum(axis=1, dtype=xp.float64)
@@ -121,6 +121,6 @@ def _weighted_sum(tokens: Tokens, weights: Array, denominator: Callable[[Array],
 
 
 def _at(tokens: Tokens, index: Array) -> Array:
-    """Return the vector of one token a text, at ``index`` (B,)."""
+    """Return one token vector for each text, at ``index`` (B,)."""
     xp = array_namespace(tokens.hidden)
     return tokens.hidden[xp.arange(tokens.hidden.shape[0]), index]

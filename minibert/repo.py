@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from minibert.config import BertConfig
-from minibert.errors import ConfigError, UnsupportedModuleError
+from minibert.errors import ConfigError, ModelFileError, UnsupportedModuleError
 from minibert.escapes import printable
 from minibert.files.hub import module_folder, needed_files
-from minibert.inputs import require_text
 from minibert.jsonfile import read_array, read_object, read_optional
 from minibert.modules.kinds import MODULES
+from minibert.regular import is_there, open_regular
 from minibert.similarity import SIMILARITY
 
 logger = logging.getLogger("minibert")
@@ -81,7 +81,7 @@ class TransformerSettings:
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
         """Return the settings in ``folder``; without such a file, the defaults."""
-        path = next((folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), None)
+        path = next((folder / name for name in TRANSFORMER_CONFIGS if is_there(folder / name)), None)
         if path is None:
             return cls()
         config = read_object(path)
@@ -148,7 +148,7 @@ class ModelRepo:
             logger.warning(
                 "%s was saved as a %s: its transformer is used with mean pooling", folder, printable(str(kind))
             )
-        if kind == "SentenceTransformer" and (folder / "modules.json").is_file():
+        if kind == "SentenceTransformer" and is_there(folder / "modules.json"):
             transformer_folder, modules = _modules(folder)
             transformer = TransformerSettings.from_folder(transformer_folder)
         else:  # a bare transformers repo: sentence-transformers passes over what else of its own files is there
@@ -194,7 +194,7 @@ class ModelRepo:
 
         listing = hashlib.sha256()
         for name in self.files():
-            with (self.folder / name).open("rb") as file:
+            with open_regular(self.folder / name, ModelFileError) as file:
                 listing.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode())
         return listing.hexdigest()
 
@@ -285,14 +285,7 @@ def _prompts(path: Path, settings: dict[str, Any]) -> dict[str, str]:
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise ConfigError(f"{path}: prompts must map names to texts; it is {prompts!r}.")
-    texts = {name: text or "" for name, text in prompts.items()}
-    try:
-        for name, text in texts.items():
-            require_text("the name of a prompt", name)
-            require_text(f"prompts[{name!r}]", text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return texts
+    return {name: text or "" for name, text in prompts.items()}
 
 
 def _optional(path: Path, settings: dict[str, Any], key: str, kind: type) -> Any:

@@ -11,14 +11,14 @@ from minibert.typing import Array, Int
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TokenIds:
-    """The token ids of some texts, text after text: 4 bytes a token.
+    """The token ids of some texts, one text after the other: 4 bytes for each token.
 
-    A GPU computes millions of tokens a second. So no token may cost the work of a Python object: what is done with ids
-    is done on the whole array.
+    A GPU computes millions of tokens per second. A Python object for each token would be too slow, so all operations
+    work on the whole array.
 
     Attributes:
         flat: The ids of all texts, as int32.
-        lengths: How many tokens each text has.
+        lengths: Number of tokens of each text.
     """
 
     flat: Int[Array, "tokens"]
@@ -26,22 +26,22 @@ class TokenIds:
 
     @classmethod
     def of(cls, texts: Iterable[Sequence[int] | Int[Array, "tokens"]]) -> Self:
-        """Return the ids of texts that are given one by one."""
+        """Return the ids of texts, from one sequence for each text."""
         rows = [np.asarray(text, np.int32) for text in texts]
         lengths = np.array([len(row) for row in rows], np.intp)
         return cls(np.concatenate([np.zeros(0, np.int32), *rows]), lengths)
 
     @classmethod
     def joined(cls, pieces: Iterable[Self]) -> Self:
-        """Return the ids of all texts of all pieces; no piece is kept."""
+        """Return the ids of all texts of all pieces. It keeps no piece in memory."""
         flat, lengths = bytearray(), [np.zeros(0, np.intp)]
         for piece in pieces:
-            flat.extend(piece.flat.data)  # np.concatenate would need all pieces, and the result, at the same time
+            flat.extend(piece.flat.data)  # np.concatenate would hold all pieces and the result at the same time
             lengths.append(piece.lengths)
         return cls(np.frombuffer(flat, np.int32), np.concatenate(lengths))
 
     def __len__(self) -> int:
-        """Return how many texts there are."""
+        """Return the number of texts."""
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[Int[Array, "tokens"]]:
@@ -61,11 +61,11 @@ class TokenIds:
         starts = self.starts
         if self.lengths.all():
             return np.add.reduceat(self.flat, starts, dtype=np.int64)
-        totals = np.concatenate([[0], self.flat.cumsum(dtype=np.int64)])  # of an empty text, reduceat gives an id
+        totals = np.concatenate([[0], self.flat.cumsum(dtype=np.int64)])  # for an empty text, reduceat gives an id
         return totals[starts + self.lengths] - totals[starts]
 
     def take(self, texts: Sequence[int] | Int[Array, "n"]) -> Self:
-        """Return the ids of some texts, in the order that is asked for."""
+        """Return the ids of some texts, in the order of ``texts``."""
         which = np.asarray(texts, np.intp)
         lengths = self.lengths[which]
         tokens = np.arange(lengths.sum()) + np.repeat(self.starts[which] - starts_of(lengths), lengths)
@@ -73,5 +73,5 @@ class TokenIds:
 
 
 def starts_of(lengths: Int[Array, "texts"]) -> Int[Array, "texts"]:
-    """Return where each text starts, of texts that lie one after the other."""
-    return lengths.cumsum() - lengths  # the method takes half as long as the function, where there are few texts
+    """Return the index of the first token of each text in a flat array."""
+    return lengths.cumsum() - lengths  # for few texts, the method takes half the time of the function

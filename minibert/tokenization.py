@@ -1,6 +1,6 @@
-"""Tokenization: from texts to token ids, the same ids that transformers 5 gives.
+"""Tokenization: it turns texts into token ids, the same ids as in transformers 5.
 
-The splitting itself is done by the ``tokenizers`` library; :mod:`minibert.files.tokenizer_files` sets it up.
+The ``tokenizers`` library splits the texts. :mod:`minibert.files.tokenizer_files` sets it up.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from tokenizers import Encoding, Tokenizer, normalizers
 
-from minibert.files.tokenizer_files import TokenizerFiles, build_tokenizer, library_errors
+from minibert.files.tokenizer_files import TokenizerFiles, build_tokenizer, encoding_errors, library_errors
 from minibert.token_ids import TokenIds, starts_of
 from minibert.typing import Array, Int
 
@@ -23,8 +23,8 @@ class TokenizedTexts(NamedTuple):
     """The token ids of some texts.
 
     Attributes:
-        ids: The ids of each text, special tokens included, cut to the limit.
-        lengths: How many tokens each text has before the cut, special tokens included.
+        ids: The ids of each text with special tokens, truncated to the limit.
+        lengths: Number of tokens of each text before truncation, with special tokens.
     """
 
     ids: TokenIds
@@ -33,17 +33,18 @@ class TokenizedTexts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TextTokenizer:
-    """Turns texts into token ids. Made by :meth:`from_folder`; never changed afterwards.
+    """Turns texts into token ids. :meth:`from_folder` makes it. It never changes afterwards.
 
     Attributes:
         backend: The ``tokenizers.Tokenizer``, without truncation and padding.
-        largest_id: The largest id that a text can get.
+        largest_id: The largest id that can occur in a text.
         model_max_length: The limit in ``tokenizer_config.json``, or None.
-        pad_id: The id that fills up shorter texts.
+        pad_id: The id that pads shorter texts.
         special_ids: The ids of the named special tokens.
-        prefix: The special ids that go before a text's own.
-        suffix: The special ids that go after them.
-        truncation_side: Which end a text that is too long loses: ``"right"`` or ``"left"``.
+        prefix: The special ids before a text's own ids.
+        suffix: The special ids after a text's own ids.
+        truncation_side: The end at which a long text is truncated: ``"right"`` or ``"left"``.
+        folder: The folder of the files, for messages.
     """
 
     backend: Tokenizer
@@ -54,6 +55,7 @@ class TextTokenizer:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     truncation_side: str = "right"
+    folder: Path = Path()
 
     @classmethod
     def from_folder(
@@ -67,11 +69,11 @@ class TextTokenizer:
         """Return the tokenizer that the files in ``folder`` describe.
 
         Args:
-            folder: Holds ``tokenizer.json`` or ``vocab.txt``, and optionally ``tokenizer_config.json``,
+            folder: It has ``tokenizer.json`` or ``vocab.txt``, and optionally ``tokenizer_config.json``,
                 ``special_tokens_map.json`` and ``added_tokens.json``.
-            do_lower_case: Whether ``sentence_bert_config.json`` asks for lower case, on top of the tokenizer's own.
-            overrides: Keys that take the place of those in ``tokenizer_config.json``.
-            tokenizer_class: The class where ``tokenizer_config.json`` names none.
+            do_lower_case: Whether ``sentence_bert_config.json`` asks for lower case. The tokenizer may also do it.
+            overrides: Keys that replace those in ``tokenizer_config.json``.
+            tokenizer_class: The class if ``tokenizer_config.json`` names none.
 
         Raises:
             TokenizerError: The files are missing, malformed or of a kind that minibert does not implement.
@@ -92,42 +94,44 @@ class TextTokenizer:
             prefix=prefix,
             suffix=suffix,
             truncation_side=files.truncation_side,
+            folder=folder,
         )
 
     @property
     def special_tokens(self) -> int:
-        """How many special tokens go around every text: the shortest that a text can be."""
+        """Number of special tokens around every text: the smallest length of a text."""
         return len(self.prefix) + len(self.suffix)
 
     @functools.cached_property
     def public_copy(self) -> Tokenizer:
-        """A copy of the backend for others, made once: what they change in it changes no id that is made here."""
+        """A copy of the backend for users, made once. If they change it, the ids of this object do not change."""
         return Tokenizer.from_str(self.backend.to_str())
 
     def __call__(self, texts: Sequence[str], max_length: int) -> TokenizedTexts:
-        """Return the ids of ``texts``, each cut to ``max_length`` tokens, at least the special ones.
+        """Return the ids of ``texts``, truncated to ``max_length`` tokens. The special tokens are always kept.
 
-        A text that holds the name of a special token, such as ``[SEP]``, gets that token's id, as in transformers.
+        If a text contains the name of a special token, such as ``[SEP]``, it gets that token's id, as in transformers.
         """
         encodings = self.encode(texts)
         return TokenizedTexts(self.ids(encodings, max_length), self.lengths(encodings))
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Return the library's own result for each text: the slow part, during which other threads of Python run."""
-        return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        """Return the library's own result for each text. This is slow, but other Python threads can run meanwhile."""
+        with encoding_errors(self.folder):
+            return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def lengths(self, encodings: Sequence[Encoding]) -> Int[Array, "texts"]:
-        """Return how many tokens each text has before it is cut, special tokens included."""
+        """Return the number of tokens of each text before truncation, with special tokens."""
         return np.fromiter(map(len, encodings), np.intp, len(encodings)) + self.special_tokens
 
     def cut_lengths(self, lengths: Int[Array, "texts"], max_length: int) -> Int[Array, "texts"]:
-        """Return what :meth:`ids` leaves of texts of so many tokens."""
+        """Return the lengths after truncation, from the lengths before it."""
         return np.minimum(lengths, max(max_length, self.special_tokens))
 
     def ids(self, encodings: Sequence[Encoding], max_length: int) -> TokenIds:
-        """Return the ids of what :meth:`encode` returned, cut and with special tokens, as :meth:`__call__` does."""
+        """Return the ids from the results of :meth:`encode`, truncated and with special tokens."""
         whole = self.lengths(encodings)
-        # Each step of this chain is made in C. A text's ids are a list only until the next text's are.
+        # This chain runs in C. Only one text's ids are a Python list at a time.
         own = map(operator.attrgetter("ids"), encodings)
         parts = itertools.chain.from_iterable(zip(itertools.repeat(self.prefix), own, itertools.repeat(self.suffix)))
         flat = np.fromiter(itertools.chain.from_iterable(parts), np.int32, whole.sum())
@@ -141,16 +145,16 @@ class TextTokenizer:
         return TokenIds(flat, lengths)
 
     def prompt_length(self, prompt: str, max_length: int) -> int:
-        """Return how many tokens a text's leading ``prompt`` takes, the special tokens before it included.
+        """Return the number of tokens of a ``prompt`` at the start of a text, with the special tokens before it.
 
-        Counted as sentence-transformers does: the prompt alone, less its last token if that is special.
+        sentence-transformers counts in the same way: the prompt alone, without its last token if that is special.
         """
         ids = self([prompt], max_length).ids.flat.tolist()
         return len(ids) - (ids[-1:] != [] and ids[-1] in self.special_ids)
 
 
 def _special_tokens_around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids that the post-processor puts before and after a text's own."""
+    """Return the ids that the post-processor adds before and after a text's own ids."""
     own = backend.encode("a", add_special_tokens=False).ids
     whole = backend.encode("a").ids
     for start in range(len(whole) - len(own) + 1):
@@ -160,7 +164,7 @@ def _special_tokens_around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[i
 
 
 def _prepend_lowercase(backend: Tokenizer) -> None:
-    """Make the tokenizer lower-case a text first, unless a Lowercase step is there already."""
+    """Add a Lowercase step as the first step of the tokenizer, unless it has one already."""
     present: Any = backend.normalizer
     steps = list(present) if isinstance(present, normalizers.Sequence) else [present] if present else []  # type: ignore[call-overload]
     if not any(isinstance(step, normalizers.Lowercase) for step in steps):

@@ -1,8 +1,8 @@
-"""Array types that carry their shape: ``Float[Array, "B S H"]``.
+"""Array types with shapes: ``Float[Array, "B S H"]``.
 
-The names are jaxtyping's and mean the same, without the dependency: at run time they are
-:data:`typing.Annotated`. With ``MINIBERT_CHECK_SHAPES`` set (``tools/check`` sets it) they are
-jaxtyping's own, and every annotated shape and dtype is enforced while the tests run.
+The names and their meanings are those of jaxtyping, without the dependency: at run time they are
+:data:`typing.Annotated`. If ``MINIBERT_CHECK_SHAPES`` is set (``tools/check`` sets it), they are
+jaxtyping's own types, and the tests check every annotated shape and dtype.
 
 Dimensions: B texts, S tokens in the longest text, H hidden size, h heads, d head size, I intermediate
 size, V vocabulary, P positions, D embedding size.

@@ -1,6 +1,6 @@
-"""What the tests of the CUDA kernels share, on the executor and on a GPU: inputs, definitions, and what is near enough.
+"""Shared by the tests of the CUDA kernels, on the executor and on a GPU: inputs, definitions and tolerances.
 
-Every test takes a ``device``, a fixture of conftest.py: the executor, and a GPU where CuPy finds one.
+Every test uses the fixture ``device`` of conftest.py: the executor, and a GPU if CuPy finds one.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from minibert.params import LayerNorm
 ANY_ROW = RowRule((0,), threads=False)
 EPS = 1e-12
 EACH_STORAGE = pytest.mark.parametrize("storage", list(STORAGES.values()), ids=list(STORAGES))
-#: Lengths of the texts of a batch: about the sizes of fragments, tiles and stages, alone and together.
+#: Lengths of the texts of a batch: close to the sizes of fragments, tiles and stages, alone and combined.
 LENGTHS = {
     "1": [1],
     "2": [2],
@@ -43,7 +43,7 @@ def packing_of(lengths):
 
 
 class Bench:
-    """A device with the operations on it, and the way there and back for arrays."""
+    """A device with the operations on it, and functions that copy arrays to it and back."""
 
     def __init__(self, device, storage):
         self.device = device
@@ -51,26 +51,27 @@ class Bench:
         self.fused = FusedCuda(device, storage)
 
     def stored(self, numbers):
-        """Return numbers as stored on the device: matrices in the storage's type, vectors in float32."""
+        """Return a copy on the device: matrices in the storage type, vectors in float32."""
         return self.device.upload(self.storage.narrow(numbers) if numbers.ndim == 2 else numbers)
 
     def rounded(self, numbers):
-        """Return numbers as float32, rounded to what the storage can hold."""
+        """Return numbers as float32, rounded to the precision of the storage type."""
         return self.storage.widen(self.storage.narrow(numbers))
 
     def back(self, array):
-        """Return an array of the device as float32."""
+        """Return a copy of a device array on the host, as float32."""
         host = self.device.download(array)
         return host if host.dtype == np.float32 else self.storage.widen(host)
 
 
 def assert_near(actual, definition, bench, *inputs, factor=3.0):
-    """Fail unless a result is as near to the truth as the definition in float32, rounded to the storage.
+    """Fail if the error of a result is too large, compared with the error of the definition.
 
-    ``definition(inputs, round_)`` computes in the inputs' precision, and calls ``round_`` where the storage's precision
-    is all there is. The truth is the definition in float64, without rounding. None need be nearer than four units in
-    the last place of the largest number: among few numbers, the definition's error may be less by luck, and a GPU's
-    expf is a little less exact than numpy's. (On an H200, attention in float32 was off by up to 3.9 of them.)
+    ``definition(inputs, round_)`` computes in the precision of its inputs, and calls ``round_`` where the kernel rounds
+    to the storage type. The truth is the definition in float64, without rounding. The limit is ``factor`` times the
+    error of the definition in float32 with rounding, and at least four units in the last place of the largest number:
+    with few numbers, the definition's error may be small by luck, and a GPU's expf is a little less exact than numpy's.
+    (On an H200, the error of attention in float32 was up to 3.9 such units.)
     """
     truth = definition(*(each.astype(np.float64) for each in inputs), lambda x: x)
     single = bench.rounded(definition(*inputs, bench.rounded))
@@ -85,7 +86,7 @@ def assert_near(actual, definition, bench, *inputs, factor=3.0):
 
 
 def attention(q, k, v, bias, round_, *, heads, queries, keys):
-    """Return what ``attention`` is to return for texts of so many queries and keys."""
+    """Return the expected result of ``attention`` for texts with these numbers of queries and keys."""
     results = []
     ends_q, ends_k = np.cumsum(queries), np.cumsum(keys)
     for n_q, n_k, end_q, end_k in zip(queries, keys, ends_q, ends_k, strict=True):

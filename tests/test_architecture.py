@@ -18,7 +18,8 @@ PACKAGE = Path(minibert.__file__).parent
 #: in its wing. docs/architecture.md has the same list.
 FLOORS = (
     ("errors", "escapes", "instead", "typing"),
-    ("arrays", "atomic", "inputs", "jsonfile"),
+    ("arrays", "atomic", "inputs", "regular"),
+    ("jsonfile",),
     ("special",),
     ("ops",),
     ("config", "params", "pooling", "quantization", "similarity", "token_ids"),

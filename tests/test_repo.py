@@ -137,7 +137,7 @@ def test_type_without_a_class(repo, kind):
         ModelRepo.open(repo)
 
 
-@pytest.mark.parametrize("path", ["/etc", "..", "../other", "a/../../other", "a\\..\\b", "a\0b", "a\ud800"])
+@pytest.mark.parametrize("path", ["/etc", "..", "../other", "a/../../other", "a\\..\\b", "a\0b", "a\x1b"])
 @pytest.mark.parametrize("position", [0, 1])
 def test_module_outside_the_repo(repo, path, position):
     """A path that leads out of the repo, or could on some system, is refused (L4)."""
@@ -282,7 +282,6 @@ def test_settings_that_say_nothing(repo, values):
     [
         ({"prompts": ["query: "]}, "prompts must map names to texts"),
         ({"prompts": {"query": 1}}, "prompts must map names to texts"),
-        ({"prompts": {"query": "\ud800"}}, r"prompts\['query'\] must be valid Unicode; it holds a lone surrogate"),
         ({"default_prompt_name": 1}, "default_prompt_name must be null or of type str; it is 1"),
         ({"similarity_fn_name": ["cosine"]}, "similarity_fn_name must be null or of type str"),
         ({"truncate_dim": "8"}, "truncate_dim must be null or of type int; it is '8'"),

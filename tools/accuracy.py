@@ -3,12 +3,13 @@
     python tools/accuracy.py MODEL TEXTS [--count 512] [--batch-size 32]
     python tools/accuracy.py --seeded SBERT-base-nli-v2 MODEL TEXTS --count 96
 
-MODEL is a local folder; TEXTS is a file with one text a line, or a .csv of sentence pairs, whose first column is taken.
-With --seeded, the weights are a card's at full size from seed 0, and MODEL only lends its vocabulary. The truth is
-transformers' BertModel in float64; minibert in float64 is listed as well, and must agree with it to rounding.
+MODEL is a local folder. TEXTS is a file with one text per line, or a .csv of sentence pairs; then the first column is
+used. With --seeded, the model is a card at full size with weights from seed 0, and MODEL only provides the vocabulary.
+The truth is transformers' BertModel in float64. The table also lists minibert in float64, which must agree with it
+within rounding errors.
 
-Columns: RMS and largest absolute error of the last hidden state over all real tokens, and largest absolute error of the
-mean-pooled vector scaled to length 1. Needs the ``reference`` extra and torch.
+Columns: the RMS and the largest absolute error of the last hidden state over all real tokens, and the largest absolute
+error of the mean-pooled vector, scaled to length 1. It needs the ``reference`` extra and torch.
 """
 
 import argparse
@@ -35,7 +36,7 @@ Hidden = Callable[[Array, Array], Array]
 
 
 class Errors(NamedTuple):
-    """Errors against float64: of the last hidden state (RMS, largest) and of the normalised vectors (largest)."""
+    """Errors against float64: RMS and largest of the last hidden state, and largest of the normalised vectors."""
 
     rms: float
     hidden: float
@@ -43,7 +44,7 @@ class Errors(NamedTuple):
 
 
 def measure(folder: Path, texts: Sequence[str], batch_size: int = 32) -> dict[str, Errors]:
-    """Return the errors of each implementation on ``texts``, in padded batches in the order given."""
+    """Return the errors of each implementation on ``texts``, in padded batches in the order of the texts."""
     implementations = _implementations(folder)
     truth = implementations.pop("truth")
     squares = dict.fromkeys(implementations, 0.0)
@@ -124,7 +125,7 @@ def _implementations(folder: Path) -> dict[str, Hidden]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return the texts of a file: the first column of a .csv, else one a line."""
+    """Return the texts of a file: the first column of a .csv, else one text per line."""
     with path.open(encoding="utf-8", newline="") as file:
         return [row[0] for row in csv.reader(file)] if path.suffix == ".csv" else file.read().splitlines()
 
@@ -137,9 +138,9 @@ def main() -> None:
         usage="%(prog)s [options] MODEL TEXTS",
     )
     parser.add_argument("model", type=Path, help="a local model folder")
-    parser.add_argument("texts", type=Path, help="a file with one text a line, or a .csv")
-    parser.add_argument("--count", type=int, default=512, help="how many texts are used (default: 512)")
-    parser.add_argument("--batch-size", type=int, default=32, help="texts in a batch (default: 32)")
+    parser.add_argument("texts", type=Path, help="a file with one text per line, or a .csv")
+    parser.add_argument("--count", type=int, default=512, help="number of texts (default: 512)")
+    parser.add_argument("--batch-size", type=int, default=32, help="number of texts in a batch (default: 32)")
     parser.add_argument("--seeded", metavar="CARD", help="a card of tests/cards.json, at full size with seeded weights")
     options = parser.parse_args()
 

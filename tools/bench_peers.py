@@ -1,9 +1,9 @@
-"""One process of tools/bench.py: it measures one thing, of one encoder, in that encoder's own environment.
+"""One process of tools/bench.py: it makes one measurement of one encoder, in the environment of this encoder.
 
     python tools/bench_peers.py '{"measure": "latency", "peer": "openvino", "model": "models/minilm", ...}'
 
-What it found is printed as one line of JSON. At the top only the standard library and numpy are imported, which every
-encoder here loads as well: they count in the cold start. Linux only: it reads /proc.
+It prints the result as one line of JSON. The top of the file imports only the standard library and numpy. Every encoder
+here also loads them, so they are part of the cold start. Linux only: it reads /proc.
 """
 
 import functools
@@ -26,21 +26,21 @@ Rows = Sequence[list[int]]
 #: Kinds of texts.
 WORKLOADS = ("short", "mixed", "long")
 
-#: What latency and cold start are measured with: 24 tokens.
+#: The text for latency and cold start: 24 tokens.
 ONE_TEXT = "A man wearing a blue shirt is riding a brown horse across the open field near the river at sunset today."
 
-#: Matrices of the sgemm peak, (M, K, N): the first product of the feed-forward network of MiniLM and of BERT-base.
+#: Shapes (M, K, N) for the sgemm peak: the first feed-forward product of MiniLM and of BERT-base.
 SGEMM_SHAPES = ((4096, 384, 1536), (4096, 768, 3072))
 
 
 class Setting(NamedTuple):
-    """How an encoder is loaded.
+    """The settings for loading an encoder.
 
     Attributes:
         model: The model's folder.
-        export: What was made of the model for this encoder.
-        batch: How many texts a batch has or, if negative, how many padded tokens.
-        threads: How many threads compute.
+        export: The exported model of this encoder.
+        batch: The number of texts in a batch or, if negative, the number of padded tokens.
+        threads: The number of threads.
     """
 
     model: Path
@@ -50,7 +50,7 @@ class Setting(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the loop around a raw runtime must know of a model."""
+    """The facts about a model that the loop around a raw runtime needs."""
 
     hidden_size: int
     max_seq_length: int
@@ -69,22 +69,22 @@ def read_facts(model: Path) -> Facts:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds."""
+    """Return the contents of a JSON file."""
     return json.loads(path.read_text("utf-8"))
 
 
 def tokenize(model: Path) -> Callable[[list[str]], Rows]:
-    """Return the function from texts to token ids, cut at the model's own limit."""
+    """Return a function that turns texts into token ids, truncated at the model's own limit."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    tokenizer.no_padding()  # MiniLM's file asks for 128 tokens, padded and cut
+    tokenizer.no_padding()  # MiniLM's file sets padding and truncation to 128 tokens
     tokenizer.enable_truncation(read_facts(model).max_seq_length)
     return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
 
 
 def batches(lengths: Sequence[int], batch: int) -> Iterator[slice]:
-    """Yield the batches of texts that are sorted from long to short; see :class:`Setting` for ``batch``."""
+    """Yield the batches of texts, which are sorted from long to short. :class:`Setting` explains ``batch``."""
     start = 0
     while start < len(lengths):
         stop = start + (batch if batch > 0 else max(1, -batch // lengths[start]))
@@ -122,7 +122,7 @@ def pool(hidden: Array, lengths: Sequence[int], facts: Facts) -> Array:
 
 
 def pad(rows: Rows) -> dict[str, Array]:
-    """Return the inputs of an exported BERT for rows of which the first is the longest."""
+    """Return the inputs of an exported BERT for ``rows``. The first row must be the longest."""
     ids = np.zeros((len(rows), len(rows[0])), np.int64)
     mask = np.zeros_like(ids)
     for i, row in enumerate(rows):
@@ -139,11 +139,11 @@ def load_minibert(setting: Setting) -> Encode:
 
 
 def load_minibert_full_last(setting: Setting) -> Encode:
-    """Return minibert's encode with a last layer that computes every token, whatever is pooled."""
+    """Return minibert's encode with a last layer that always computes every token."""
     from minibert import SentenceEncoder
     from minibert.modules import chain
 
-    chain.takes_first_token = lambda *_: False  # there is no switch: nobody wants the slower layer
+    chain.takes_first_token = lambda *_: False  # there is no setting: users do not need the slower layer
     return SentenceEncoder(setting.model).encode
 
 
@@ -158,7 +158,7 @@ def load_sentence_transformers(setting: Setting) -> Encode:
 
 
 def load_onnxruntime(setting: Setting) -> Encode:
-    """Return the loop around ONNX Runtime, which runs the graph that its BERT optimizer made."""
+    """Return the loop around ONNX Runtime. It runs the graph from its BERT optimizer."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -174,7 +174,7 @@ def load_onnxruntime(setting: Setting) -> Encode:
 
 
 def load_openvino(setting: Setting) -> Encode:
-    """Return the loop around OpenVINO, told float32: where the processor has bfloat16, that is its own choice."""
+    """Return the loop around OpenVINO in float32. By default, OpenVINO uses bfloat16 if the processor has it."""
     import openvino
 
     options = {
@@ -223,17 +223,17 @@ def load_fastembed(setting: Setting) -> Encode:
 
 
 class Peer(NamedTuple):
-    """An encoder that is measured.
+    """An encoder of the benchmark.
 
     Attributes:
         label: Its name in tables.
         load: Loads it.
-        environment: Which of bench.py's environments has it.
-        packages: What a user installs to have it.
-        modules: What an interpreter has imported before it loads a model.
-        export: The file that it loads, in the model's folder of exports; "" where it reads the model's own files.
-        batches: Its best batch (see :class:`Setting`) for each of :data:`WORKLOADS`, by model, "" for all others; they
-            were found by ``bench.py run --batch``. None where it chooses itself.
+        environment: Its environment of bench.py.
+        packages: The packages that a user installs for it.
+        modules: The modules that are imported before the model is loaded.
+        export: The file that it loads, in the model's folder of exports; "" if it reads the model's own files.
+        batches: Its best batch (see :class:`Setting`) for each of :data:`WORKLOADS`, by model; "" is for all other
+            models. ``bench.py run --batch`` found them. None if the encoder chooses its batches itself.
     """
 
     label: str
@@ -245,7 +245,7 @@ class Peer(NamedTuple):
     batches: Mapping[str, tuple[int, int, int]] | None = None
 
     def batch(self, model: str, workload: str) -> int:
-        """Return the best batch for a model and a workload; 1 where it does not matter."""
+        """Return the best batch for a model and a workload; 1 if it does not matter."""
         if self.batches is None or workload not in WORKLOADS:
             return 1
         return self.batches.get(model, self.batches[""])[WORKLOADS.index(workload)]
@@ -303,13 +303,13 @@ PEERS = {
         packages=("fastembed", "onnxruntime"),
         modules=("fastembed",),
         export="fastembed/model.onnx",
-        batches={"": (32, 1, 8), "base": (4, 1, 4), "large": (4, 1, 4)},  # mixed one by one: it does not sort
+        batches={"": (32, 1, 8), "base": (4, 1, 4), "large": (4, 1, 4)},  # mixed texts one by one: it does not sort
     ),
 }
 
 
 def durations(call: Callable[[], object], seconds: float, fewest: int, most: int) -> list[float]:
-    """Return how long each call took; calls go on for ``seconds``, or until they are ``most``."""
+    """Return the duration of each call. Call at least ``fewest`` times, for ``seconds`` or ``most`` calls."""
     taken: list[float] = []
     while len(taken) < fewest or (sum(taken) < seconds and len(taken) < most):
         start = time.perf_counter()
@@ -319,7 +319,7 @@ def durations(call: Callable[[], object], seconds: float, fewest: int, most: int
 
 
 class Clocks(NamedTuple):
-    """Seconds since some beginning: of the wall, of all processes on all cores, of this process, of the hypervisor."""
+    """Clocks in seconds: wall time, CPU time of all processes, CPU time of this process, time of the hypervisor."""
 
     wall: float
     everyone: float
@@ -328,7 +328,7 @@ class Clocks(NamedTuple):
 
     @classmethod
     def read(cls) -> "Clocks":
-        """Return what the clocks show."""
+        """Read the clocks."""
         fields = Path("/proc/stat").read_text("utf-8").split(maxsplit=9)[1:9]
         ticks = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields)
         user, nice, system, _idle, _wait, irq, softirq, stolen = ticks
@@ -336,7 +336,7 @@ class Clocks(NamedTuple):
 
 
 def timed(call: Callable[[], object], seconds: float, fewest: int, most: int) -> dict[str, Any]:
-    """Return the durations of calls, and how many cores other processes and the hypervisor had meanwhile."""
+    """Return the durations of calls, and the cores that other processes and the hypervisor used meanwhile."""
     before = Clocks.read()
     times = durations(call, seconds, fewest, most)
     wall, everyone, own, stolen = (b - a for a, b in zip(before, Clocks.read(), strict=True))
@@ -348,15 +348,15 @@ def timed(call: Callable[[], object], seconds: float, fewest: int, most: int) ->
 
 
 def resident(field: str) -> int:
-    """Return the bytes of this process that are in memory now (``VmRSS``), or were at most (``VmHWM``)."""
+    """Return the memory of this process in bytes: now (``VmRSS``) or at its peak (``VmHWM``)."""
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def measure_throughput(peer: Peer, setting: Setting, task: Mapping[str, Any]) -> tuple[dict[str, Any], Array]:
-    """Return the times of passes over the texts and the memory they took, and the vectors.
+    """Return the times and the memory of passes over the texts, and the vectors.
 
-    The first pass is not timed: runtimes compile what depends on the shapes of the batches.
+    The first pass is not timed, because some runtimes compile code for the shapes of the batches.
     """
     texts = read_json(Path(task["texts"]))
     for module in peer.modules:
@@ -376,7 +376,7 @@ def measure_latency(peer: Peer, setting: Setting, task: Mapping[str, Any]) -> tu
 
 
 def measure_cold(peer: Peer, setting: Setting, _task: Mapping[str, Any]) -> tuple[dict[str, Any], Array]:
-    """Return the time to the first vector, without the start of the interpreter, which the parent counts in."""
+    """Return the time to the first vector, without the start of the interpreter. The parent process adds it."""
     vectors: list[Array] = []
     return timed(lambda: vectors.append(peer.load(setting)([ONE_TEXT])), 0, fewest=1, most=1), vectors[0]
 
@@ -385,7 +385,7 @@ MEASURES = {"throughput": measure_throughput, "latency": measure_latency, "cold"
 
 
 def measure_sgemm(seconds: float) -> dict[str, float]:
-    """Return the GFLOP/s of numpy's float32 product, on all of BLAS' threads, for each of :data:`SGEMM_SHAPES`."""
+    """Return the GFLOP/s of numpy's float32 product with all BLAS threads, for each of :data:`SGEMM_SHAPES`."""
     rng = np.random.default_rng(0)
     rates = {}
     for m, k, n in SGEMM_SHAPES:
@@ -398,7 +398,7 @@ def measure_sgemm(seconds: float) -> dict[str, float]:
 
 
 def list_packages(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the version and the bytes of packages and all they depend on, as their RECORD files list them."""
+    """Return the version and the size in bytes of packages and their dependencies, from their RECORD files."""
     from importlib import metadata
 
     from packaging.requirements import Requirement
@@ -426,7 +426,7 @@ def list_packages(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Do the task that the command line gives as JSON, and print the result as JSON."""
+    """Run the task from the command line (JSON), and print the result as JSON."""
     task = json.loads(sys.argv[1])
     if task["measure"] == "sgemm":
         print(json.dumps({"gflops": measure_sgemm(task["seconds"])}))

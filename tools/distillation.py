@@ -1,6 +1,6 @@
-"""Distillation of a sentence encoder into a small BertModel: data, start, loss and training loop.
+"""Distillation of a sentence encoder into a small BertModel: data, initial weights, loss and training loop.
 
-For train_builtin.py, which has the command line, the export and the model card. Needs torch and transformers.
+train_builtin.py uses it, and has the command line, the export and the model card. It needs torch and transformers.
 """
 
 import hashlib
@@ -20,31 +20,31 @@ from minibert import SentenceEncoder
 from minibert.repo import ModelRepo
 from minibert.typing import Array, Float, Int
 
-#: Lines of one file of teacher vectors.
+#: Number of vectors in one file of teacher vectors.
 SHARD = 20_000
-#: Steps from one checkpoint to the next.
+#: Number of steps between two checkpoints.
 CHECKPOINT_STEPS = 200
-#: Batches among which texts are sorted by length, so that a batch has little padding.
+#: The texts of this many batches are sorted by length, so that a batch has little padding.
 _POOL = 64
 
 
 class Recipe(NamedTuple):
-    """What decides the result, besides the texts and the teacher.
+    """The settings that decide the result, besides the texts and the teacher.
 
     Attributes:
-        seed: Of all that is random.
-        texts: How many of the first texts are used.
-        epochs: How often each is seen.
-        batch: Texts of a batch.
-        learning_rate: The highest one, after the warm-up.
-        warm_up: The share of the steps in which it rises; afterwards it falls to 0 in a straight line.
-        weight_decay: Of all matrices but the embeddings.
-        similarity: How much the similarities between texts count, against the vectors themselves.
-        offset: The share of batches whose positions begin elsewhere than at 0, so that all positions are learned.
-        hidden_size: Of the student; likewise the others.
-        layers: See :class:`minibert.BertConfig`.
-        heads: See there.
-        positions: See there.
+        seed: The seed of all random numbers.
+        texts: The number of texts, from the start of the corpus.
+        epochs: The number of passes over the texts.
+        batch: The number of texts in a batch.
+        learning_rate: The largest learning rate, at the end of the warm-up.
+        warm_up: The share of the steps in which the learning rate rises. Afterwards it falls linearly to 0.
+        weight_decay: The weight decay of all matrices except the embeddings.
+        similarity: The weight of the similarity term in the loss; see :func:`loss_of`.
+        offset: The share of batches whose positions do not start at 0, so that all positions are trained.
+        hidden_size: The student's hidden size.
+        layers: The student's number of layers.
+        heads: The student's number of attention heads.
+        positions: The student's number of positions.
     """
 
     seed: int = 0
@@ -71,16 +71,16 @@ def digest(texts: Sequence[str]) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole, or not at all."""
+    """Write a file completely, or not at all."""
     part = path.with_suffix(".part")
     part.write_bytes(content)
     part.replace(path)
 
 
 def remember(path: Path, inputs: dict[str, Any]) -> None:
-    """Write down what the files beside ``path`` were made from; raise SystemExit if they were made from something else.
+    """Write the inputs of the files beside ``path``. Raise SystemExit if these files were made from other inputs.
 
-    So that a run which is taken up again does not mix two recipes.
+    So a continued run does not mix two recipes.
     """
     text = json.dumps(inputs, indent=1)
     if not path.exists():
@@ -94,9 +94,9 @@ def remember(path: Path, inputs: dict[str, Any]) -> None:
 
 
 def teacher_vectors(teacher: Path, texts: Sequence[str], folder: Path) -> Float[Array, "N D"]:
-    """Return the teacher's vectors, float16; those that are in ``folder`` are not computed again.
+    """Return the teacher's vectors in float16. Vectors that are in ``folder`` are not computed again.
 
-    They lie there in files of :data:`SHARD` texts, named by the SHA-256 of these: other texts have other files.
+    Each file in it has the vectors of :data:`SHARD` texts. The SHA-256 of the texts is the name of the file.
     """
     remember(folder / "inputs.json", {"teacher": ModelRepo.open(teacher).fingerprint})
     encoder = None
@@ -115,22 +115,22 @@ def teacher_vectors(teacher: Path, texts: Sequence[str], folder: Path) -> Float[
 
 
 class Texts(NamedTuple):
-    """Texts as token ids, one behind the other.
+    """Texts as token ids, in one flat array.
 
     Attributes:
         ids: All ids.
-        starts: Where each text begins, and where the last one ends.
+        starts: The start of each text, and the end of the last one.
     """
 
     ids: Int[Array, "T"]
     starts: Int[Array, "N+1"]
 
     def __len__(self) -> int:
-        """Return how many texts there are."""
+        """Return the number of texts."""
         return len(self.starts) - 1
 
     def batch(self, rows: Int[Array, "B"]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the ids of some texts, padded, and their attention mask: ``(B, S)`` both."""
+        """Return the padded ids of some texts, and their attention mask. Both are ``(B, S)``."""
         lengths = self.starts[rows + 1] - self.starts[rows]
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.zeros(mask.shape, np.int64)
@@ -139,7 +139,7 @@ class Texts(NamedTuple):
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> Texts:
-    """Return the ids of ``texts``, at most ``limit`` of each."""
+    """Return the ids of ``texts``, truncated to ``limit`` tokens."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit)
     ids, lengths = [], []
@@ -151,7 +151,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> Texts:
 
 
 def principal_directions(vectors: Float[Array, "N D"], width: int) -> Float[Array, "D width"]:
-    """Return orthonormal directions that keep most of the vectors' dot products: of the second moments, not centred."""
+    """Return the orthonormal directions that keep most of the dot products: a PCA without centring."""
     moments = np.zeros((vectors.shape[1],) * 2)
     for start in range(0, len(vectors), SHARD):
         block = vectors[start : start + SHARD].astype(np.float64)
@@ -161,7 +161,7 @@ def principal_directions(vectors: Float[Array, "N D"], width: int) -> Float[Arra
 
 
 def new_student(recipe: Recipe, word_embeddings: Float[Array, "V width"]) -> Any:
-    """Return a BertModel with these word embeddings, as random as BERT's own start otherwise."""
+    """Return a BertModel with these word embeddings. The other weights have BERT's random initialisation."""
     torch.manual_seed(recipe.seed)
     config = BertConfig(
         vocab_size=len(word_embeddings),
@@ -180,23 +180,23 @@ def new_student(recipe: Recipe, word_embeddings: Float[Array, "V width"]) -> Any
 
 
 def embed(student: Any, ids: torch.Tensor, mask: torch.Tensor, offset: int = 0) -> torch.Tensor:
-    """Return the student's vectors of a batch, ``(B, D)``: the mean over tokens, at length 1."""
+    """Return the student's vectors of a batch, ``(B, D)``: the mean over tokens, scaled to length 1."""
     positions = torch.arange(offset, offset + ids.shape[1])[None]
     hidden = student(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
     return normalize((hidden * mask[..., None]).sum(1))
 
 
 def loss_of(vectors: torch.Tensor, teacher: torch.Tensor, reduced: torch.Tensor, weight: float) -> torch.Tensor:
-    """Return how far the student is from the teacher in a batch.
+    """Return the distance of the student from the teacher in a batch.
 
-    The first term is 1 minus the cosine with the teacher's vector, reduced to the student's width. The second compares
-    all similarities within the batch with those of the teacher's whole vectors.
+    The first term is 1 minus the cosine with the teacher's vector, reduced to the student's width. The second term
+    compares all similarities in the batch with those of the teacher's full vectors.
 
     Args:
-        vectors: The student's, ``(B, D)``, at length 1.
-        teacher: The teacher's, at length 1.
-        reduced: Its vectors, reduced to ``(B, D)``, at length 1.
-        weight: Of the second term.
+        vectors: The student's vectors, ``(B, D)``, of length 1.
+        teacher: The teacher's vectors, of length 1.
+        reduced: The teacher's vectors, reduced to ``(B, D)``, of length 1.
+        weight: The weight of the second term.
     """
     cosine = 1 - (vectors * reduced).sum(1).mean()
     difference = vectors @ vectors.T - teacher @ teacher.T
@@ -204,7 +204,7 @@ def loss_of(vectors: torch.Tensor, teacher: torch.Tensor, reduced: torch.Tensor,
 
 
 def batches(lengths: Int[Array, "N"], recipe: Recipe) -> Iterator[Int[Array, "B"]]:
-    """Yield the rows of each batch of each epoch: texts of like length together, in an order that the seed decides."""
+    """Yield the rows of each batch of each epoch. A batch has texts of similar length. The seed decides the order."""
     for epoch in range(recipe.epochs):
         rng = np.random.default_rng((recipe.seed, epoch))
         order = rng.permutation(len(lengths))
@@ -224,7 +224,7 @@ def train(
     recipe: Recipe,
     folder: Path,
 ) -> None:
-    """Train ``student`` in place. A run that was stopped goes on from its last checkpoint in ``folder``."""
+    """Train ``student`` in place. A stopped run continues from its last checkpoint in ``folder``."""
     plan = list(batches(np.diff(texts.starts), recipe))
     embeddings = student.embeddings.parameters()
     others = [p for name, p in student.named_parameters() if not name.startswith("embeddings.")]

@@ -1,16 +1,16 @@
-"""Print the polynomial coefficients of ``minibert.special.erf`` and the error of their use.
+"""Print the polynomial coefficients of ``minibert.special.erf`` and the error of the function.
 
     python tools/fit_erf.py
 
-Needs mpmath (the ``dev`` extra). Two near-minimax polynomials per precision, by interpolation at Chebyshev
+It needs mpmath (the ``dev`` extra). Each precision has two near-minimax polynomials, from interpolation at Chebyshev
 nodes in 60 digits:
 
 * near zero, ``erf(x) = x + x p(x^2)`` for ``|x| < 1``;
 * further out, ``erf(x) = 1 - exp(-g(|x| - 1))`` with ``g(t) = -log(erfc(1 + t))``, for ``|x|`` up to ``end``,
   where ``erfc`` is below half a unit in the last place of 1. ``g`` is a polynomial in the distance from 1,
-  because that is where an error in it weighs most.
+  because an error in it has the largest effect there.
 
-The degrees are the lowest whose error stays below the rounding of the arithmetic itself.
+The degrees are the lowest ones with an error below the rounding error of the arithmetic.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SPLIT = 1
 
 
 def interpolate(function: Callable[[mpmath.mpf], mpmath.mpf], degree: int) -> list[mpmath.mpf]:
-    """Return monomial coefficients, lowest first, of ``function``'s interpolant on [-1, 1]."""
+    """Return the monomial coefficients of the interpolant of ``function`` on [-1, 1], lowest first."""
     count = degree + 1
     nodes = [mp.cos(mp.pi * (2 * k + 1) / (2 * count)) for k in range(count)]
     matrix = mp.matrix(count, count)
@@ -37,7 +37,7 @@ def interpolate(function: Callable[[mpmath.mpf], mpmath.mpf], degree: int) -> li
 
 
 def substitute(coefficients: list[mpmath.mpf], scale: mpmath.mpf, offset: mpmath.mpf) -> list[mpmath.mpf]:
-    """Return the coefficients in ``t`` of a polynomial given in ``scale * t + offset``."""
+    """Return the coefficients in ``t`` of a polynomial in ``scale * t + offset``."""
     result = [mp.mpf(0)] * len(coefficients)
     for power, coefficient in enumerate(coefficients):
         for k in range(power + 1):
@@ -62,7 +62,7 @@ def fit(near_degree: int, far_degree: int, end: mpmath.mpf) -> tuple[list[float]
 
 
 def worst_ulp(dtype: type[np.floating]) -> float:
-    """Return the largest error of ``special.erf`` over a dense grid, in units in the last place."""
+    """Return the largest error of ``special.erf`` on a dense grid, in units in the last place."""
     grid = np.concatenate([np.linspace(-6.5, 6.5, 40_001), np.geomspace(1e-30, 1, 4001)]).astype(dtype)
     got = special.erf(grid)
     exact = [mp.erf(mp.mpf(float(x))) for x in grid]

@@ -1,16 +1,17 @@
-"""Print the coefficients of the GELU in ``minibert.engine.fused_numpy`` and the error of their use.
+"""Print the coefficients of the GELU in ``minibert.engine.fused_numpy`` and the error of the function.
 
     python tools/fit_gelu.py
 
-Needs mpmath (the ``dev`` extra). The lower tail of the normal distribution is written as
-``Phi(-a) = exp(pull / ((a + far)^2 + width) - curve (a + near)^2 - level)``, ``a >= 0``: a parabola, as log Phi has
-for large ``a``, and a bump for the rest. Once ``far`` and ``width`` are chosen the exponent is linear in four
-unknowns, and Lawson's reweighted least squares finds their minimax values. The error that counts is that of
-``a Phi(-a)``; less of it is allowed near its maximum, where the rounding of the arithmetic itself is largest.
+It needs mpmath (the ``dev`` extra). The lower tail of the normal distribution is approximated by
+``Phi(-a) = exp(pull / ((a + far)^2 + width) - curve (a + near)^2 - level)``, ``a >= 0``. log Phi is close to a parabola
+for large ``a``; the first term is a bump for the rest. For fixed ``far`` and ``width``, the exponent is linear in four
+unknowns, and Lawson's reweighted least squares finds their minimax values. The fit minimizes the error of
+``a Phi(-a)``. Near the maximum of ``a Phi(-a)``, the fit has a smaller error, because the rounding error of the
+arithmetic is largest there.
 
-Six rounded coefficients move the result by as much as the fit's own error. So many pairs of ``far`` and ``width``
-near the optimum are tried, each coefficient rounded to float32 before the rest are fitted, and the set with the least
-measured error wins.
+Rounding the six coefficients changes the result by as much as the error of the fit. So the tool tries many pairs of
+``far`` and ``width`` near the optimum. It rounds each coefficient to float32 before it fits the rest. It prints the set
+with the smallest measured error.
 """
 
 import math
@@ -27,7 +28,7 @@ from minibert.engine.fused_numpy import _gelu, _TailFit
 
 Floats = npt.NDArray[np.floating]
 
-END = 7.5  # a Phi(-a) is below 3e-13 from here on
+END = 7.5  # beyond this, a Phi(-a) is below 3e-13
 TRIES = 3000
 FAR, WIDTH = (3.462, 3.474), (4.318, 4.327)  # around the optimum of the unrounded fit
 
@@ -43,7 +44,7 @@ def solve(columns: list[Floats], target: Floats, weights: Floats) -> Floats:
 
 
 def minimax_weights(columns: list[Floats], target: Floats, steps: int = 25) -> Floats:
-    """Return weights under which the least squares solution is nearly the minimax one (Lawson's iteration)."""
+    """Return weights that make the least squares solution nearly minimax (Lawson's iteration)."""
     factor = np.ones_like(target)
     for _ in range(steps):
         weights = SENSITIVITY * np.sqrt(factor)
@@ -59,7 +60,7 @@ def rounded(value: float) -> float:
 
 
 def fit(far: float, width: float) -> _TailFit:
-    """Return the coefficients for a given ``far`` and ``width``, each rounded before the next is fitted."""
+    """Return the coefficients for given ``far`` and ``width``. Each one is rounded before the next one is fitted."""
     bump, square, line, one = 1 / ((SIZE + far) ** 2 + width), -(SIZE**2), -SIZE, -np.ones_like(SIZE)
     weights = minimax_weights([bump, square, line, one], LOG_TAIL)
     pull = rounded(solve([bump, square, line, one], LOG_TAIL, weights)[0])
@@ -79,17 +80,17 @@ def gelu(x: Floats, tail: _TailFit) -> Floats:
 
 
 def exact(x: Floats) -> Floats:
-    """Return the GELU in float64, whose error is nothing beside those that are measured against it."""
+    """Return the GELU in float64. Its error is negligible compared with the measured errors."""
     return ops.gelu(x.astype(np.float64))
 
 
 def root_mean_square(x: Floats) -> float:
-    """Return the root of the mean of the squares."""
+    """Return the root mean square."""
     return math.sqrt(np.square(x).mean())
 
 
 def search() -> _TailFit:
-    """Return the rounded coefficients with the least measured error, largest and mean square together."""
+    """Return the rounded coefficients with the smallest measured error: a sum of the largest and the RMS error."""
     random = np.random.default_rng(0)
     x = np.concatenate([np.linspace(-6.5, 3, 95_001), random.standard_normal(60_000)]).astype(np.float32)
     truth = exact(x)
@@ -104,7 +105,7 @@ def search() -> _TailFit:
 
 
 def every_float32(smallest: float, largest: float) -> Iterator[Floats]:
-    """Yield all float32 from ``smallest`` to below ``largest``, both positive, and their negatives, in pieces."""
+    """Yield all float32 numbers from ``smallest`` (positive) to below ``largest``, and their negatives, in pieces."""
     start, stop = np.array([smallest, largest], np.float32).view(np.int32).tolist()
     for first in range(start, stop, 1 << 19):
         positive = np.arange(first, min(first + (1 << 19), stop), dtype=np.int32).view(np.float32)
@@ -113,12 +114,12 @@ def every_float32(smallest: float, largest: float) -> Iterator[Floats]:
 
 
 def main() -> None:
-    """Print the coefficients and the measured error, also that of the definition's own float32 steps."""
+    """Print the coefficients and the measured errors of this fit and of ``ops.gelu`` in float32."""
     best = search()
     print(", ".join(f"{name}={np.float32(value)!s}" for name, value in best._asdict().items()))
     functions = {"this fit": lambda x: gelu(x, best), "ops.gelu in float32": ops.gelu}
     relative, negative = dict.fromkeys(functions, 0.0), dict.fromkeys(functions, 0.0)
-    for x in every_float32(2**-10, 16):  # below, the error falls with x; beyond, there is none
+    for x in every_float32(2**-10, 16):  # below, the error falls with x; above, it is 0
         truth = exact(x)
         for name, function in functions.items():
             error = np.abs(function(x) - truth)

@@ -1,10 +1,10 @@
-"""Print the coefficients of the 16-bit GELU in ``kernels/cuda/activations.cuh``, and the error of their use.
+"""Print the coefficients of the 16-bit GELU in ``kernels/cuda/activations.cuh``, and the error of the function.
 
     python tools/fit_gelu_logit.py
 
-Needs mpmath (the ``dev`` extra). ``x Phi(x) = x / (1 + exp(-L(x)))`` with ``L(x) = log(Phi(x) / Phi(-x))``, which is
-odd and smooth: ``x`` times a polynomial in ``x^2``, of which Lawson's reweighted least squares finds the coefficients
-that are minimax for the error of ``x Phi(x)``. Beyond ``|x| = 6`` the kernel clips ``x^2``.
+It needs mpmath (the ``dev`` extra). ``x Phi(x) = x / (1 + exp(-L(x)))`` with ``L(x) = log(Phi(x) / Phi(-x))``. ``L`` is
+odd and smooth, so it is approximated by ``x`` times a polynomial in ``x^2``. Lawson's reweighted least squares finds
+the coefficients that are minimax for the error of ``x Phi(x)``. Beyond ``|x| = 6``, the kernel clips ``x^2``.
 """
 
 import mpmath
@@ -21,7 +21,7 @@ def fit(x: Floats) -> Floats:
     upper = np.array([float(mpmath.ncdf(value)) for value in x.tolist()])
     lower = np.array([float(mpmath.ncdf(-value)) for value in x.tolist()])
     logit = np.log(upper) - np.log(lower)
-    sensitivity = x * upper * lower  # of x Phi(x) to the logit
+    sensitivity = x * upper * lower  # derivative of x Phi(x) with respect to the logit
     columns = np.stack([x ** (2 * power + 1) for power in range(TERMS)], axis=1)
     factor = np.ones_like(x)
     best: tuple[float, Floats] = (np.inf, np.zeros(TERMS))

@@ -1,12 +1,12 @@
-"""Count the vectors that have other bits than the same text's alone, over random batchings.
+"""Count the vectors whose bits differ from the vector of the text alone, over random batchings.
 
     python tools/invariance.py MODEL TEXTS [TEXTS ...] --out RESULTS.json [--batchings 10000] [--core SkylakeX]
 
-MODEL is a local folder; TEXTS are files with one text a line. A batching is one call with a few of the texts, mostly
-short ones and some twice, in any order, and with settings drawn at random: encode or encode_stream, vectors alone or
-all features, batch_size, chunk_size, max_batch_tokens, 1 to 4 threads. It follows from --seed and its number, so a run
-can be repeated. With --core, OpenBLAS takes its kernels for that processor, which this one must be able to run. Exits
-with 1 if any bit differs. Linux only.
+MODEL is a local folder. TEXTS are files with one text per line. A batching is one call with a few of the texts in
+random order, mostly short ones, and some of them twice. The settings are random: encode or encode_stream, vectors alone
+or all features, batch_size, chunk_size, max_batch_tokens, 1 to 4 threads. A batching depends only on --seed and its
+number, so a run can be repeated. With --core, OpenBLAS uses its kernels for that processor; this machine must be able
+to run them. The exit status is 1 if any bit differs. Linux only.
 """
 
 import argparse
@@ -33,15 +33,15 @@ FORMS = ("encode", "encode_stream", "features", "one by one")
 
 
 class Batching(NamedTuple):
-    """A call, or with "one by one" several.
+    """One call, or several calls if the form is "one by one".
 
     Attributes:
-        rows: The texts, by number.
+        rows: The numbers of the texts.
         form: One of FORMS.
-        num_threads: As the encoder has it, like all that follow.
-        max_batch_tokens: As there.
-        batch_size: As there.
-        chunk_size: As there.
+        num_threads: The setting of the encoder.
+        max_batch_tokens: The setting of the encoder.
+        batch_size: The argument of the call.
+        chunk_size: The argument of the call.
     """
 
     rows: list[int]
@@ -53,7 +53,7 @@ class Batching(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A vector that has other bits than the same text's alone: its batching's number, its text, and how many bits."""
+    """A vector whose bits differ: the number of its batching, its text, and the number of different bits."""
 
     batching: int
     text: str
@@ -61,7 +61,7 @@ class Difference(NamedTuple):
 
 
 def draw(texts: int, number: int, seed: int = 0) -> Batching:
-    """Return batching ``number`` of so many texts, of which the first, the shortest, come most often."""
+    """Return batching ``number`` of ``texts`` texts. The first texts, which are the shortest, are the most frequent."""
     rng = np.random.default_rng([seed, number])
     few, many = rng.integers(1, 9), rng.integers(9, 33)
     rows = (texts * rng.random(many if rng.random() < 0.05 else few) ** 4).astype(int)
@@ -93,23 +93,23 @@ def encode(encoder: SentenceEncoder, texts: Sequence[str], batching: Batching) -
 
 
 def differing_bits(a: Array, b: Array) -> int:
-    """Return in how many bits two arrays of floats differ."""
+    """Return the number of bits in which two arrays of floats differ."""
     unsigned = f"u{a.itemsize}"
     return int(np.bitwise_count(a.view(unsigned) ^ b.view(unsigned)).sum())
 
 
 class Comparison:
-    """The vectors of random batchings beside those of each text alone.
+    """A comparison of the vectors of random batchings with the vectors of each text alone.
 
     Attributes:
         texts: The texts, the shortest first.
-        alone: The vector of each text alone, by its number, where it was needed so far.
-        vectors: How many vectors were compared with these.
-        differences: Those that differ.
+        alone: The vectors of single texts that were needed so far, by the text's number.
+        vectors: Number of compared vectors.
+        differences: The vectors that differ.
     """
 
     def __init__(self, encoder: SentenceEncoder, texts: Iterable[str], seed: int = 0) -> None:
-        """Compare nothing yet; a text alone is encoded as the encoder is set now."""
+        """Start without any comparison. Single texts are encoded with the encoder's current settings."""
         self.texts = sorted(dict.fromkeys(texts), key=len)
         self.alone: dict[int, Array] = {}
         self.vectors = 0
@@ -135,7 +135,7 @@ class Comparison:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a results file holds."""
+    """Return the contents of the results file."""
     encoder = SentenceEncoder(options.model, on_truncate="ignore")
     comparison = Comparison(encoder, (text for path in options.texts for text in read_texts(path)), options.seed)
     start = shown = time.monotonic()
@@ -170,7 +170,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_on(core: str) -> int:
-    """Return the exit status of this command in a new process, in which OpenBLAS has its kernels for ``core``."""
+    """Run this command in a new process where OpenBLAS uses its kernels for ``core``, and return the exit status."""
     environment = {**os.environ, "OPENBLAS_CORETYPE": core}
     status = subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
     if status == -signal.SIGILL:
@@ -182,11 +182,11 @@ def main() -> int:
     """Write the results file, and return 1 if any bit differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a local model folder")
-    parser.add_argument("texts", type=Path, nargs="+", help="files with one text a line")
+    parser.add_argument("texts", type=Path, nargs="+", help="files with one text per line")
     parser.add_argument("--out", type=Path, required=True, help="the results file, JSON")
-    parser.add_argument("--batchings", type=int, default=10_000, help="how many (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, help="another one draws other batchings (default: 0)")
-    parser.add_argument("--core", help="the processor whose kernels OpenBLAS takes, such as SkylakeX or Haswell")
+    parser.add_argument("--batchings", type=int, default=10_000, help="number of batchings (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the batchings (default: 0)")
+    parser.add_argument("--core", help="the processor whose kernels OpenBLAS uses, such as SkylakeX or Haswell")
     options = parser.parse_args()
 
     if options.core and os.environ.get("OPENBLAS_CORETYPE") != options.core:

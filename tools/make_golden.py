@@ -8,22 +8,22 @@
 #   "protobuf",
 # ]
 # ///
-"""Write tests/golden from transformers and sentence-transformers. Run it without minibert installed.
+"""Write tests/golden with transformers and sentence-transformers. It does not need minibert.
 
     python tools/make_golden.py [--minilm FOLDER] [--only-builtin]
 
-Makes, from fixed seeds:
+It makes these files from fixed seeds:
 
-* ``<card>/``: for each card of tests/cards.json a twin, the same model made small: its configuration, casing, pooling
-  and length limit, with random weights and a small vocabulary (``repo/``); and what the reference computes with it
-  (``golden.safetensors``): ids, hidden states in float32 and float64, every pooling mode, final vectors;
-* ``tokenizers/``: tokenizer files in every form that repos have, and the ids of the Unicode corpus below;
-* ``builtin.safetensors``: the vectors and ids of a set of texts by the model in minibert/builtin; with
-  ``--only-builtin``, nothing else;
-* with ``--minilm``, ``all-MiniLM-L6-v2.safetensors``: the same by the real weights in FOLDER.
+* ``<card>/``: a twin for each card of tests/cards.json. A twin is a small model with the card's configuration, casing,
+  pooling and length limit, with random weights and a small vocabulary (``repo/``). ``golden.safetensors`` has the
+  reference's results: ids, hidden states in float32 and float64, every pooling mode, final vectors.
+* ``tokenizers/``: tokenizer files in every form that repos have, and the ids of the Unicode corpus below.
+* ``builtin.safetensors``: the vectors and ids of a set of texts, from the model in minibert/builtin. With
+  ``--only-builtin``, the tool writes only this file.
+* ``all-MiniLM-L6-v2.safetensors``, with ``--minilm``: the same from the real weights in FOLDER.
 
-Every file has its provenance in its metadata. The values repeat from run to run; the order of the metadata in a file
-does not. A changed value needs its reason in the commit that changes it.
+The metadata of every file says how it was made. The values are the same in each run; the order of the metadata is not.
+If a value changes, the commit must say why.
 """
 
 import argparse
@@ -56,7 +56,7 @@ TEXTS = {
     "de": ("Ein Mann spielt Gitarre.", "", "Die Größe der Straße: 42!", "Äpfel", "Über Öl und ÜBEL [SEP] im Süden"),
 }
 
-#: Texts in which tokenizers differ: casing, accents composed and decomposed, scripts, what is not a character to see.
+#: Texts for which tokenizers differ: casing, composed and decomposed accents, scripts, invisible characters.
 UNICODE = (
     "",
     "   ",
@@ -138,7 +138,7 @@ def main() -> None:
     """Write all golden files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minilm", type=Path, help="folder of all-MiniLM-L6-v2 with its real weights")
-    parser.add_argument("--only-builtin", action="store_true", help="after the built-in model was trained anew")
+    parser.add_argument("--only-builtin", action="store_true", help="write only the file of the built-in model")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def write_twin(name: str, card: dict[str, Any]) -> None:
-    """Write the small model of a card, and what the reference computes with it."""
+    """Write the small model of a card, and the reference's results with it."""
     repo = GOLDEN / name / "repo"
     shutil.rmtree(GOLDEN / name, ignore_errors=True)
     repo.mkdir(parents=True)
@@ -176,7 +176,7 @@ def write_twin(name: str, card: dict[str, Any]) -> None:
 
 
 def random_bert(config: BertConfig, seed: int) -> BertModel:
-    """Return a BertModel whose activations reach as far as a trained one's, so that a wrong formula shows."""
+    """Return a BertModel whose activations are as large as in a trained model, so that a wrong formula is visible."""
     torch.manual_seed(seed)
     model = BertModel(config).eval()
     with torch.no_grad():
@@ -201,9 +201,9 @@ def twin_vocabulary(texts: Sequence[str], *, lower: bool) -> list[str]:
 
 
 def reference(repo: Path, texts: Sequence[str], short: int) -> dict[str, np.ndarray]:
-    """Return what transformers and sentence-transformers compute of ``texts``.
+    """Return the results of transformers and sentence-transformers for ``texts``.
 
-    Token by token, without padding, and the hidden states of the first ``short`` texts only.
+    Each text is computed alone, without padding. The hidden states are only those of the first ``short`` texts.
     """
     encoder = SentenceTransformer(str(repo), device="cpu")
     rows = [encoder.tokenize([text])["input_ids"][0] for text in texts]
@@ -245,7 +245,7 @@ def pooled(mode: str, ids: torch.Tensor, hidden: torch.Tensor) -> np.ndarray:
 
 
 def write_tokenizers() -> None:
-    """Write tokenizer files in every form, and the ids that transformers gives the Unicode corpus."""
+    """Write tokenizer files in every form, and transformers' ids of the Unicode corpus."""
     root = GOLDEN / "tokenizers"
     shutil.rmtree(root, ignore_errors=True)
     vocabulary = unicode_vocabulary()
@@ -323,7 +323,7 @@ def write_tokenizers() -> None:
 
 
 def unicode_vocabulary() -> list[str]:
-    """Return a vocabulary that knows most characters of the corpus, cased and uncased, but not all."""
+    """Return a vocabulary with most characters of the corpus, cased and uncased, but not all of them."""
     forms = [form for text in UNICODE for form in (text, text.lower(), unicodedata.normalize("NFD", text.lower()))]
     characters = sorted({c for text in forms for c in text if c.isprintable() and not c.isspace()})
     known = [c for i, c in enumerate(characters) if i % 11]
@@ -332,7 +332,7 @@ def unicode_vocabulary() -> list[str]:
 
 
 def bert_backend(vocabulary: Sequence[str], *, lowercase: bool) -> tokenizers.Tokenizer:
-    """Return a BERT tokenizer as tokenizer.json files of repos have it."""
+    """Return a BERT tokenizer like those in the tokenizer.json files of repos."""
     backend = tokenizers.Tokenizer(
         tokenizers.models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]")
     )
@@ -346,7 +346,7 @@ def bert_backend(vocabulary: Sequence[str], *, lowercase: bool) -> tokenizers.To
 
 
 def write_unigram(folder: Path) -> None:
-    """Write a small Unigram tokenizer with XLM-RoBERTa's layout, with a character map of a few rules."""
+    """Write a small Unigram tokenizer with XLM-RoBERTa's layout and a character map of a few rules."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
@@ -408,7 +408,7 @@ def write_vectors(folder: Path, name: str) -> None:
 
 
 def provenance(model: str) -> dict[str, str]:
-    """Return where the numbers of a file come from."""
+    """Return metadata that says how the numbers of a file were made."""
     modules: Iterable[Any] = (torch, transformers, sentence_transformers, tokenizers)
     return {
         "command": "python tools/make_golden.py",

@@ -1,9 +1,9 @@
-"""Break the arithmetic on purpose, one fault at a time, and check that the golden tests see it.
+"""Add one fault at a time to the arithmetic, and check that the golden tests fail.
 
     python tools/plant_faults.py
 
-Each fault is planted in a copy of the project; the golden tests must fail there. Run it once per release, and when the
-golden files change: a test that no fault can fail proves nothing.
+Each fault is added to a copy of the project. The golden tests must fail there. Run it once per release, and when the
+golden files change: a test that fails for no fault proves nothing.
 """
 
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Fault(NamedTuple):
-    """A wrong line: what is wrong, in which file, what it replaces and by what."""
+    """A fault: its name, the file, the right code and the wrong code."""
 
     name: str
     file: str
@@ -58,7 +58,7 @@ def behind(mask):
 
 
 def failures(fault: Fault | None) -> int:
-    """Return how many golden tests fail in a copy of the project with ``fault``."""
+    """Return the number of golden tests that fail in a copy of the project with ``fault``."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch)
         for name in ("minibert", "tests", "tools"):
@@ -81,7 +81,7 @@ def failures(fault: Fault | None) -> int:
 
 
 def main() -> int:
-    """Print how many tests see each fault, and return 1 if none sees one of them."""
+    """Print how many tests fail for each fault, and return 1 if no test fails for one of them."""
     unseen = 0
     if count := failures(None):
         raise SystemExit(f"{count} golden tests fail without any fault")

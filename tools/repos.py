@@ -1,6 +1,6 @@
-"""Model repos made from the cards in tests/cards.json: the files around the weights, and full-size seeded models.
+"""Model repos from the cards in tests/cards.json: the files besides the weights, and full-size seeded models.
 
-Shared by make_golden.py, accuracy.py and the reference tests. Needs torch and transformers for the seeded models only.
+make_golden.py, accuracy.py and the reference tests use it. Only the seeded models need torch and transformers.
 """
 
 import json
@@ -15,7 +15,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write_layout(repo: Path, card: dict[str, Any], hidden_size: int, vocabulary: Sequence[str]) -> None:
-    """Write what sentence-transformers 2 wrote around a model, the layout of the cards."""
+    """Write the files besides the weights, in the layout of sentence-transformers 2, which the cards have."""
     (repo / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), "utf-8")
     special = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
     lower = card["do_lower_case"]
@@ -56,7 +56,7 @@ def write_layout(repo: Path, card: dict[str, Any], hidden_size: int, vocabulary:
 
 
 def write_seeded_repo(repo: Path, card_name: str, vocabulary: Sequence[str] | None = None, seed: int = 0) -> Path:
-    """Write a card's model at its full size, with transformers' own initialisation from a seed, and return ``repo``."""
+    """Write a card's model at full size, initialised by transformers from a seed, and return ``repo``."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -70,7 +70,7 @@ def write_seeded_repo(repo: Path, card_name: str, vocabulary: Sequence[str] | No
 
 
 def full_vocabulary(size: int) -> list[str]:
-    """Return a vocabulary of ``size`` tokens: letters, digits, pieces, and made-up words of three syllables."""
+    """Return a vocabulary of ``size`` tokens: letters, digits, pieces, and random words of three syllables."""
     letters = "abcdefghijklmnopqrstuvwxyzäöüß0123456789"
     first = [*SPECIAL, *".,:;!?'-()", *letters, *letters.upper()[:29], *(f"##{c}" for c in letters)]
     syllables = [c + v for c in "bdfghklmnprstvwz" for v in "aeiou"]
@@ -79,7 +79,7 @@ def full_vocabulary(size: int) -> list[str]:
 
 
 def made_up_texts(vocabulary: Sequence[str], count: int, longest: int, seed: int = 0) -> list[str]:
-    """Return ``count`` texts of up to ``longest`` words drawn from ``vocabulary``, some with capitals and stops."""
+    """Return ``count`` texts of up to ``longest`` random words of ``vocabulary``, with capitals and punctuation."""
     rng = np.random.default_rng(seed)
     words = [word for word in vocabulary if word.isalpha() and len(word) > 1]
     texts = []

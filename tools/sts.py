@@ -2,9 +2,9 @@
 
     python tools/sts.py MODEL PAIRS.csv [PAIRS.csv ...] [--compare]
 
-Each row of a file is: sentence, sentence, score. With --compare, sentence-transformers encodes the same sentences, and
-the largest absolute difference of any number in any vector is printed. Needs SciPy, which comes with the ``reference``
-extra; cosines are summed in float64.
+Each row of a file is: sentence, sentence, score. With --compare, sentence-transformers also encodes the sentences, and
+the tool prints the largest absolute difference of any number in any vector. Cosines are computed in float64. The tool
+needs SciPy, which is part of the ``reference`` extra.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from minibert.typing import Array
 
 
 class Pairs(NamedTuple):
-    """A benchmark: two lists of sentences, and how alike people found each pair."""
+    """A benchmark: two lists of sentences, and the similarity score that people gave each pair."""
 
     left: list[str]
     right: list[str]
@@ -34,7 +34,7 @@ def read_pairs(path: Path) -> Pairs:
 
 
 def spearman(left: Array, right: Array, scores: list[float]) -> float:
-    """Return the rank correlation of the cosines of row pairs, summed in float64, with ``scores``."""
+    """Return the rank correlation of ``scores`` with the cosines of row pairs, computed in float64."""
     from scipy.stats import spearmanr
 
     a, b = left.astype(np.float64), right.astype(np.float64)
@@ -43,7 +43,7 @@ def spearman(left: Array, right: Array, scores: list[float]) -> float:
 
 
 def score(vectors: Array, pairs: Pairs) -> float:
-    """Return the correlation for the vectors of all left sentences, and then of all right ones."""
+    """Return the correlation. ``vectors`` has all left sentences first, then all right sentences."""
     count = len(pairs.scores)
     return spearman(vectors[:count], vectors[count:], pairs.scores)
 

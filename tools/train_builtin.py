@@ -2,15 +2,15 @@
 
     python tools/train_builtin.py TEACHER TEXTS [TEXTS ...] --work DIR --output DIR --sts PAIRS.csv [PAIRS.csv ...]
 
-TEACHER is a model folder; TEXTS have a text a line, and may be gzipped. DIR of --work keeps the teacher's vectors and a
-checkpoint: run the same command again, and it goes on where it was stopped. The output is a sentence-transformers repo
-with float16 weights and a model card. --sts measures; nothing is trained on it.
+TEACHER is a model folder. TEXTS have one text per line, and may be gzipped. The --work folder has the teacher's vectors
+and a checkpoint. If a run is stopped, the same command continues it. The output is a sentence-transformers repo with
+float16 weights and a model card. The --sts files are only for measurements, not for training.
 
-The teacher's vectors are the slow part: on two cores with AVX2, those of all-MiniLM-L6-v2 took 93 s for 20,000 texts of
-the corpus. They depend on the teacher and the texts only, and can be used by runs with other settings (--recipe) if
+The teacher's vectors are the slow part: on two cores with AVX2, all-MiniLM-L6-v2 took 93 s for 20,000 texts of the
+corpus. The vectors depend only on the teacher and the texts. Runs with other settings (--recipe) can use them again, if
 --vectors names their folder.
 
-Needs torch, transformers and SciPy: pip install -e '.[dev,reference]' torch==2.13.0
+It needs torch, transformers and SciPy: pip install -e '.[dev,reference]' torch==2.13.0
 """
 
 import argparse
@@ -63,9 +63,9 @@ def read_texts(paths: Sequence[Path], count: int) -> list[str]:
 def start_of_words(
     encoder: SentenceEncoder, directions: Float[Array, "D width"], counts: Float[Array, "V"]
 ) -> Float[Array, "V width"]:
-    """Return the student's word embeddings to start from.
+    """Return the student's initial word embeddings.
 
-    The teacher's vector of each token as a text of its own, less their mean by frequency, reduced to the student's
+    They are the teacher's vectors of single tokens, minus their mean weighted by frequency, reduced to the student's
     width, and scaled to a standard deviation of 0.05.
     """
     tokenizer = encoder.tokenizer
@@ -87,7 +87,7 @@ def save(student: Any, tokenizer: Tokenizer, folder: Path, positions: int) -> No
         folder / "tokenizer_config.json",
         {"tokenizer_class": "BertTokenizer", "model_max_length": positions, **lower, **tokens},
     )
-    dump(folder / "special_tokens_map.json", tokens)  # the tokenizer's config has them, too; older programs look here
+    dump(folder / "special_tokens_map.json", tokens)  # older programs read them from here
     dump(folder / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
     names = ("Transformer", "Pooling", "Normalize")
     paths = ["" if i == 0 else f"{i}_{name}" for i, name in enumerate(names)]
@@ -135,10 +135,10 @@ def main() -> None:
     """Make the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=Path, help="a model folder with a WordPiece tokenizer that ignores case")
-    parser.add_argument("texts", type=Path, nargs="+", help="text files, a text a line; .gz are gzipped")
+    parser.add_argument("texts", type=Path, nargs="+", help="text files, one text per line; .gz are gzipped")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--vectors", type=Path, help="folder for the teacher's vectors; default: in --work")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the model; replaced if it has one")
+    parser.add_argument("--vectors", type=Path, help="folder for the teacher's vectors (default: in --work)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model; an existing one is replaced")
     parser.add_argument("--sts", type=Path, nargs="+", default=[], help="STS files to measure with: text, text, score")
     parser.add_argument("--teacher-name", default="all-MiniLM-L6-v2", help="for the model card")
     parser.add_argument("--recipe", type=json.loads, default={}, help='other settings, as JSON: {"epochs": 1}')

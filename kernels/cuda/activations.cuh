@@ -1,4 +1,4 @@
-// The activation functions that `hidden_act` may name: minibert.ops has their definitions, under the same names.
+// The activation functions of `hidden_act`. minibert.ops has their definitions, with the same names.
 #pragma once
 #include "common.cuh"
 
@@ -17,14 +17,14 @@ DEVICE float gelu_tanh(float x, float root) {
   return 0.5f * x * (1.f + tanhf(root * (x + 0.044715f * x * x * x)));
 }
 
-// Every activation is a struct, so that a kernel can have it as a template argument. EXACT is false where the result is
-// rounded to 16 bits: then an approximation will do whose error that rounding hides.
+// Each activation is a struct, so that it can be a template argument of a kernel. EXACT is false if the result is
+// rounded to 16 bits. Then an approximation is enough if its error is smaller than the rounding error.
 struct Gelu {
   template <bool EXACT>
   static DEVICE float apply(float x) {
     if constexpr (EXACT) return gelu(x);
-    // x Phi(x), with the logarithm of Phi(x) / Phi(-x) as an odd polynomial. Made by tools/fit_gelu_logit.py, which
-    // prints the error: at most 2.6e-5. The polynomial bends back beyond |x| = 6, where the clip holds it.
+    // x Phi(x), where an odd polynomial approximates log(Phi(x) / Phi(-x)). tools/fit_gelu_logit.py computes the
+    // coefficients and prints the error: at most 2.6e-5. The polynomial is not valid beyond |x| = 6: hence the clip.
     const float square = fminf(x * x, 36.f);
     const float logit = x * ((GELU_LOGIT_5 * square + GELU_LOGIT_3) * square + GELU_LOGIT_1);
     return x * reciprocal_fast(1.f + exp2_fast(-1.44269504f * logit));

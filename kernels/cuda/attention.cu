@@ -1,25 +1,26 @@
-// context = softmax((Q + query_bias) K^T) V of each text and head, on packed tokens, on the tensor cores.
+// context = softmax((Q + query_bias) K^T) V for each text and head, on packed tokens, with tensor cores.
 //
 //   q (rows, q_stride), k, v (rows, kv_stride): views of wider arrays; a head has D columns of each, head 0 the first D
 //   query_bias (heads D,)      context (rows of q, heads D), contiguous
-//   tiles (n,): up to 64 queries of a text: {first row of its keys, how many keys, first row of the queries, how many};
-//           without queries, it is passed over
+//   tiles (n,): each has up to 64 queries of a text: {first row of keys, number of keys, first row of queries, number
+//           of queries}; a tile without queries is skipped
 //   grid    n x heads blocks of 128 threads: 4 warps of 16 queries      shared memory: 5 * 64 * D numbers
 //
-// Q comes scaled by 1 / sqrt(D), as the weights that made it are. Keys need no bias: it would add the same to all
-// scores of a query. Nor do values: their bias goes through to the bias of the output projection.
+// Q is already scaled by 1 / sqrt(D), because the query weights are. Keys need no bias: it would add the same number to
+// all scores of a query. Values need no bias either: the bias of the output projection includes it.
 //
-// Keys and values come in tiles of 64, two of each in shared memory: while one is worked on, the next is copied.
-// Scores are never stored: the softmax goes along with a running maximum and sum, and what is summed so far is rescaled
-// when the maximum grows.
+// Keys and values are read in tiles of 64. Shared memory has two tiles of each: the block copies the next tile while it
+// works on the current one. Scores are never stored in memory. The softmax has a running maximum and a running sum.
+// When the maximum grows, the sums so far are rescaled.
 //   Dao, Fu, Ermon, Rudra and Re 2022, "FlashAttention", https://arxiv.org/abs/2205.14135, algorithm 1
 //   Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", https://arxiv.org/abs/1805.02867
 #include "attention.cuh"
 
-constexpr int TILE = 64;     // queries, and keys, of a tile
+constexpr int TILE = 64;     // number of queries, and of keys, of a tile
 constexpr int THREADS = 128;
 
-// Turns the products of a warp's queries with a tile of keys into weights. ALL: the tile has all its 64 keys.
+// Computes the scores of a warp's queries for a tile of keys, turns them into weights, and rescales the sums so far.
+// ALL: the tile has all its 64 keys.
 template <class T, int D, bool ALL>
 DEVICE void weigh_tile(float (&scores)[TILE / 8][4], float (&sums)[D / 8][4], float (&most)[2], float (&total)[2],
                        const unsigned (&q)[D / 16][4], const T* K, int keys) {
@@ -39,8 +40,8 @@ DEVICE void weigh_tile(float (&scores)[TILE / 8][4], float (&sums)[D / 8][4], fl
   }
 }
 
-// Blocks that a multiprocessor is to have room for: as many as registers allow without spilling. Where shared memory is
-// small, there is room for fewer anyway.
+// The number of blocks that a multiprocessor must have room for: as many as possible without register spills. If shared
+// memory is small, fewer blocks fit.
 #if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
 constexpr int resident_blocks(int D) { return D <= 16 ? 5 : D <= 64 ? 4 : 2; }
 #else
@@ -54,7 +55,7 @@ attention(T* __restrict__ context, const T* __restrict__ q, const T* __restrict_
           int heads) {
   const int4 tile = tiles[blockIdx.x];
   const int keys = tile.y, queries = tile.w, column = blockIdx.y * D;
-  if (queries == 0) return;  // the whole block
+  if (queries == 0) return;  // for the whole block
   DYNAMIC_SHARED(memory);
   T* const Q = reinterpret_cast<T*>(memory);
   T* const K = Q + TILE * D;      // two tiles
@@ -64,7 +65,7 @@ attention(T* __restrict__ context, const T* __restrict__ q, const T* __restrict_
   q += (size_t)tile.z * q_stride + column;  // 64 bits: there may be more than 2^31 numbers
   k += (size_t)tile.x * kv_stride + column;
   v += (size_t)tile.x * kv_stride + column;
-  const bool has_queries = warp * 16 < queries;  // a warp without any copies, and waits, with the others
+  const bool has_queries = warp * 16 < queries;  // a warp without queries still copies and waits
   T* const of_warp = Q + warp * 16 * D;
 
   copy_tile<T, D, TILE, THREADS>(Q, q, queries, q_stride, threadIdx.x);
@@ -75,8 +76,8 @@ attention(T* __restrict__ context, const T* __restrict__ q, const T* __restrict_
 
   unsigned q_fragments[D / 16][4];
   float sums[D / 8][4] = {};               // of weights times values
-  float most[2] = {-INFINITE, -INFINITE};  // of the scores so far, of each row
-  float total[2] = {0, 0};                 // of the weights, in this lane
+  float most[2] = {-INFINITE, -INFINITE};  // the largest score so far of each row
+  float total[2] = {0, 0};                 // the sum of this lane's weights of each row
 
   for (int first = 0, stage = 0; first < keys; first += TILE, stage ^= 1) {
     const T* const K_tile = K + stage * TILE * D;
@@ -84,7 +85,7 @@ attention(T* __restrict__ context, const T* __restrict__ q, const T* __restrict_
     const int left = keys - first, next = first + TILE;
     const bool is_last = left <= TILE;
 
-    wait_for_copies<1>();  // this tile's keys, and the queries, are here
+    wait_for_copies<1>();  // this tile's keys and the queries are copied
     __syncthreads();       // for all threads; and nobody reads the other tile of keys any more
     if (first == 0 && has_queries) load_queries<T, D>(q_fragments, of_warp, query_bias + column);
     if (!is_last) {
@@ -93,12 +94,12 @@ attention(T* __restrict__ context, const T* __restrict__ q, const T* __restrict_
     }
     end_copy_group();
 
-    float scores[TILE / 8][4] = {};  // then the weights
+    float scores[TILE / 8][4] = {};  // later, the weights
     if (has_queries && left >= TILE) weigh_tile<T, D, true>(scores, sums, most, total, q_fragments, K_tile, left);
     if (has_queries && left < TILE) weigh_tile<T, D, false>(scores, sums, most, total, q_fragments, K_tile, left);
 
-    wait_for_copies<1>();  // this tile's values are here
-    __syncthreads();       // for all threads; and nobody reads the other tile of values any more
+    wait_for_copies<1>();  // this tile's values are copied
+    __syncthreads();       // for all threads; and no thread reads the other tile of values any more
     if (!is_last) {
       T* const to = V + (stage ^ 1) * TILE * D;
       copy_tile<T, D, TILE, THREADS>(to, v + (size_t)next * kv_stride, left - TILE, kv_stride, threadIdx.x);

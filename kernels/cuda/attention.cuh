@@ -1,27 +1,27 @@
-// The steps of attention on the tensor cores, for a warp with 16 queries of one head. attention.cu and
-// attention_short.cu are both made of these, so that they give the same bits for the same text.
+// The steps of attention with tensor cores, for a warp with 16 queries of one head. attention.cu and attention_short.cu
+// both use these steps, so that they give the same bits for the same text.
 #pragma once
 #include "common.cuh"
 
 constexpr float LOG2_E = 1.44269504f;
 
-// A lane's numbers of a product of 16 rows and 8 columns: rows quad() and quad() + 8, columns pair() and pair() + 1.
+// The part of a lane in a product of 16 rows and 8 columns: rows quad() and quad() + 8, columns pair() and pair() + 1.
 DEVICE int quad() { return threadIdx.x % WARP / 4; }
 DEVICE int pair() { return threadIdx.x % 4 * 2; }
 
-// The place of 8 numbers, a chunk, in a tile in shared memory. Chunks of a row are permuted by the row, so that 8
-// neighbouring rows have the same column in 8 different groups of banks, and load_matrices reads all at once. Every
-// 16 rows of a tile are a tile of their own.
+// The offset of a chunk (8 numbers) of a tile in shared memory. The chunks of a row are permuted, and the permutation
+// depends on the row. So a column of 8 consecutive rows is in 8 different groups of banks, and load_matrices reads it
+// without bank conflicts. Any 16 rows of a tile that begin at a multiple of 16 are also a tile.
 template <int D>
 DEVICE int place(int row, int chunk) {
   constexpr int CHUNKS = D / 8;
-  constexpr int ROWS_PER_LINE = CHUNKS >= 8 ? 1 : 8 / CHUNKS;  // of the 128 bytes that all banks have
+  constexpr int ROWS_PER_LINE = CHUNKS >= 8 ? 1 : 8 / CHUNKS;  // a line is 128 bytes: all banks
   constexpr int MASK = CHUNKS >= 8 ? 7 : CHUNKS - 1;
   return row * D + ((chunk ^ ((row / ROWS_PER_LINE) & MASK)) * 8);
 }
 
-// Begins to copy the first `rows` rows of `from`, at most ROWS, to a tile; thread `thread` of THREADS does its part.
-// The products read 16 rows at a time: what is missing of the last 16 becomes zeros, and never what may be NaN.
+// Starts to copy the first `rows` rows of `from`, at most ROWS, to a tile. Each of THREADS threads copies its part.
+// The products read 16 rows at a time. Missing rows of the last 16 become zeros, because other memory may contain NaN.
 template <class T, int D, int ROWS, int THREADS>
 DEVICE void copy_tile(T* tile, const T* from, int rows, int stride, int thread) {
   constexpr int ROWS_AT_ONCE = THREADS / (D / 8) < ROWS ? THREADS / (D / 8) : ROWS;
@@ -36,7 +36,7 @@ DEVICE void copy_tile(T* tile, const T* from, int rows, int stride, int thread) 
   }
 }
 
-// Loads 16 queries from a tile, and adds the bias.
+// Loads 16 queries from a tile and adds the bias.
 template <class T, int D>
 DEVICE void load_queries(unsigned (&q)[D / 16][4], const T* tile, const float* query_bias) {
   const int lane = threadIdx.x % WARP;
@@ -53,7 +53,7 @@ DEVICE void load_queries(unsigned (&q)[D / 16][4], const T* tile, const float* q
   }
 }
 
-// Adds to the scores of 16 keys, in two products, what columns 16 d to 16 d + 15 give.
+// Adds the products of columns 16 d to 16 d + 15 to the scores of 16 keys. `low` has the first 8 keys, `high` the rest.
 template <class T, int D>
 DEVICE void add_scores(float (&low)[4], float (&high)[4], const unsigned (&q)[4], const T* keys, int d) {
   const int lane = threadIdx.x % WARP;
@@ -63,10 +63,10 @@ DEVICE void add_scores(float (&low)[4], float (&high)[4], const unsigned (&q)[4]
   multiply_add<T>(high, q, b[2], b[3]);
 }
 
-// Turns the scores of one of a lane's two rows into weights, 2^(LOG2_E (score - largest)), by the largest score of the
-// row so far, here and in `most`. Adds them to `total`, of this lane's weights. Returns what sums so far are to be
-// multiplied by: 0 at the first scores. Of the 8 N keys, `keys` are there, at least one, so that nothing becomes NaN;
-// if not MASKED, all are.
+// Turns the scores of one of a lane's two rows into weights, 2^(LOG2_E (score - largest)). `largest` is the maximum of
+// these scores and of `most`, the largest score of the row so far. `most` becomes `largest`. Adds the weights to
+// `total`, the sum of this lane's weights. Returns the factor for the sums so far: 0 at the first scores. If MASKED,
+// only the first `keys` of the 8 N keys exist. There must be at least one, else the result would be NaN.
 template <int N, bool MASKED>
 DEVICE float weigh(float (&scores)[N][4], int row, int keys, float& most, float& total) {
   float largest = most;
@@ -95,7 +95,7 @@ DEVICE float weigh(float (&scores)[N][4], int row, int keys, float& most, float&
   return rescale;
 }
 
-// Adds to the sums the values of 16 keys times their weights.
+// Adds the values of 16 keys, times their weights, to the sums.
 template <class T, int D>
 DEVICE void add_values(float (&sums)[D / 8][4], const float (&low)[4], const float (&high)[4], const T* values) {
   const int lane = threadIdx.x % WARP;
@@ -110,11 +110,11 @@ DEVICE void add_values(float (&sums)[D / 8][4], const float (&low)[4], const flo
   }
 }
 
-// Writes the first `rows` of 16 rows of sums, divided by their totals, through a tile that is this warp's alone: then
-// a lane writes 16 bytes at a time.
+// Divides 16 rows of sums by their totals, and writes the first `rows` rows to `out`. The rows go through a tile that
+// only this warp uses, so that a lane writes 16 bytes at a time.
 template <class T, int D>
 DEVICE void store_rows(T* out, int stride, T* tile, const float (&sums)[D / 8][4], const float (&totals)[2], int rows) {
-  __syncwarp();  // nobody reads the tile any more
+  __syncwarp();  // no lane reads the tile any more
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     float total = totals[row];

@@ -1,12 +1,14 @@
-// context = softmax((Q + query_bias) K^T) V of each text and head, on packed tokens, for any head size up to 128 and
-// any type: where attention.cu does not apply. The arguments are as there, and `size`, the head size.
+// context = softmax((Q + query_bias) K^T) V for each text and head, on packed tokens, for any head size up to 128 and
+// any type. It is for the cases that attention.cu does not support. The arguments are the same, and `size`, the head
+// size.
 //
-//   CHUNKS  numbers of a head that a lane has: size <= 32 CHUNKS
-//   tiles   of up to 16 queries; without any, a tile is passed over
+//   CHUNKS  numbers of a head per lane: size <= 32 CHUNKS
+//   tiles   up to 16 queries each; a tile without queries is skipped
 //   grid    tiles x heads blocks of 128 threads: 4 warps of 4 queries
 //   shared  (16 size + 32 (size + 1) + 32 size) floats
 //
-// Keys and values come in tiles of 32. For the scores, a lane has a key; for the sums of values, a column.
+// Keys and values are read in tiles of 32. For the scores, each lane has one key. For the sums of values, each lane has
+// CHUNKS columns.
 #include "common.cuh"
 
 constexpr int QUERIES = 16, KEYS = 32, THREADS = 128, QUERIES_PER_WARP = 4;
@@ -19,10 +21,10 @@ attention_general(T* __restrict__ context, const T* __restrict__ q, const T* __r
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int4 tile = tiles[blockIdx.x];
   const int keys = tile.y, queries = tile.w, column = blockIdx.y * size;
-  if (queries == 0) return;  // the whole block
+  if (queries == 0) return;  // for the whole block
   DYNAMIC_SHARED(memory);
   float* const Q = reinterpret_cast<float*>(memory);
-  float* const K = Q + QUERIES * size;      // rows of size + 1, so that a column of keys is in different banks
+  float* const K = Q + QUERIES * size;      // size + 1 numbers per row: a column of keys is in different banks
   float* const V = K + KEYS * (size + 1);
 
   q += (size_t)tile.z * q_stride + column;  // 64 bits: there may be more than 2^31 numbers
@@ -39,24 +41,24 @@ attention_general(T* __restrict__ context, const T* __restrict__ q, const T* __r
 
   for (int first = 0; first < keys; first += KEYS) {
     const int here = keys - first < KEYS ? keys - first : KEYS;
-    __syncthreads();  // nobody reads the last tile any more
+    __syncthreads();  // no thread reads the last tile any more
     for (int i = threadIdx.x; i < here * size; i += THREADS) {
       const int r = i / size, c = i % size;
       K[r * (size + 1) + c] = to_float(k[(size_t)(first + r) * kv_stride + c]);
       V[r * size + c] = to_float(v[(size_t)(first + r) * kv_stride + c]);
     }
-    __syncthreads();  // this tile, and the queries, are there
+    __syncthreads();  // this tile and the queries are stored
 #pragma unroll
     for (int n = 0; n < QUERIES_PER_WARP; ++n) {
       const int query = warp * QUERIES_PER_WARP + n;
-      if (query >= queries) break;  // a whole warp
+      if (query >= queries) break;  // for the whole warp
       float score = -INFINITE;
       if (lane < here) {
         score = 0;
         for (int c = 0; c < size; ++c) score += Q[query * size + c] * K[lane * (size + 1) + c];
       }
       const float largest = fmaxf(most[n], warp_max(score));
-      const float rescale = expf(most[n] - largest);  // 0 in the first tile; there is a key, so no NaN
+      const float rescale = expf(most[n] - largest);  // 0 in the first tile; never NaN: there is at least one key
       const float weight = expf(score - largest);
       most[n] = largest;
       total[n] = total[n] * rescale + weight;
@@ -73,7 +75,7 @@ attention_general(T* __restrict__ context, const T* __restrict__ q, const T* __r
 #pragma unroll
   for (int n = 0; n < QUERIES_PER_WARP; ++n) {
     const int query = warp * QUERIES_PER_WARP + n;
-    if (query >= queries) break;  // a whole warp
+    if (query >= queries) break;  // for the whole warp
     const float share = 1.f / warp_sum(total[n]);
     T* const out = context + ((size_t)tile.z + query) * heads * size + column;
 #pragma unroll

@@ -1,12 +1,12 @@
-// What attention.cu computes, for texts of up to 16 keys: a warp has a text and a head, and waits for no other warp.
-// The bits are those that attention.cu would give. The arguments are as there, and `count`, the number of tiles.
+// The same as attention.cu, for texts of up to 16 keys. A warp has one text and one head, and waits for no other warp.
+// The bits are the same as those of attention.cu. The arguments are the same, and `count`, the number of tiles.
 //
-//   tiles   of up to 16 queries, and of texts of 1 to 16 keys; without queries, a tile is passed over
-//   grid    ceil(count heads / 4) blocks of 128 threads: 4 warps; the heads of a tile are neighbours
+//   tiles   up to 16 queries each, of texts of 1 to 16 keys; a tile without queries is skipped
+//   grid    ceil(count heads / 4) blocks of 128 threads: 4 warps; the heads of a tile are in consecutive warps
 //   shared  4 * 3 * 16 * D numbers
 #include "attention.cuh"
 
-constexpr int TILE = 16;  // queries, and keys, of a warp
+constexpr int TILE = 16;  // number of queries, and of keys, of a warp
 constexpr int THREADS = 128;
 
 template <class T, int D>
@@ -16,10 +16,10 @@ attention_short(T* __restrict__ context, const T* __restrict__ q, const T* __res
                 int heads, int count) {
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int number = blockIdx.x * (THREADS / WARP) + warp;
-  if (number >= count * heads) return;  // a whole warp
+  if (number >= count * heads) return;  // for the whole warp
   const int4 tile = tiles[number / heads];
   const int keys = tile.y, queries = tile.w, column = number % heads * D;
-  if (queries == 0) return;  // a whole warp
+  if (queries == 0) return;  // for the whole warp
   DYNAMIC_SHARED(memory);
   T* const Q = reinterpret_cast<T*>(memory) + warp * 3 * TILE * D;
   T* const K = Q + TILE * D;
@@ -31,7 +31,7 @@ attention_short(T* __restrict__ context, const T* __restrict__ q, const T* __res
   copy_tile<T, D, TILE, WARP>(V, v + (size_t)tile.x * kv_stride + column, keys, kv_stride, lane);
   end_copy_group();
 
-  wait_for_copies<1>();  // queries and keys are here
+  wait_for_copies<1>();  // queries and keys are copied
   __syncwarp();          // for all lanes
   unsigned q_fragments[D / 16][4];
   load_queries<T, D>(q_fragments, Q, query_bias + column);
@@ -45,7 +45,7 @@ attention_short(T* __restrict__ context, const T* __restrict__ q, const T* __res
     weigh<TILE / 8, true>(scores, row, keys, most, total[row]);
   }
 
-  wait_for_copies<0>();  // values are here
+  wait_for_copies<0>();  // values are copied
   __syncwarp();          // for all lanes
   float sums[D / 8][4] = {};
   add_values<T, D>(sums, scores[0], scores[1], V);

@@ -1,8 +1,8 @@
-// y = act(y + bias), in place: what stands between the two products of the feed-forward.
+// y = act(y + bias), in place: the step between the two matrix products of the feed-forward.
 //
 //   y (rows, width)      bias (width,)
-//   Act     one of activations.cuh
-//   N       numbers in a vector, a vector a thread: width is a multiple of it
+//   Act     a struct of activations.cuh
+//   N       numbers in a vector: width is a multiple of it; each thread has one vector
 //   grid    enough blocks of 256 threads for rows * width / N
 #include "activations.cuh"
 

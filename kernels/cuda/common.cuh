@@ -1,9 +1,9 @@
-// What every kernel is written in: the few things beyond plain C++ that device.cuh names for a GPU, and
-// tests/executor/executor.h for the CPU that runs the same sources in the tests.
+// All kernels include this file. device.cuh defines the few names for a GPU that plain C++ does not have. In the tests,
+// tests/executor/executor.h defines the same names for a CPU, which runs the same sources.
 //
 //   T   the type that hidden states and matrices are stored in: float16, bfloat16 or float
 //
-// All arithmetic is in float. Biases, and the scales and shifts of layer norms, are stored as float, too.
+// All arithmetic is in float. Biases, and the scales and shifts of layer norms, are also stored as float.
 #pragma once
 #ifdef MINIBERT_EXECUTOR
 #include "executor.h"
@@ -14,13 +14,13 @@
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// N numbers that are read or written at once.
+// N numbers that one instruction reads or writes.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Vector {
   T at[N];
 };
 
-// Reads N floats, in vectors of up to 16 bytes: `from` is a multiple of that.
+// Reads N floats, in vectors of up to 16 bytes. `from` is aligned to the size of a vector.
 template <int N>
 DEVICE void load_floats(float (&to)[N], const float* from) {
   constexpr int AT_ONCE = N < 4 ? N : 4;
@@ -47,14 +47,14 @@ DEVICE void store_floats(float* to, const float (&from)[N]) {
   }
 }
 
-// The sum of what the lanes of a warp have, in each of them.
+// Returns the sum of x over the lanes of a warp, in every lane.
 DEVICE float warp_sum(float x) {
 #pragma unroll
   for (int distance = WARP / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(ALL_LANES, x, distance);
   return x;
 }
 
-// The largest of what the lanes of a warp have, in each of them.
+// Returns the maximum of x over the lanes of a warp, in every lane.
 DEVICE float warp_max(float x) {
 #pragma unroll
   for (int distance = WARP / 2; distance > 0; distance /= 2) {

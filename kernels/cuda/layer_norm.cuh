@@ -1,9 +1,9 @@
-// Layer normalization of a row that a warp has in its registers.
+// Layer normalization of a row in the registers of a warp.
 #pragma once
 #include "common.cuh"
 
-// A row of `width` numbers: lane l has the vectors l, l + 32, l + 64, ..., of N numbers each; of what would be beyond
-// the end, zeros.
+// A row of `width` numbers. Lane l has the vectors l, l + 32, l + 64, ..., of N numbers each. Vectors beyond the end of
+// the row are zeros.
 template <int N, int CHUNKS>
 struct Row {
   float at[CHUNKS][N];
@@ -40,8 +40,8 @@ struct Row {
 
 // Writes LayerNorm(row) to `out`.
 //
-// The variance is taken about the mean that was found first: E[x^2] - E[x]^2 cancels where the mean is large. The mean
-// is subtracted twice: what rounding left of a large one goes the second time, and equal values become 0.
+// The mean is subtracted before the variance is computed: E[x^2] - E[x]^2 would lose digits when the mean is large. The
+// mean is subtracted twice: the second time removes the rounding error of a large mean, and equal values become 0.
 template <class T, int N, int CHUNKS>
 DEVICE void layer_norm(T* out, Row<N, CHUNKS>& row, const float* gamma, const float* beta, float eps, int width) {
   const float share = 1.f / (float)width;

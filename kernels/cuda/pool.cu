@@ -1,22 +1,22 @@
-// From the hidden states of each text's tokens to one vector, by one or several modes side by side: minibert.pooling has
-// the definitions.
+// Pools the hidden states of each text's tokens to one vector: the concatenated results of one or several modes.
+// minibert.pooling has the definitions.
 //
 //   hidden (tokens, width)      out (texts, number of modes * width), float
-//   cu_seqlens (texts + 1,): text i has the rows from cu_seqlens[i] to cu_seqlens[i + 1]; it may have none
-//   modes     four bits a mode, the first mode lowest: a Mode, and 0 after the last
-//   exclude   how many of each text's first tokens, a prompt, are left out
+//   cu_seqlens (texts + 1,): text i has the rows from cu_seqlens[i] to cu_seqlens[i + 1] - 1; it may have none
+//   modes     four bits for each Mode, the first mode in the lowest bits; 0 after the last mode
+//   exclude   number of tokens at the start of each text (a prompt) that are left out
 //   N         numbers in a vector, of up to 16 bytes: width is a multiple of it
 //   grid      texts x slices of 16 N columns, blocks of 256 threads      shared memory: 3 * 8 * 16 N floats
 //
-// A thread has a vector of columns, and every 16th token: so a long text is read by many threads. Which tokens a thread
-// adds up depends on the text and the width alone, and so do the bits of the vector.
+// A thread reads one vector of columns of every 16th token, so many threads read a long text. The split of tokens over
+// threads depends only on the text and the width. So the bits of the result depend only on these, too.
 #include "common.cuh"
 
 enum Mode { CLS = 1, LAST_TOKEN, MAX, MEAN, MEAN_SQRT_LEN, WEIGHTED_MEAN };
 enum Statistic { SUM, WEIGHTED_SUM, LARGEST, STATISTICS };
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
-constexpr int VECTORS = 16, GROUPS = THREADS / VECTORS;  // of columns in a slice, and of tokens; a warp has two groups
+constexpr int VECTORS = 16, GROUPS = THREADS / VECTORS;  // of columns per slice, and of tokens; a warp has two groups
 
 template <class T, int N>
 __global__ void __launch_bounds__(THREADS, 4)
@@ -27,7 +27,7 @@ pool(float* __restrict__ out, const T* __restrict__ hidden, const int* __restric
   DYNAMIC_SHARED(memory);
   float* const of_warps = reinterpret_cast<float*>(memory);  // (STATISTICS, WARPS, COLUMNS)
   const int start = cu_seqlens[blockIdx.x], tokens = cu_seqlens[blockIdx.x + 1] - start;
-  const int first = exclude < tokens ? exclude : tokens;  // of those that are pooled
+  const int first = exclude < tokens ? exclude : tokens;  // the first token to pool
   int number_of_modes = 0;
   bool reads_all = false;
   for (int left = modes; left; left >>= 4) {
@@ -36,7 +36,7 @@ pool(float* __restrict__ out, const T* __restrict__ hidden, const int* __restric
   }
   hidden += (size_t)start * width + blockIdx.y * COLUMNS;  // 64 bits: there may be more than 2^31 numbers
   out += (size_t)blockIdx.x * number_of_modes * width + blockIdx.y * COLUMNS;
-  const int columns = width - (int)blockIdx.y * COLUMNS;  // there are no more than COLUMNS here
+  const int columns = width - (int)blockIdx.y * COLUMNS;  // columns left; this block has at most COLUMNS
 
   if (reads_all) {
     const int vector = threadIdx.x % VECTORS, group = threadIdx.x / VECTORS;
@@ -56,7 +56,7 @@ pool(float* __restrict__ out, const T* __restrict__ hidden, const int* __restric
         }
       }
 #pragma unroll
-    for (int j = 0; j < N; ++j) {  // of the warp's two groups
+    for (int j = 0; j < N; ++j) {  // combine the two groups of the warp
       sum[j] += __shfl_xor_sync(ALL_LANES, sum[j], VECTORS);
       weighted[j] += __shfl_xor_sync(ALL_LANES, weighted[j], VECTORS);
       largest[j] = fmaxf(largest[j], __shfl_xor_sync(ALL_LANES, largest[j], VECTORS));
@@ -79,11 +79,11 @@ pool(float* __restrict__ out, const T* __restrict__ hidden, const int* __restric
     return total;
   };
   const float count = (float)(tokens - first);
-  // The weights of a weighted mean are positions from 1: those that are left out keep theirs.
+  // The weights of a weighted mean are the positions, counted from 1. Excluded tokens keep their positions.
   const float weights = 0.5f * ((float)tokens * (float)(tokens + 1) - (float)first * (float)(first + 1));
   for (int left = modes; left; left >>= 4, out += width) {
     const int mode = left & 15;
-    float y = 0;  // what all modes but MAX give where there is no token
+    float y = 0;  // the result of all modes except MAX if there is no token
     if (mode == MAX) {
       y = -INFINITE;
 #pragma unroll

@@ -1,7 +1,7 @@
-// out[i] = x[rows[i]]: the rows of the first tokens, where the last layer needs no others.
+// out[i] = x[rows[i]]: the rows of the first tokens, if the last layer computes only these.
 //
 //   x (any number, width)      rows (count,)      out (count, width)
-//   N       numbers in a vector, a vector a thread: width is a multiple of it
+//   N       numbers in a vector: width is a multiple of it; each thread has one vector
 //   grid    enough blocks of 256 threads for count * width / N
 #include "common.cuh"
 

@@ -1,9 +1,10 @@
-// What minibert/engine/products.py needs to try an algorithm of cuBLASLt: many equal rows, and whether they stay equal.
+// Kernels for the trials of cuBLASLt's algorithms in minibert/engine/products.py. One repeats a few rows many times.
+// The other checks whether the rows of a product repeat in the same way.
 //
 //   rows (period, width)       a few different rows
-//   x, y (count, width)        row i is, or is to be, row i % period of `rows`
-//   different (1,)             becomes 1 if a number of y is another one than its row of `rows` has
-//   grid    enough blocks of 256 threads for count * width; a thread has one number
+//   x, y (count, width)        repeat_rows sets row i of x to row i % period of `rows`; compare_rows compares y with it
+//   different (1,)             is set to 1 if a number of y differs
+//   grid    enough blocks of 256 threads for count * width; each thread has one number
 #include "common.cuh"
 
 template <class T>

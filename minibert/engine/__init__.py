@@ -1,1 +1,1 @@
-"""What computes fast: the packed forward pass, written in fused operations, and these operations for each device."""
+"""The fast path: the packed forward pass, made of fused operations, and these operations for each device."""

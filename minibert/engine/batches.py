@@ -1,6 +1,6 @@
-"""Batches: how the texts of a call are cut up, and how threads work on the pieces.
+"""Batches: this module cuts the texts of a call into batches, and threads compute them.
 
-Nothing here can change a result: a text's vector does not depend on its batch.
+Nothing here can change a result, because a text's vector does not depend on its batch.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from minibert.typing import Array, Int
 
 logger = logging.getLogger("minibert")
 
-#: Texts that are tokenized in one call, at most: enough to keep the tokenizer's threads busy.
+#: The largest number of texts in one call of the tokenizer: enough to keep the tokenizer's threads busy.
 _TOKENIZE_AT_ONCE = 4096
-#: Batches, for each thread, that are tokenized in one call, if they are not too many texts.
+#: One call of the tokenizer has the texts of about this many batches for each thread.
 _BATCHES_AT_ONCE = 2
-#: Calls of the tokenizer that are ahead of what is in use: one is done or going on, the next can start at once.
+#: How many calls of the tokenizer run ahead: one is running or done, and the next can start immediately.
 _CALLS_AHEAD = 2
 
 _Argument = TypeVar("_Argument")
@@ -36,8 +36,8 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: The index of each text.
-        lengths: How many tokens it has.
-        tokenized: What the tokenizer returned for it. Its ids are made of that when they are needed.
+        lengths: Number of tokens of each text.
+        tokenized: The tokenizer's result for each text. The ids are extracted from it later.
     """
 
     rows: Int[Array, "texts"]
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens all of them have."""
+        """Number of tokens of all texts together."""
         return int(self.lengths.sum())
 
     def part(self, which: slice) -> Self:
@@ -54,13 +54,13 @@ class Batch(NamedTuple):
         return type(self)(self.rows[which], self.lengths[which], self.tokenized[which])
 
     def given_away(self, which: slice) -> Self:
-        """Return some of the texts, and keep nothing of what was tokenized for them: it is large."""
+        """Return some of the texts, and drop the tokenizer's results for them here, because these are large."""
         part = self.part(which)
         self.tokenized[which] = [None] * len(part.rows)
         return part
 
     def merged(self, other: Self) -> Self:
-        """Return the texts of both, those with the most tokens first, and equal ones in their order."""
+        """Return the texts of both batches, the longest first. Texts of equal length keep their order."""
         rows, lengths = np.concatenate([self.rows, other.rows]), np.concatenate([self.lengths, other.lengths])
         order = _longest_first(lengths)
         tokenized = self.tokenized + other.tokenized
@@ -72,10 +72,10 @@ class Limits:
     """How large batches may be.
 
     Attributes:
-        max_tokens: The most tokens in a batch of more than one text. It is lowered where memory runs out.
-        max_texts: The most texts in a batch, or None.
-        threads: How many threads work on batches at a time.
-        efficient_tokens: What makes an efficient batch: at the end of a call, batches get no smaller.
+        max_tokens: The largest number of tokens in a batch of more than one text. It is lowered when memory runs out.
+        max_texts: The largest number of texts in a batch, or None.
+        threads: Number of threads that compute batches.
+        efficient_tokens: Number of tokens of an efficient batch. At the end of a call, batches do not get smaller.
     """
 
     max_tokens: int
@@ -89,21 +89,22 @@ def cut(
     tokenize: Callable[[Int[Array, "n"]], tuple[Int[Array, "n"], list[Any]]],
     limits: Limits,
 ) -> Generator[Batch, None, None]:
-    """Yield batches of texts, the longest first, so that equal lengths meet and the last batches are small.
+    """Yield batches of texts, the longest first. So equal lengths are together, and the last batches are small.
 
-    Tokenization goes in pieces, on a thread of its own, some pieces ahead of the batches. Towards the end batches
-    shrink, for all threads to end at about the same time. Close the generator if it is not used up: it waits for the
+    A separate thread tokenizes the texts in pieces, ahead of the batches. Towards the end, batches get smaller, so that
+    all threads finish at about the same time. Close the generator if you stop before its end: this waits for the
     tokenizer.
 
     Args:
         texts: The texts.
-        tokenize: Returns the number of tokens of each of the texts at some indices, and what is put in a batch for it.
+        tokenize: Tokenizes the texts with these indices. It returns their lengths in tokens, and a result for each text
+            that is put in the batch.
         limits: How large batches may be.
     """
     sizes = np.fromiter(map(len, texts), np.intp, len(texts))
     order = _longest_first(sizes)
     characters_up_to = np.concatenate([[0], np.cumsum(sizes[order])])
-    characters, tokens = 4, 1  # of what is tokenized: an estimate of how many tokens the others have
+    characters, tokens = 4, 1  # of tokenized texts: they estimate the tokens of the others
     characters_left = int(characters_up_to[-1])
 
     def pieces() -> Iterator[Int[Array, "n"]]:
@@ -117,7 +118,7 @@ def cut(
 
     none = np.zeros(0, np.intp)
     waiting, tokens_waiting = Batch(none, none, []), 0
-    tokens_up_to, start = np.zeros(1, np.intp), 0  # in `waiting`, which is used up from its start
+    tokens_up_to, start = np.zeros(1, np.intp), 0  # in `waiting`: its first `start` texts are already used
     with contextlib.closing(ahead(lambda rows: Batch(rows, *tokenize(rows)), pieces())) as coming:
         while True:
             while tokens_waiting < limits.max_tokens and (new := next(coming, None)) is not None:
@@ -140,22 +141,22 @@ def cut(
 
 
 def _longest_first(lengths: Int[Array, "n"]) -> Int[Array, "n"]:
-    """Return the indices of lengths in descending order; equal ones keep their order."""
+    """Return the indices that sort lengths in descending order. Equal lengths keep their order."""
     longest = lengths.max(initial=0)
-    return np.argsort((longest - lengths).astype(np.min_scalar_type(longest)), kind="stable")  # 16 bits sort quickest
+    return np.argsort((longest - lengths).astype(np.min_scalar_type(longest)), kind="stable")  # 16 bits sort fastest
 
 
 def _last_within(up_to: Int[Array, "n"], start: int, most: int) -> int:
-    """Return the last index up to which, counted from ``start``, there is no more than ``most``."""
+    """Return the last index where the cumulative sum ``up_to``, counted from ``start``, is at most ``most``."""
     most = min(most, int(up_to[-1]))  # a user's limit need not fit in 64 bits
     return int(np.searchsorted(up_to, up_to[start] + most, side="right")) - 1
 
 
 def ahead(function: Callable[[_Argument], _Result], arguments: Iterable[_Argument]) -> Generator[_Result, None, None]:
-    """Yield the function's results in order. Another thread makes them, before they are asked for.
+    """Yield the function's results in order. Another thread computes them in advance.
 
-    So it should spend its time where other threads of Python can run. For a single argument no thread is started.
-    Close the generator if it is not used up: it waits for the thread.
+    The function should release the GIL most of the time. For a single argument, no thread is started. Close the
+    generator if you stop before its end: this waits for the thread.
     """
     remaining: Iterator[_Argument] = iter(arguments)
     first = list(itertools.islice(remaining, 2))
@@ -183,20 +184,20 @@ def run(
     limits: Limits,
     worker: Callable[[Callable[[], bool]], AbstractContextManager[Fused]],
 ) -> None:
-    """Call ``work`` on every batch, on so many threads, this one among them.
+    """Call ``work`` on every batch, on ``limits.threads`` threads. The calling thread is one of them.
 
-    Batches are made by whichever thread needs one. If a thread raises, the others stop at their next matrix product,
-    and the first exception is raised here.
+    Each thread takes the next batch when it needs one. If a thread raises, the others stop at their next matrix
+    product, and this function raises the first exception.
 
     Args:
         batches: The batches.
-        work: Computes one of them.
-        limits: How many threads there are, and how large ``batches`` makes batches: that is lowered here, and the batch
-            computed in parts, where memory runs out.
-        worker: Returns what a thread computes with; it gets a function that tells whether to stop.
+        work: Computes one batch.
+        limits: The number of threads, and the limits of ``batches``. When memory runs out, the batch is computed in
+            parts, and the limit is lowered.
+        worker: Returns the operations and memory of a thread. Its argument is a function that says whether to stop.
 
     Raises:
-        MemoryError: Not even a single text fits.
+        MemoryError: A single text does not fit in memory.
     """
     iterator = iter(batches)
     lock = threading.Lock()
@@ -212,8 +213,8 @@ def run(
                     if batch is None:
                         return
                     work_within_memory(batch, work, limits, fused)
-                    del batch  # before the lock: to free what was tokenized takes time
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread of the caller
+                    del batch  # before the lock: to free the tokenizer's results takes time
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the calling thread
             errors.append(error)
             stopped.set()
 
@@ -230,7 +231,7 @@ def run(
             thread.start()
         work_on_parts()
         _wait(others, ends)
-    finally:  # where Ctrl-C interrupted any of this
+    finally:  # needed if Ctrl-C interrupts the lines above
         stopped.set()
         _wait(others, ends)
     if errors:
@@ -238,10 +239,10 @@ def run(
 
 
 def work_within_memory(batch: Batch, work: Callable[[Batch, Fused], None], limits: Limits, fused: Fused) -> None:
-    """Call ``work`` on a batch; where memory runs out, on its halves, and lower the limit for those to come.
+    """Call ``work`` on a batch. If memory runs out, call it on the two halves, and lower the limit for later batches.
 
     Raises:
-        MemoryError: Not even a single text fits.
+        MemoryError: A single text does not fit in memory.
     """
     try:
         work(batch, fused)
@@ -260,9 +261,9 @@ def work_within_memory(batch: Batch, work: Callable[[Batch, Fused], None], limit
 
 
 def _wait(threads: Sequence[threading.Thread], ends: Sequence[threading.Event]) -> None:
-    """Wait until those of the threads that were started have ended.
+    """Wait until all started threads have ended.
 
-    Not by joining alone: in Python 3.11, a join that Ctrl-C has interrupted takes the thread for ended ever after.
+    ``join`` alone is not enough: in Python 3.11, after Ctrl-C interrupts a join, the thread counts as ended.
     """
     for thread, ended in zip(threads, ends, strict=True):
         if thread.ident is not None:

@@ -1,9 +1,9 @@
-"""NVIDIA's cuBLASLt, through ctypes: which algorithms it has for a matrix product, and the product itself.
+"""NVIDIA's cuBLASLt through ctypes: it lists the algorithms for a matrix product, and computes the product.
 
-CuPy has no binding of it, and its cuBLAS cannot be recorded in a CUDA graph. A handle of cuBLASLt belongs to a GPU and
-serves all threads: stream and workspace are arguments of each call.
+CuPy has no binding of it, and CuPy's cuBLAS cannot be recorded in a CUDA graph. A handle of cuBLASLt belongs to one
+GPU. All threads can use it, because each call has the stream and the workspace as arguments.
 
-Constants are those of ``cublasLt.h``; https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api describes them.
+The constants are those of ``cublasLt.h``. https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api describes them.
 """
 
 import ctypes
@@ -11,31 +11,31 @@ from typing import Any, NamedTuple
 
 from minibert.errors import DeviceError
 
-#: cublasComputeType_t and cudaDataType_t: sums and factors are float32, whatever the matrices are.
+#: cublasComputeType_t and cudaDataType_t: sums and factors are float32 for all types of matrices.
 _COMPUTE_32F, _TYPE_32F = 68, 0
 #: cublasLtMatmulPreferenceAttributes_t: bytes of workspace, kinds of reduction, and the alignment of A, B, C and D.
 _WORKSPACE, _REDUCTION, _ALIGNMENTS = 1, 3, (5, 6, 7, 8)
-#: cublasLtReductionScheme_t: the sums of an output are not split over blocks.
+#: cublasLtReductionScheme_t: no output's sum is split over blocks.
 _NO_REDUCTION = 0
-#: The largest alignment that an algorithm may ask for, in bytes.
+#: The largest alignment that an algorithm may require, in bytes.
 MOST_ALIGNMENT = 256
 
-#: Bytes of scratch memory that a product may use.
+#: The scratch memory of a product, in bytes.
 WORKSPACE_BYTES = 32 << 20
 
 
 class Product(NamedTuple):
-    """A product of matrices that are stored by columns: ``C (m, n) = A (m, k) B (k, n)``, or that added to C.
+    """A product of matrices that are stored by columns: ``C (m, n) = A (m, k) B (k, n)``, or the same added to C.
 
     Attributes:
         m: Rows of A and C.
         n: Columns of B and C.
         k: Columns of A, rows of B.
-        lda: Numbers from one column of A to the next.
-        ldb: The same of B.
-        ldc: The same of C.
+        lda: Distance between columns of A, in numbers.
+        ldb: The same for B.
+        ldc: The same for C.
         kind: The cudaDataType_t of all three.
-        alignment: Bytes of which the addresses of all three are multiples, at most :data:`MOST_ALIGNMENT`.
+        alignment: The alignment of all three addresses, in bytes, at most :data:`MOST_ALIGNMENT`.
         add: Whether the product is added to C.
     """
 
@@ -69,7 +69,7 @@ class _Found(ctypes.Structure):
 
 
 class _Described(NamedTuple):
-    """What the library is told of a product: descriptors of the operation and of A, B and C."""
+    """The library's descriptors of a product: of the operation, and of A, B and C."""
 
     operation: ctypes.c_void_p
     a: ctypes.c_void_p
@@ -81,10 +81,10 @@ class CublasLt:
     """The library on one GPU. Threads may share it."""
 
     def __init__(self) -> None:
-        """Open it on the current GPU.
+        """Open the library on the current GPU.
 
         Raises:
-            DeviceError: It is missing, or cannot be used.
+            DeviceError: The library is missing or cannot be used.
         """
         self._library = open_library()
         self._handle = ctypes.c_void_p()
@@ -94,12 +94,12 @@ class CublasLt:
         self._call("cublasLtCreate", ctypes.byref(self._handle))
 
     def algorithms(self, product: Product, most: int) -> list[Algorithm]:
-        """Return up to ``most`` algorithms for a product, first the one that the library takes for the fastest.
+        """Return up to ``most`` algorithms for a product. The library's estimate of the fastest one is first.
 
-        None of them splits a sum and adds the parts in an order of chance.
+        None of them splits a sum and adds the parts in a random order.
 
         Raises:
-            DeviceError: The library has none.
+            DeviceError: The library has no algorithm.
         """
         described = self._describe(product)
         preference = self._new("cublasLtMatmulPreferenceCreate")
@@ -123,17 +123,17 @@ class CublasLt:
     def multiply(
         self, product: Product, algorithm: Algorithm, pointers: tuple[int, int, int], stream: int, workspace: int
     ) -> None:
-        """Ask a stream for a product.
+        """Launch a product on a stream.
 
         Args:
-            product: Which.
+            product: The product.
             algorithm: One of :meth:`algorithms`.
             pointers: The addresses of A, B and C.
             stream: The stream's address.
-            workspace: The address of :data:`WORKSPACE_BYTES` that belong to the stream.
+            workspace: The address of :data:`WORKSPACE_BYTES` of scratch memory for this stream.
 
         Raises:
-            DeviceError: The library refuses.
+            DeviceError: The library reports an error.
         """
         operation, a, b, c = self._described.get(product) or self._describe(product)
         of_a, of_b, of_c = map(ctypes.c_void_p, pointers)
@@ -146,7 +146,7 @@ class CublasLt:
             raise DeviceError(f"cublasLtMatmul failed with status {status} (a cublasStatus_t) on {product}.")
 
     def _describe(self, product: Product) -> _Described:
-        """Return a product's descriptors. They are kept: a program has a few hundred, of some hundred bytes each."""
+        """Return a product's descriptors. They are never freed: a program has a few hundred of some hundred bytes."""
         described = self._described.get(product)
         if described is None:
             types = ctypes.c_int(_COMPUTE_32F), ctypes.c_int(_TYPE_32F)
@@ -163,7 +163,7 @@ class CublasLt:
         return self._new("cublasLtMatrixLayoutCreate", ctypes.c_int(kind), *sizes)
 
     def _new(self, function: str, *arguments: Any) -> ctypes.c_void_p:
-        """Return what a function of the library makes."""
+        """Return the object that a function of the library creates."""
         made = ctypes.c_void_p()
         self._call(function, ctypes.byref(made), *arguments)
         return made
@@ -175,10 +175,10 @@ class CublasLt:
 
 
 def open_library() -> Any:
-    """Return the shared library, found where CuPy finds its own: wheels, conda, the system.
+    """Return the shared library. It is searched where CuPy searches its libraries: wheels, conda, the system.
 
     Raises:
-        DeviceError: There is none.
+        DeviceError: There is no such library.
     """
     try:
         from cuda import pathfinder

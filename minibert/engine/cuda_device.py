@@ -1,4 +1,4 @@
-"""An NVIDIA GPU, through CuPy: memory, matrix products, and kernels that are compiled once and cached."""
+"""An NVIDIA GPU through CuPy: memory, matrix products, and kernels that are compiled once and cached."""
 
 import contextlib
 import hashlib
@@ -21,26 +21,27 @@ from minibert.typing import Array, Bool, Int
 
 logger = logging.getLogger("minibert")
 
-#: Turing: the first with the tensor-core instructions of attention.cu; and Ampere, the first with bfloat16.
+#: The oldest compute capabilities: Turing is the first with the tensor-core instructions of attention.cu, and Ampere is
+#: the first with bfloat16.
 _OLDEST, _OLDEST_FOR_BFLOAT16 = 75, 80
-#: cudaDataType_t of what matrices are stored as.
+#: The cudaDataType_t of each storage type.
 _CUDA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 #: cudaErrorMemoryAllocation, and CUDA_ERROR_OUT_OF_MEMORY.
 _OUT_OF_MEMORY = 2
 
-#: The kernels' sources, in the wheel and in a checkout.
+#: The folder of the kernels' sources, in the wheel and in a checkout.
 _FOLDERS = (Path(__file__).parents[1] / "_kernels" / "cuda", Path(__file__).parents[2] / "kernels" / "cuda")
-#: --fmad=true is the default: a product and a sum are rounded once.
+#: The default --fmad=true is kept: a product and a sum are rounded once.
 _OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 
 
 def kernel_folder() -> Path:
-    """Return where the kernels' sources are."""
+    """Return the folder of the kernels' sources."""
     return next(folder for folder in _FOLDERS if folder.is_dir())
 
 
 def read_source(file: str) -> str:
-    """Return a kernel's source with its own headers in place of their ``#include``, each once."""
+    """Return a kernel's source. The text of each of our own headers replaces its first ``#include``."""
     folder = kernel_folder()
     seen: set[str] = set()
 
@@ -55,11 +56,11 @@ def read_source(file: str) -> str:
 
 
 class Target(NamedTuple):
-    """What kernels are compiled to.
+    """A compilation target.
 
     Attributes:
-        option: The name of NVRTC's target, such as ``sm_90`` or ``compute_90``.
-        kind: ``"cubin"``, machine code, or ``"ptx"``, from which the driver makes machine code.
+        option: NVRTC's name of the target, such as ``sm_90`` or ``compute_90``.
+        kind: ``"cubin"`` (machine code), or ``"ptx"``, which the driver compiles to machine code.
     """
 
     option: str
@@ -67,10 +68,10 @@ class Target(NamedTuple):
 
 
 def target_for(architecture: int) -> Target:
-    """Return the target for a GPU's compute capability, such as 90: PTX where the GPU is newer than NVRTC.
+    """Return the target for a GPU's compute capability, such as 90. It is PTX if the GPU is newer than NVRTC.
 
     Raises:
-        DeviceError: NVRTC compiles neither for it nor for an older one.
+        DeviceError: NVRTC can compile neither for this compute capability nor for an older one.
     """
     from cupy.cuda import nvrtc
 
@@ -90,18 +91,18 @@ def target_for(architecture: int) -> Target:
 def compile_kernels(
     file: str, names: Sequence[str], architecture: int, options: tuple[str, ...] = ()
 ) -> tuple[list[str], bytes, str]:
-    """Return the names of kernels of a file as the linker has them, their code, and NVRTC's log.
+    """Compile kernels of a file, and return their linker names, their code, and NVRTC's log.
 
     It needs CuPy and NVRTC, but no GPU.
 
     Args:
         file: The file in kernels/, without the suffix.
-        names: The kernels, with template arguments.
+        names: The names of the kernels, with template arguments.
         architecture: The compute capability to compile for, such as 90; see :func:`target_for`.
         options: More options of NVRTC.
 
     Raises:
-        DeviceError: NVRTC cannot compile them, or not for this architecture.
+        DeviceError: NVRTC cannot compile the kernels, or not for this architecture.
     """
     from cupy.cuda import nvrtc
 
@@ -125,7 +126,7 @@ def compile_kernels(
 
 
 def cached_kernel(kernel: Kernel, architecture: int, folder: Path) -> tuple[str, Path]:
-    """Return a kernel's name as the linker has it, and a file of its code, compiled only if there is none."""
+    """Return a kernel's linker name and the file of its code. Compile the kernel only if there is no such file."""
     from cupy.cuda import nvrtc
 
     target = target_for(architecture)
@@ -137,14 +138,14 @@ def cached_kernel(kernel: Kernel, architecture: int, folder: Path) -> tuple[str,
     (lowered,), code, _ = compile_kernels(kernel.file, [kernel.name], architecture)
     path = folder / f"{stem}.{lowered}.{target.kind}"
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="minibert-part-") as part:  # goes, whatever happens in it
+    with tempfile.TemporaryDirectory(dir=folder, prefix="minibert-part-") as part:  # always deleted at the end
         (Path(part) / path.name).write_bytes(code)
-        (Path(part) / path.name).replace(path)  # at once: another process may look for it
+        (Path(part) / path.name).replace(path)  # atomic: another process may read it
     return lowered, path
 
 
 def cache_folder() -> Path:
-    """Return where CuPy keeps compiled kernels, and minibert with it."""
+    """Return CuPy's folder of compiled kernels. minibert uses it, too."""
     return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
 
 
@@ -152,8 +153,8 @@ class Stream(NamedTuple):
     """A stream of a GPU, and the scratch memory of its matrix products.
 
     Attributes:
-        stream: CuPy's.
-        workspace: An array that the products of this stream may use.
+        stream: CuPy's stream.
+        workspace: Scratch memory for the products on this stream.
     """
 
     stream: Any
@@ -163,19 +164,19 @@ class Stream(NamedTuple):
 class CudaDevice:
     """A GPU.
 
-    Its errors are :class:`~minibert.errors.DeviceError`, and MemoryError where memory runs out.
+    It raises MemoryError when memory runs out, and :class:`~minibert.errors.DeviceError` for other CUDA errors.
 
     Attributes:
-        number: Its number.
+        number: The GPU's number.
         architecture: Its compute capability, as in ``sm_90``.
-        shared_memory: Bytes of shared memory that a block may have.
+        shared_memory: The largest shared memory of a block, in bytes.
     """
 
     def __init__(self, number: int, storage: Storage) -> None:
         """Open a GPU.
 
         Raises:
-            DeviceError: It, CuPy or the driver is missing, or it is too old for ``storage``.
+            DeviceError: The GPU, CuPy or the driver is missing, or the GPU is too old for ``storage``.
         """
         try:
             import cupy
@@ -211,7 +212,7 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def _context(self) -> Iterator[None]:
-        """Let this thread work on the GPU, and turn CUDA's errors into minibert's."""
+        """Make this GPU the current device of this thread, and convert CUDA's errors to minibert's."""
         cuda = self._cupy.cuda
         try:
             with cuda.Device(self.number):
@@ -225,7 +226,7 @@ class CudaDevice:
             ) from error
 
     def new_stream(self) -> Stream:
-        """Return a new stream. CuPy keeps memory that was freed for the stream that had it: streams are to be kept."""
+        """Return a new stream. Reuse streams: CuPy reserves freed memory for the stream that had it."""
         with self._context():
             stream = self._cupy.cuda.Stream(non_blocking=True)
             with stream:
@@ -233,7 +234,7 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
-        """Let this thread work on a stream, which is waited for at the end."""
+        """Make ``stream`` the current stream of this thread. Wait for it at the end."""
         with self._context(), stream.stream:
             self._of_thread.stream, self._of_thread.pinned = stream, []
             try:
@@ -243,51 +244,51 @@ class CudaDevice:
                 self._of_thread.stream, self._of_thread.pinned = None, []
 
     def settle(self) -> None:
-        """Wait until what this thread asked for is done, so that other streams may use it."""
+        """Wait until the work of this thread is done, so that other streams may use its results."""
         with self._context():
             self._cupy.cuda.get_current_stream().synchronize()
 
     def free(self) -> None:
-        """Give memory that nothing uses back to the GPU."""
+        """Return unused memory to the GPU."""
         with self._context():
             self._cupy.get_default_memory_pool().free_all_blocks()
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """Return a new array; MemoryError (CuPy's OutOfMemoryError is one) if it does not fit."""
+        """Return a new array. Raise MemoryError if it does not fit (CuPy's OutOfMemoryError is a MemoryError)."""
         with self._context():
             return self._cupy.empty(shape, dtype)
 
     def upload(self, host: Array) -> Any:
-        """Return a copy of an array of the host, which may change as soon as this returns."""
+        """Return a copy of a host array on the GPU. The host array may change when this returns."""
         array = self._cupy.empty(host.shape, host.dtype)
         self.write(array, host)
         return array
 
     def write(self, array: Any, host: Array) -> None:
-        """Copy an array of the host to one on the GPU; the former may change as soon as this returns.
+        """Copy a host array to an array on the GPU. The host array may change when this returns.
 
-        It goes by pinned memory, from which the GPU copies without the host's help.
+        The copy uses pinned memory, which the GPU reads without the host.
         """
         pinned = self._cupy.cuda.alloc_pinned_memory(max(host.nbytes, 1))
         staged = np.frombuffer(pinned, host.dtype, host.size).reshape(host.shape)
         staged[...] = host
-        self._of_thread.pinned.append(pinned)  # until it has been copied
+        self._of_thread.pinned.append(pinned)  # keep it until the copy is done
         array.set(staged, stream=self._of_thread.stream.stream)
 
     def place(self, host: Array) -> Any:
-        """Return a copy of an array of the host, for use by many streams once :meth:`settle` was called."""
+        """Return a copy of a host array on the GPU. After :meth:`settle`, all streams may use it."""
         with self._context():
             return self._cupy.asarray(host)
 
     def download(self, array: Any) -> Array:
-        """Return a copy on the host, once the stream has come so far."""
+        """Wait for the stream, and return a copy of an array on the host."""
         with self._context():
             host: Array = self._cupy.asnumpy(array)
         self._of_thread.pinned = []
         return host
 
     def spread(self, array: Any, rows: Int[Array, "n"]) -> Any:
-        """Return some rows of an array, each as often as it is named."""
+        """Return the rows of an array with these numbers. A number may occur several times."""
         with self._context():
             spread = self._cupy.take(array, self._cupy.asarray(rows), axis=0)
             self._cupy.cuda.get_current_stream().synchronize()
@@ -306,7 +307,7 @@ class CudaDevice:
         self._function(kernel)(grid, (threads,), arguments, shared_mem=shared)
 
     def seconds(self, call: Callable[[], None]) -> float:
-        """Return how long the GPU takes for what a call asks of this thread's stream."""
+        """Return the time in seconds that the GPU needs for the work of ``call`` on this thread's stream."""
         cuda = self._cupy.cuda
         start, end = cuda.Event(), cuda.Event()
         start.record()
@@ -316,9 +317,9 @@ class CudaDevice:
         return float(cuda.get_elapsed_time(start, end)) / 1e3
 
     def matmul(self, x: Any, weight: Any, out: Any, storage: Storage, *, add: bool) -> None:
-        """Write ``x @ weight`` to ``out``, or add it to what is there; sums are in float32.
+        """Write ``x @ weight`` to ``out``, or add it to ``out``. Sums are in float32.
 
-        cuBLASLt has its matrices by columns: to it, ours are transposed, and ``out^T = weight^T x^T``.
+        cuBLASLt stores matrices by columns, so it sees transposed matrices: ``out^T = weight^T x^T``.
         """
         itemsize = storage.dtype.itemsize
         (rows, inner), outputs = x.shape, weight.shape[1]
@@ -332,17 +333,17 @@ class CudaDevice:
             ldb=x.strides[0] // itemsize,
             ldc=out.strides[0] // itemsize,
             kind=_CUDA_TYPES[storage.name],
-            alignment=min(together & -together, MOST_ALIGNMENT),  # its lowest bit
+            alignment=min(together & -together, MOST_ALIGNMENT),  # the lowest set bit
             add=add,
         )
         stream, workspace = self._of_thread.stream
         self._products.multiply(product, storage, pointers, stream.ptr, workspace.data.ptr)
 
     def record(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that asks this thread's stream for all that ``call`` asks of it: the same work, at once.
+        """Record ``call`` as a CUDA graph, and return a function that launches this graph on this thread's stream.
 
-        It is recorded as a CUDA graph. ``call`` may launch kernels and multiply matrices, in memory that stays; it may
-        neither make arrays nor copy.
+        ``call`` may launch kernels and multiply matrices, in memory that stays allocated. It must not allocate or copy
+        arrays.
         """
         stream = self._of_thread.stream.stream
         stream.begin_capture()
@@ -353,7 +354,7 @@ class CudaDevice:
         return lambda: graph.launch(stream)
 
     def _function(self, kernel: Kernel) -> Any:
-        """Return a kernel that can be launched."""
+        """Return the loaded function of a kernel."""
         function = self._functions.get(kernel)
         if function is None:
             with self._lock:
@@ -373,6 +374,6 @@ class CudaDevice:
 
     def _function_of(self, path: Path, lowered: str) -> Any:
         function = self._cupy.RawModule(path=str(path)).get_function(lowered)
-        # What the largest tile of attention.cu takes; a kernel that takes less is not slowed by the permission.
+        # The largest tile of attention.cu needs all of it. Kernels that need less are not slower with this limit.
         function.max_dynamic_shared_size_bytes = self.shared_memory - function.shared_size_bytes
         return function

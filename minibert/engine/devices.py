@@ -1,4 +1,4 @@
-"""What computes: a CPU's threads, or the streams of a GPU."""
+"""The engines: the threads of a CPU, or the streams of a GPU."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ from minibert.engine.threads import one_blas_thread, usable_cores
 from minibert.errors import DeviceError
 from minibert.typing import Array, Bool, DType, Int
 
-#: By default a thread computes so many numbers of a hidden state at a time, and at most so many tokens: enough for
-#: efficient matrix products, and few enough that a thread needs some 25 MB.
+#: The default batch of a thread: this many numbers of a hidden state, and at most this many tokens. It is enough for
+#: efficient matrix products, and a thread needs only about 25 MB.
 _BATCH_NUMBERS, _BATCH_TOKENS = 327_680, 1024
 #: Matrix products of fewer rows are inefficient.
 _EFFICIENT_TOKENS = 192
@@ -28,21 +28,21 @@ _EFFICIENT_TOKENS = 192
 _GPU_BATCH_TOKENS, _GPU_EFFICIENT_TOKENS = 16_384, 4096
 #: Numbers of vectors that are looked at at a time.
 _PIECE = 1 << 22
-#: While one stream computes, the texts of the other are packed and copied.
+#: Two streams: while one computes, the host packs and copies the texts of the other.
 _STREAMS = 2
-#: With this variable at 1, small batches are recorded as CUDA graphs. Not by default, until that was measured on a GPU.
+#: If this environment variable is 1, small batches are recorded as CUDA graphs. It is off until measured on a GPU.
 _GRAPHS = "MINIBERT_CUDA_GRAPHS"
 
 
 class Engine(Protocol):
-    """What computes the vectors of an encoder.
+    """An engine computes the vectors of an encoder.
 
     Attributes:
-        name: The device, as a user calls it.
+        name: The user's name of the device.
         dtype: The precision of results.
         precision: The name of the precision of weights and hidden states.
-        threads: How many threads compute, by default.
-        efficient_tokens: Tokens of an efficient batch.
+        threads: The default number of threads.
+        efficient_tokens: Number of tokens of an efficient batch.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Engine(Protocol):
     efficient_tokens: int
 
     def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
-        """Return the parameters of a BertModel, where and as they are computed with, and how to pack.
+        """Return the parameters of a BertModel on the device, in its storage types, and the row rule for packing.
 
         Raises:
-            ModelFileError: They cannot be used.
+            ModelFileError: The parameters cannot be used.
         """
         ...
 
@@ -64,15 +64,15 @@ class Engine(Protocol):
         ...
 
     def place(self, weights: Array) -> Any:
-        """Return weights of a module where, and in the precision in which, vectors are computed."""
+        """Return the weights of a module on the device, in the precision of the vectors."""
         ...
 
     def empty(self, texts: int, width: int) -> Any:
-        """Return an array for vectors, where they are computed."""
+        """Return an array for vectors on the device."""
         ...
 
     def spread(self, vectors: Any, rows: Int[Array, "n"]) -> Any:
-        """Return some rows of an array of :meth:`empty`, each as often as it is named."""
+        """Return the rows of an array with these numbers. A number may occur several times."""
         ...
 
     def finite_rows(self, vectors: Any) -> Bool[Array, "n"]:
@@ -80,39 +80,39 @@ class Engine(Protocol):
         ...
 
     def batch_tokens(self, config: BertConfig) -> int:
-        """Return how many tokens a thread computes at a time, by default."""
+        """Return the default number of tokens that a thread computes at a time."""
         ...
 
     def worker(
         self, cancelled: Callable[[], bool] = lambda: False, *, blas_threads: bool = False
     ) -> contextlib.AbstractContextManager[Fused]:
-        """Give a thread what it computes with.
+        """Provide the operations and the memory for one thread.
 
         Args:
-            cancelled: Computing raises InterruptedError once it returns true.
-            blas_threads: Whether BLAS may use threads of its own.
+            cancelled: When it returns true, the operations raise InterruptedError.
+            blas_threads: Whether BLAS may use its own threads.
         """
         ...
 
     def close(self) -> None:
-        """Give back what is kept from call to call. The next call makes it anew."""
+        """Release the resources that are kept between calls. The next call creates them again."""
         ...
 
 
 class CpuEngine:
-    """The CPU: numpy, on Python threads, each with one thread of BLAS."""
+    """The CPU: numpy on Python threads. BLAS uses one thread in each of them."""
 
     name = "cpu"
     efficient_tokens = _EFFICIENT_TOKENS
 
     def __init__(self, dtype: DType) -> None:
-        """Make it; raises as :func:`compute_dtype`."""
+        """Make the engine. It raises the errors of :func:`compute_dtype`."""
         self.dtype = compute_dtype(dtype)
         self.precision = self.dtype.name
         self.threads = usable_cores()
 
     def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
-        """Return the parameters of a BertModel, and how to pack texts for equal bits."""
+        """Return the parameters of a BertModel, and the row rule for packing."""
         return packed.load(weights, config), self.row_rule(config)
 
     def row_rule(self, config: BertConfig) -> RowRule:
@@ -128,7 +128,7 @@ class CpuEngine:
         return np.empty((texts, width), self.dtype)
 
     def spread(self, vectors: Array, rows: Int[Array, "n"]) -> Array:
-        """Return some rows of an array, each as often as it is named."""
+        """Return the rows of an array with these numbers. A number may occur several times."""
         return vectors[rows]
 
     def finite_rows(self, vectors: Array) -> Bool[Array, "n"]:
@@ -136,23 +136,23 @@ class CpuEngine:
         return np.concatenate([np.isfinite(piece).all(axis=1) for piece in _pieces(vectors)])
 
     def batch_tokens(self, config: BertConfig) -> int:
-        """Return how many tokens a thread computes at a time."""
+        """Return the number of tokens that a thread computes at a time."""
         return min(_BATCH_TOKENS, max(1, _BATCH_NUMBERS // config.hidden_size))
 
     @contextlib.contextmanager
     def worker(
         self, cancelled: Callable[[], bool] = lambda: False, *, blas_threads: bool = False
     ) -> Iterator[FusedCpu]:
-        """Give a thread what it computes with."""
+        """Provide the operations and the memory for one thread."""
         with contextlib.nullcontext() if blas_threads else one_blas_thread():
             yield FusedCpu(self.dtype, cancelled=cancelled)
 
     def close(self) -> None:
-        """Do nothing: nothing is kept."""
+        """Do nothing: this engine keeps nothing between calls."""
 
 
 class CudaEngine:
-    """An NVIDIA GPU, through CuPy: on two streams, so that the host's work goes on beside the GPU's."""
+    """An NVIDIA GPU through CuPy. It uses two streams, so that the host and the GPU work at the same time."""
 
     dtype = np.dtype(np.float32)
     threads = _STREAMS
@@ -162,8 +162,8 @@ class CudaEngine:
         """Open the GPU.
 
         Raises:
-            DeviceError: It cannot be used.
-            ValueError: It cannot compute in ``dtype``.
+            DeviceError: The GPU cannot be used.
+            ValueError: A GPU cannot compute in ``dtype``.
         """
         from minibert.engine.cuda_device import CudaDevice
         from minibert.engine.fused_cuda import STORAGES
@@ -178,7 +178,7 @@ class CudaEngine:
         self._idle: list[tuple[Any, Any]] = []
 
     def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
-        """Return the parameters of a BertModel: matrices as they are stored, vectors in float32."""
+        """Return the parameters (matrices in the storage type, vectors in float32), and the row rule."""
         from minibert.engine.fused_cuda import require_supported
 
         require_supported(config.hidden_size, config.num_attention_heads)
@@ -195,19 +195,19 @@ class CudaEngine:
         return RowRule((0,), threads=False, graded=True)
 
     def place(self, weights: Array) -> Any:
-        """Return weights of a module on the GPU, in float32."""
+        """Return the weights of a module on the GPU, in float32."""
         placed = self.device.place(weights)
         self.device.settle()
         return placed
 
     def empty(self, texts: int, width: int) -> Any:
-        """Return an array for vectors, on the GPU."""
+        """Return an array for vectors on the GPU."""
         vectors = self.device.empty((texts, width), self.dtype)
-        self.device.settle()  # whoever had this memory before is done with it
+        self.device.settle()  # earlier work on this memory must be done
         return vectors
 
     def spread(self, vectors: Any, rows: Int[Array, "n"]) -> Any:
-        """Return some rows of an array on the GPU, each as often as it is named."""
+        """Return the rows of an array on the GPU with these numbers. A number may occur several times."""
         return self.device.spread(vectors, rows)
 
     def finite_rows(self, vectors: Any) -> Bool[Array, "n"]:
@@ -215,7 +215,7 @@ class CudaEngine:
         return np.concatenate([self.device.finite_rows(piece) for piece in _pieces(vectors)])
 
     def batch_tokens(self, config: BertConfig) -> int:  # noqa: ARG002
-        """Return how many tokens a stream computes at a time."""
+        """Return the number of tokens that a stream computes at a time."""
         return _GPU_BATCH_TOKENS
 
     @contextlib.contextmanager
@@ -225,7 +225,7 @@ class CudaEngine:
         *,
         blas_threads: bool = False,  # noqa: ARG002
     ) -> Iterator[Fused]:
-        """Give a thread a stream, and what it computes with: both are kept for later calls, with their memory."""
+        """Provide a stream and the operations for one thread. Later calls reuse both, with their memory."""
         from minibert.engine.fused_cuda import FusedCuda
 
         with self._lock:
@@ -243,7 +243,7 @@ class CudaEngine:
                 self._idle.append((stream, fused))
 
     def close(self) -> None:
-        """Give back the streams that no thread uses, and their memory."""
+        """Release the streams that no thread uses, and their memory."""
         with self._lock:
             self._idle.clear()
         self.device.free()
@@ -257,14 +257,14 @@ def _pieces(vectors: Any) -> Iterator[Any]:
 
 
 def open_engine(device: object, dtype: DType | str) -> Engine:
-    """Return what computes on ``device``: ``"cpu"`` or None, ``"cuda"``, or ``"cuda:1"``.
+    """Return the engine for ``device``: ``"cpu"`` or None, ``"cuda"``, or ``"cuda:1"``.
 
-    None is the CPU, GPU or not: so what a program computes does not depend on whether a GPU is there, and reduced
-    precision, which a GPU has by default, is had only by who asks for it.
+    None means the CPU, with or without a GPU. So the results of a program do not depend on whether there is a GPU.
+    Reduced precision is a GPU's default, so a program has it only if it asks for the GPU.
 
     Raises:
-        DeviceError: The device is unknown, or cannot be used.
-        ValueError: It cannot compute in ``dtype``.
+        DeviceError: The device is unknown or cannot be used.
+        ValueError: The device cannot compute in ``dtype``.
     """
     if device is None or device == "cpu":
         return CpuEngine(dtype)
@@ -275,26 +275,26 @@ def open_engine(device: object, dtype: DType | str) -> Engine:
 
 
 def compute_dtype(dtype: DType) -> np.dtype[Any]:
-    """Return the precision to compute in on a CPU: float32 unless float64 is asked for.
+    """Return the precision for a CPU: float32 by default, or float64.
 
     Raises:
-        ValueError: Another one is asked for.
+        ValueError: ``dtype`` is neither of them.
     """
     remedy = "Leave it out for float32; float16 and bfloat16 are for a SentenceEncoder on a GPU."
     return np.dtype(_choose_precision(dtype, ["float32", "float64"], "a CPU", remedy))
 
 
 def _choose_precision(dtype: DType | str, known: Sequence[str], device: str, remedy: str) -> str:
-    """Return the name of the precision that ``dtype`` asks for; None asks for the first that is known.
+    """Return the name of the precision ``dtype``. None means the first of ``known``.
 
     Raises:
-        ValueError: It is not known, or no precision at all; the message ends with ``remedy``.
+        ValueError: ``dtype`` is not in ``known``, or it is not a dtype. The message ends with ``remedy``.
     """
     if dtype is None:
         return known[0]
     try:
         name = "bfloat16" if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
-    except (TypeError, ValueError, SyntaxError):  # numpy's, of what it cannot read
+    except (TypeError, ValueError, SyntaxError):  # numpy's errors for an unknown dtype
         name = repr(dtype)
     if name not in known:
         raise ValueError(f"dtype must be one of {', '.join(known)} on {device}; it is {name}. {remedy}")

@@ -1,4 +1,4 @@
-"""What the packed forward pass is written in: the signatures that each kind of device has."""
+"""The fused operations of the packed forward pass: the interface that each kind of device implements."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
@@ -9,25 +9,25 @@ from minibert.typing import Array, Float, Int
 
 
 class Fused(Protocol):
-    """The fused operations, and the memory that their results are in: for one thread, or one stream.
+    """The fused operations, with the memory of their results. One object is for one thread or one stream.
 
-    A result is overwritten by the next call of its operation; where an operation has a ``name``, of the same name.
-    Arrays are the device's own, but for ids, rows and packings.
+    The next call of an operation overwrites its last result. If the operation has a ``name`` argument, only a call with
+    the same name does. Ids, rows and packings are on the host. All other arrays are on the device.
     """
 
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
     ) -> Float[Array, "T H"]:
-        """Return the sum of each token's word, position and type embedding, layer-normalized; all are of type 0."""
+        """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
         ...
 
     def linear(
         self, name: str, x: Float[Array, "T K"], weight: Float[Array, "K N"], packing: Packing, longest_sum: int
     ) -> Float[Array, "T N"]:
-        """Return ``x @ weight``, where each sum over K is made of partial sums of at most ``longest_sum`` products.
+        """Return ``x @ weight``. Each sum over K consists of partial sums of at most ``longest_sum`` products.
 
-        Partial sums of equal length are what keeps the rounding error of a long sum small. The bias is left to the
-        operation that follows, which reads the result anyway.
+        Partial sums of equal length keep the rounding error of a long sum small. The next operation adds the bias,
+        because it reads the result anyway.
         """
         ...
 
@@ -41,10 +41,10 @@ class Fused(Protocol):
         queries: Packing,
         keys: Packing,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax((Q + query_bias) K^T) V of each text and head, the heads side by side; Q is scaled already.
+        """Return softmax((Q + query_bias) K^T) V for each text and head, with concatenated heads. Q is already scaled.
 
-        ``queries`` and ``keys`` have the same texts; of a text there may be fewer queries than keys. ``q`` may be
-        used up.
+        ``queries`` and ``keys`` have the same texts. A text may have fewer queries than keys. The call may overwrite
+        ``q``.
         """
         ...
 
@@ -63,11 +63,11 @@ class Fused(Protocol):
     def add_layer_norm(
         self, x: Float[Array, "T H"], y: Float[Array, "T H"], bias: Float[Array, "H"], norm: LayerNorm, eps: float
     ) -> Float[Array, "T H"]:
-        """Return LayerNorm(x + y + bias) in the memory of ``x``; ``y`` may be used up."""
+        """Return LayerNorm(x + y + bias) in the memory of ``x``. The call may overwrite ``y``."""
         ...
 
     def take_first(self, x: Float[Array, "T H"], packing: Packing, first_tokens: Packing) -> Float[Array, "R H"]:
-        """Return the rows of each text's first token."""
+        """Return the row of each text's first token."""
         ...
 
     def pool(
@@ -79,9 +79,9 @@ class Fused(Protocol):
         *,
         normalize: bool = False,
     ) -> Float[Array, "n D"]:
-        """Return one vector a text, by :func:`minibert.pooling.pool`, in memory of its own; of length 1 if wanted.
+        """Return one vector per text, as :func:`minibert.pooling.pool`, in new memory; with ``normalize``, of length 1.
 
-        Of a text without tokens, whose vector is made of one masked zero, most modes give zeros.
+        A text without tokens counts as one masked token of zeros. Most modes give zeros for it.
         """
         ...
 
@@ -93,31 +93,31 @@ class Fused(Protocol):
         first_tokens: Packing | None,
         compute: Callable[[], Float[Array, "n D"]],
     ) -> Float[Array, "n D"]:
-        """Return ``compute()``, which may be played from a recording; the next call may overwrite it.
+        """Return ``compute()``, or replay a recording of it. The next call may overwrite the result.
 
         Args:
-            key: What tells the work from other work of the same model.
+            key: It identifies this computation among others of the same model.
             ids: The ids of all tokens.
-            packing: Where they lie.
-            first_tokens: Where each text's first token lies, if it is computed alone in the last layer.
-            compute: Computes vectors by operations of this object, from these facts alone.
+            packing: The rows of the tokens.
+            first_tokens: The rows of the first tokens, if the last layer computes only these; else None.
+            compute: Computes vectors with the operations of this object. It depends only on the arguments above.
         """
         ...
 
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
-        """Return the tokens' rows of ``x``, in the tokens' order, in the host's memory and as results are given."""
+        """Return the tokens' rows of ``x``, in the order of the tokens, on the host and in the dtype of results."""
         ...
 
     def to_host(self, vectors: Any) -> Float[Array, "n D"]:
-        """Return vectors that came from :meth:`pool` in the host's memory."""
+        """Return a copy on the host of vectors from :meth:`pool`. On a CPU, return them unchanged."""
         ...
 
     def free(self) -> None:
-        """Give all memory back."""
+        """Release all memory."""
         ...
 
 
 def partial_sums(products: int, longest: int) -> list[slice]:
-    """Return the parts, about equal, in which a sum of so many products is taken, each of at most ``longest``."""
+    """Split a sum of ``products`` products into parts of about equal length, each of at most ``longest``."""
     parts = -(-products // longest)
     return [slice(products * part // parts, products * (part + 1) // parts) for part in range(parts)]

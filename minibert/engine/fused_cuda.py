@@ -1,4 +1,4 @@
-"""The fused operations on an NVIDIA GPU: matrix products by cuBLASLt, between them the kernels in kernels/cuda/."""
+"""The fused operations on an NVIDIA GPU: cuBLASLt for matrix products, the kernels in kernels/cuda/ for the rest."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -23,30 +23,30 @@ from minibert.errors import ConfigError
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, Float, Int
 
-#: Queries of a text that a block of attention.cu works on, one of attention_general.cu, and a warp of
-#: attention_short.cu; and the most keys of a text that the last is for.
+#: Number of queries per block of attention.cu, per block of attention_general.cu, and per warp of attention_short.cu;
+#: and the largest number of keys of a text for attention_short.cu.
 _TILE, _GENERAL_TILE, _SHORT_TILE, _SHORT_KEYS = 64, 16, 16, 16
 _WARP = 32
-#: Rows of a block of the kernels that normalize: a warp a row.
+#: Rows per block of the normalization kernels: one warp per row.
 _ROWS = 4
-#: How a warp may hold a row there, by the bytes of a number: how many numbers a vector has, the most first, and how
-#: many vectors a lane has. Each pair is a kernel of its own. The first vectors have 16 bytes; the others are for the
-#: few models whose rows are no multiple of those.
+#: The layouts of a row in a warp, by the bytes of a number: numbers per vector (largest first), and vectors per lane.
+#: Each pair is one kernel. The first vectors have 16 bytes. The others are for the few models whose rows are not a
+#: multiple of 16 bytes.
 _ROW_LAYOUTS = {2: {8: (1, 2, 3, 4, 8), 4: (4, 16), 1: (4, 16)}, 4: {4: (1, 3, 6, 8, 16), 1: (4, 16)}}
 #: Head sizes that attention.cu has tensor-core code for.
 _TENSOR_CORE_SIZES = (16, 32, 64, 128)
 _LARGEST_HEAD = 128
-#: Vectors of columns that a block of pool.cu has, and its warps, each with three statistics of every column.
+#: A block of pool.cu has 16 vectors of columns and 8 warps. Each warp has three statistics of every column.
 _POOL_VECTORS, _POOL_WARPS, _STATISTICS = 16, 8, 3
-#: The longest run of float32 products that is summed at once, if the pass asks for no longer one. Each further partial
-#: sum reads and writes the whole result. On an H200, 8,192 rows: of the 3,072 products of BERT-base's
-#: feed-forward, one sum is off by 10.0e-7 (root mean square), sums of 1,024 by 5.7e-7 in 1.05 times the time, and sums
-#: of 384, as on a CPU, by 3.6e-7 in 1.18 times the time.
+#: The least limit on the number of float32 products in a partial sum; the forward pass may ask for a larger limit. Each
+#: extra partial sum reads and writes the whole result. Measured on an H200, for 8,192 rows and the 3,072 products of
+#: BERT-base's feed-forward layer: one sum has an error of 10.0e-7 (root mean square), sums of 1,024 have 5.7e-7 in 1.05
+#: times the time, and sums of 384, as on a CPU, have 3.6e-7 in 1.18 times the time.
 _LONGEST_SUM = 1024
-#: Modes that pool.cu can put side by side: four bits each in an int.
+#: The largest number of modes that pool.cu can concatenate: each has four bits in an int.
 _MOST_MODES = 7
 
-#: The structs of activations.cuh, by what `hidden_act` calls them.
+#: The structs of activations.cuh, by their names in `hidden_act`.
 ACTIVATIONS = {
     "gelu": "Gelu",
     "gelu_10": "Gelu10",
@@ -76,12 +76,12 @@ POOLING_MODES = {"cls": 1, "lasttoken": 2, "max": 3, "mean": 4, "mean_sqrt_len_t
 
 
 class Storage(NamedTuple):
-    """What hidden states and matrices are stored as.
+    """The number type in which hidden states and matrices are stored.
 
     Attributes:
-        name: What a user calls it.
+        name: The user's name for it.
         cuda: Its type in the kernels.
-        dtype: Its dtype as an array; numpy has no bfloat16, so such numbers go by their bits.
+        dtype: The dtype of its arrays. numpy has no bfloat16, so these arrays have the bits as uint16.
     """
 
     name: str
@@ -89,15 +89,15 @@ class Storage(NamedTuple):
     dtype: np.dtype[Any]
 
     def narrow(self, numbers: Float[Array, "..."]) -> Array:
-        """Return numbers as they are stored: rounded to the nearest, ties to even; as bfloat16, NaN stays NaN.
+        """Convert numbers to this type, rounded to nearest, ties to even. In bfloat16, NaN stays NaN.
 
         Raises:
-            ConfigError: One is too large for float16.
+            ConfigError: A number is too large for float16.
         """
         if self.name == "bfloat16":
             bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
             rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-            rounded[(bits & 0x7FFFFFFF) > 0x7F800000] = 0x7FFF  # NaN: rounding could carry out of its mantissa
+            rounded[(bits & 0x7FFFFFFF) > 0x7F800000] = 0x7FFF  # NaN: rounding could overflow its mantissa
             return rounded.astype(np.uint16)
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(numbers, self.dtype)
@@ -109,13 +109,13 @@ class Storage(NamedTuple):
         return stored
 
     def widen(self, stored: Any) -> Any:
-        """Return stored numbers, on whatever device, as float32."""
+        """Convert stored numbers, on any device, to float32."""
         if self.name == "bfloat16":
             return (stored.astype(np.uint32) << 16).view(np.float32)
         return stored.astype(np.float32)
 
 
-#: By what a user calls them.
+#: The storage types, by the user's names.
 STORAGES = {
     "float16": Storage("float16", "float16", np.dtype(np.float16)),
     "bfloat16": Storage("bfloat16", "bfloat16", np.dtype(np.uint16)),
@@ -128,7 +128,7 @@ class Kernel(NamedTuple):
 
     Attributes:
         file: Its file, without the suffix.
-        name: Its name, with the template arguments.
+        name: Its name with template arguments.
     """
 
     file: str
@@ -136,20 +136,20 @@ class Kernel(NamedTuple):
 
 
 class Device(Protocol):
-    """What the operations need of a device. The tests have one that is a CPU.
+    """The device operations that :class:`FusedCuda` needs. The tests implement them on a CPU.
 
     Attributes:
-        shared_memory: Bytes of shared memory that a block may have.
+        shared_memory: The largest shared memory of a block, in bytes.
     """
 
     shared_memory: int
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """Return a new array there; MemoryError if it does not fit."""
+        """Return a new array on the device. Raise MemoryError if it does not fit."""
         ...
 
     def upload(self, host: Array) -> Any:
-        """Return a copy, there, of an array of the host, which may change as soon as this returns."""
+        """Return a copy of a host array on the device. The host array may change when this returns."""
         ...
 
     def download(self, array: Any) -> Array:
@@ -159,34 +159,34 @@ class Device(Protocol):
     def launch(
         self, kernel: Kernel, grid: tuple[int, int], threads: int, arguments: tuple[Any, ...], shared: int
     ) -> None:
-        """Run a kernel on ``grid`` blocks of so many threads, with so many bytes of shared memory."""
+        """Run a kernel on ``grid`` blocks of ``threads`` threads, with ``shared`` bytes of shared memory."""
         ...
 
     def matmul(self, x: Any, weight: Any, out: Any, storage: Storage, *, add: bool) -> None:
-        """Write ``x @ weight`` to ``out``, or add it to what is there; sums are in float32."""
+        """Write ``x @ weight`` to ``out``, or add it to ``out``. Sums are in float32."""
         ...
 
     def write(self, array: Any, host: Array) -> None:
-        """Copy an array of the host to one there; the former may change as soon as this returns."""
+        """Copy a host array to an array on the device. The host array may change when this returns."""
         ...
 
     def record(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that does the launches and products of ``call`` again, which makes and copies no array."""
+        """Record ``call``, and return a function that repeats it. ``call`` must not allocate or copy arrays."""
         ...
 
 
 class FusedCuda:
     """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one stream.
 
-    What is passed is checked on the host, by shape, type and layout. The device is waited for where vectors are asked
-    for on the host, nowhere else.
+    The host checks the shapes, types and layouts of all arguments. The host waits for the device only when it copies
+    vectors to the host.
 
     Attributes:
-        cancelled: The next matrix product raises InterruptedError once this returns true.
+        cancelled: If this returns true, the next matrix product raises InterruptedError.
     """
 
     def __init__(self, device: Device, storage: Storage, *, record: bool = False) -> None:
-        """Make the operations for arrays of ``storage``; with ``record``, small batches are recorded."""
+        """Make the operations for arrays of ``storage``. With ``record``, they record small batches."""
         self.device = device
         self.storage = storage
         self.cancelled: Callable[[], bool] = lambda: False
@@ -197,7 +197,7 @@ class FusedCuda:
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
     ) -> Float[Array, "T H"]:
-        """Return the sum of each token's word, position and type embedding, layer-normalized; all are of type 0."""
+        """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
         width = tables.word.shape[1]
         for name, table in (("word", tables.word), ("position", tables.position), ("token_type", tables.token_type)):
             self._require(f"the {name} table", table, (len(table), width))
@@ -218,10 +218,9 @@ class FusedCuda:
     def linear(
         self, name: str, x: Float[Array, "T K"], weight: Float[Array, "K N"], packing: Packing, longest_sum: int
     ) -> Float[Array, "T N"]:
-        """Return ``x @ weight``; in float32, long sums over K are made of partial sums: see :data:`_LONGEST_SUM`.
+        """Return ``x @ weight``. In float32, long sums over K consist of partial sums; see :data:`_LONGEST_SUM`.
 
-        Of 16-bit numbers all products are summed at once, and rounded once. The bias is left to the operation that
-        follows.
+        In 16-bit types, all products are in one sum, and it is rounded once. The next operation adds the bias.
         """
         self._require("x", x, (packing.rows, weight.shape[0]))
         self._require("weight", weight, weight.shape, contiguous=False)
@@ -245,7 +244,7 @@ class FusedCuda:
         queries: Packing,
         keys: Packing,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax((Q + query_bias) K^T) V of each text and head, the heads side by side."""
+        """Return softmax((Q + query_bias) K^T) V for each text and head, with concatenated heads."""
         width = q.shape[1]
         require_supported(width, heads)
         size = width // heads
@@ -309,7 +308,7 @@ class FusedCuda:
         return x
 
     def take_first(self, x: Float[Array, "T H"], packing: Packing, first_tokens: Packing) -> Float[Array, "R H"]:
-        """Return the rows of each text's first token."""
+        """Return the row of each text's first token."""
         width = x.shape[1]
         self._require("x", x, (packing.rows, width))
         self._tables.of(packing, first_tokens=first_tokens)
@@ -330,7 +329,7 @@ class FusedCuda:
         *,
         normalize: bool = False,
     ) -> Float[Array, "n D"]:
-        """Return one float32 vector a text, by :func:`minibert.pooling.pool`; of length 1 if ``normalize``."""
+        """Return one float32 vector per text, as :func:`minibert.pooling.pool`; with ``normalize``, of length 1."""
         if len(modes) > _MOST_MODES:
             raise ConfigError(f"on a GPU, pooling_mode must name at most {_MOST_MODES} modes; it names {len(modes)}.")
         self._require("hidden", hidden, (packing.rows, hidden.shape[1]))
@@ -366,7 +365,7 @@ class FusedCuda:
         first_tokens: Packing | None,
         compute: Callable[[], Float[Array, "n D"]],
     ) -> Float[Array, "n D"]:
-        """Return ``compute()``: for a small batch, by a CUDA graph that was recorded of another one of its shape."""
+        """Return ``compute()``. A small batch replays the CUDA graph of an earlier batch of the same shape."""
         return self._recordings.run(key, Batch(ids, packing, first_tokens), compute)[: len(packing.lengths)]
 
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
@@ -378,13 +377,13 @@ class FusedCuda:
         return self.device.download(vectors)
 
     def free(self) -> None:
-        """Give all memory back."""
+        """Release all memory."""
         self._memory.clear()
         self._tables.begin(None)
         self._recordings.clear()
 
     def _tiles_of(self, size: int, least_keys: int, most_keys: int | None, *, first: bool) -> Any:
-        """Return tiles of the batch on the device; see :func:`attention_tiles`."""
+        """Return the tiles of the batch on the device; see :func:`attention_tiles`."""
 
         def make(batch: Batch) -> Int[Array, "n 4"]:
             return attention_tiles(batch, size, least_keys=least_keys, most_keys=most_keys, first=first)
@@ -392,7 +391,7 @@ class FusedCuda:
         return self._tables.get(("tiles", size, least_keys, most_keys, first), Table(make, with_empty_tiles))
 
     def _launch_rows(self, name: str, x: Any, arguments: tuple[Any, ...], norm: LayerNorm, eps: float) -> None:
-        """Launch a kernel that normalizes rows of the shape of ``x``."""
+        """Launch a kernel that normalizes rows. ``x`` gives their shape."""
         rows, width = x.shape
         self._require("x", x, (rows, width))
         self._require_float("the layer norm's weight", norm.weight, width)
@@ -405,11 +404,11 @@ class FusedCuda:
     def _launch(
         self, kernel: Kernel, grid: tuple[int, int], threads: int, arguments: tuple[Any, ...], shared: int = 0
     ) -> None:
-        if all(grid):  # CuPy would run one block
+        if all(grid):  # for an empty grid, CuPy would run one block
             self.device.launch(kernel, grid, threads, arguments, shared)
 
     def _require(self, name: str, array: Any, shape: tuple[int, ...], *, contiguous: bool = True) -> None:
-        """Raise ValueError unless an array has this shape, the operations' type, and rows of adjacent numbers."""
+        """Raise ValueError unless an array has this shape, the storage type, and contiguous rows."""
         if array.shape != shape or array.dtype != self.storage.dtype:
             raise ValueError(
                 f"{name} must be {self.storage.dtype} of shape {shape}; it is {array.dtype} of shape {array.shape}."
@@ -426,7 +425,7 @@ class FusedCuda:
             )
 
     def _array(self, name: str, *shape: int) -> Any:
-        """Return memory that is kept under ``name``: what was there is overwritten."""
+        """Return the memory with the name ``name``. It is reused: the next call with this name overwrites it."""
         recorded = self._recordings.array(name, shape, self.storage.dtype)
         if recorded is not None:
             return recorded
@@ -434,13 +433,13 @@ class FusedCuda:
         memory = self._memory.get(name)
         if memory is None or memory.size < size:
             self._memory.pop(name, None)
-            del memory  # before the new one is made
+            del memory  # release it before the new allocation
             memory = self._memory[name] = self.device.empty((size,), self.storage.dtype)
         return memory[:size].reshape(shape)
 
 
 def require_supported(hidden_size: int, heads: int) -> None:
-    """Raise ConfigError unless there are kernels for such a model."""
+    """Raise ConfigError unless there are kernels for a model of this size."""
     row_layout(hidden_size, 2)  # the limits are the same for all storages
     if hidden_size > heads * _LARGEST_HEAD:
         raise ConfigError(
@@ -450,7 +449,7 @@ def require_supported(hidden_size: int, heads: int) -> None:
 
 
 def row_layout(width: int, itemsize: int) -> tuple[int, int]:
-    """Return how a warp holds a row in layer_norm.cuh, of numbers of so many bytes: numbers a vector, vectors a lane.
+    """Return the layout of a row in layer_norm.cuh: numbers per vector, and vectors per lane.
 
     Raises:
         ConfigError: There is no kernel for rows of this width.
@@ -468,5 +467,5 @@ def row_layout(width: int, itemsize: int) -> tuple[int, int]:
 
 
 def vector_of(width: int, itemsize: int) -> int:
-    """Return how many numbers of a row a kernel reads at once: 16 bytes, or one number where rows are no multiple."""
+    """Return how many numbers a kernel reads at once: 16 bytes, or one number if rows are not multiples of 16 bytes."""
     return 1 if width * itemsize % 16 else 16 // itemsize

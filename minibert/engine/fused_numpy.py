@@ -1,4 +1,4 @@
-"""The fused operations on a CPU: numpy, in place, over blocks of rows that stay in the cache."""
+"""The fused operations on a CPU: numpy, in place, on blocks of rows that fit in the cache."""
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -12,13 +12,13 @@ from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, DType, Float, Int
 
-#: How many numbers are worked on in place at a time: few enough to stay in a core's cache, and so many that the
-#: calls of numpy take long beside what it costs to make them.
+#: How many numbers one in-place step processes: few enough to stay in a core's cache, and enough that the overhead of
+#: a numpy call is small.
 _BLOCK = 65_536
-#: How many attention scores are held at a time, likewise.
+#: How many attention scores are in memory at a time, for the same reasons.
 _SCORES = 262_144
-#: A text with a sum of exponentials outside has its scores shifted by their maximum first, as the definition has it.
-#: Inside, nothing can have overflowed, and nothing that matters underflowed: the shift would change nothing.
+#: If a sum of exponentials is outside this range, the softmax of the text is computed again with scores shifted by
+#: their maximum, as in the definition. Inside it, nothing has overflowed, and only negligible terms have underflowed.
 _SAFE_SUMS = (1e-15, 1e15)
 
 
@@ -26,7 +26,7 @@ class FusedCpu:
     """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one thread."""
 
     def __init__(self, dtype: DType, *, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Make the operations for arrays of ``dtype``; InterruptedError is raised once ``cancelled()`` is true."""
+        """Make the operations for arrays of ``dtype``. They raise InterruptedError when ``cancelled()`` is true."""
         self.dtype = np.dtype(dtype)
         self._cancelled = cancelled
         self._memory: dict[str, Array] = {}
@@ -34,7 +34,7 @@ class FusedCpu:
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
     ) -> Float[Array, "T H"]:
-        """Return the sum of each token's word, position and type embedding, layer-normalized; all are of type 0."""
+        """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
         x = self._array("hidden", packing.rows, tables.word.shape[1])
         position = packing.positions()
         if packing.token_at is not None:
@@ -42,7 +42,7 @@ class FusedCpu:
         at = np.resize(np.arange(len(ids)), packing.rows)
         for block in self._blocks(x):
             rows = at[block]
-            np.take(tables.word, ids[rows], axis=0, out=x[block], mode="clip")  # raise would copy; ids are checked
+            np.take(tables.word, ids[rows], axis=0, out=x[block], mode="clip")  # "raise" would copy; ids are checked
             x[block] += tables.token_type[0]
             x[block] += tables.position[position[rows]]
             self._layer_norm(x[block], tables.norm, eps, out=x[block])
@@ -51,7 +51,7 @@ class FusedCpu:
     def linear(
         self, name: str, x: Float[Array, "T K"], weight: Float[Array, "K N"], packing: Packing, longest_sum: int
     ) -> Float[Array, "T N"]:
-        """Return ``x @ weight``, where each sum over K is made of partial sums of at most ``longest_sum`` products."""
+        """Return ``x @ weight``. Each sum over K consists of partial sums of at most ``longest_sum`` products."""
         y = self._array(name, len(x), weight.shape[1])
         for rows in packing.products:
             for k in partial_sums(len(weight), longest_sum):
@@ -75,7 +75,7 @@ class FusedCpu:
         queries: Packing,
         keys: Packing,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax((Q + query_bias) K^T) V of each text and head, the heads side by side; ``q`` is used up."""
+        """Return softmax((Q + query_bias) K^T) V for each text and head, with concatenated heads. Overwrite ``q``."""
         for block in self._blocks(q):
             q[block] += query_bias
         q, k, v = self.in_order(q, queries, "q"), self.in_order(k, keys, "k"), self.in_order(v, keys, "v")
@@ -108,7 +108,7 @@ class FusedCpu:
         y = self.linear("inner", x, weight, packing, longest_sum)
         exact = activation in {"gelu", "gelu_python"} and self.dtype == np.float32
         act = ops.activation(activation)
-        with np.errstate(over="ignore"):  # squares of what is out of gelu's curved part anyway
+        with np.errstate(over="ignore"):  # squares of large x; there gelu is linear or 0
             for block in self._blocks(y):
                 y[block] += bias
                 if exact:
@@ -120,7 +120,7 @@ class FusedCpu:
     def add_layer_norm(
         self, x: Float[Array, "T H"], y: Float[Array, "T H"], bias: Float[Array, "H"], norm: LayerNorm, eps: float
     ) -> Float[Array, "T H"]:
-        """Return LayerNorm(x + y + bias) in the memory of ``x``; that of ``y`` is used up."""
+        """Return LayerNorm(x + y + bias) in the memory of ``x``. It overwrites ``y``."""
         for block in self._blocks(x):
             y[block] += bias
             y[block] += x[block]
@@ -128,13 +128,13 @@ class FusedCpu:
         return x
 
     def in_order(self, x: Float[Array, "T N"], packing: Packing, name: str = "in order") -> Float[Array, "tokens N"]:
-        """Return the tokens' rows of ``x`` in the tokens' order; where they are in it already, as a view."""
+        """Return the tokens' rows of ``x`` in the order of the tokens; a view if ``x`` already has this order."""
         if packing.row_of is None:
             return x[: packing.tokens]
         return np.take(x, packing.row_of, axis=0, out=self._array(name, packing.tokens, x.shape[1]), mode="clip")
 
     def take_first(self, x: Float[Array, "T H"], packing: Packing, first_tokens: Packing) -> Float[Array, "R H"]:
-        """Return the rows of each text's first token."""
+        """Return the row of each text's first token."""
         rows = packing.rows_of_first(first_tokens)
         return np.take(x, rows, axis=0, out=self._array("rows", len(rows), x.shape[1]), mode="clip")
 
@@ -147,13 +147,13 @@ class FusedCpu:
         *,
         normalize: bool = False,
     ) -> Float[Array, "n D"]:
-        """Return one vector a text, by :func:`minibert.pooling.pool`, in memory of its own; of length 1 if wanted."""
+        """Return one vector per text, as :func:`minibert.pooling.pool`, in new memory; of length 1 if ``normalize``."""
         hidden = self.in_order(hidden, packing)
         vectors = [np.zeros((0, len(modes) * hidden.shape[1]), self.dtype)]
         for group in packing.groups:
             if group.tokens:
                 of_tokens, mask = group.of(hidden), np.ones((group.texts, group.tokens), bool)
-            else:  # there must be a token to look at, even if it is masked
+            else:  # pooling needs at least one token, so it gets a masked one
                 of_tokens = np.zeros((group.texts, 1, hidden.shape[1]), self.dtype)
                 mask = np.zeros((group.texts, 1), bool)
             vectors.append(pooling.pool(modes, of_tokens, mask, exclude=exclude))
@@ -172,7 +172,7 @@ class FusedCpu:
         return compute()
 
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
-        """Return the tokens' rows of ``x``, in the tokens' order."""
+        """Return the tokens' rows of ``x``, in the order of the tokens."""
         return self.in_order(x, packing)
 
     def to_host(self, vectors: Float[Array, "n D"]) -> Float[Array, "n D"]:
@@ -180,7 +180,7 @@ class FusedCpu:
         return vectors
 
     def free(self) -> None:
-        """Give all memory back."""
+        """Release all memory."""
         self._memory.clear()
 
     def _attend(
@@ -190,7 +190,7 @@ class FusedCpu:
         v: Float[Array, "n h S d"],
         context: Float[Array, "n Sq h d"],
     ) -> None:
-        """Write softmax(Q K^T) V to ``context``, by blocks of texts and heads."""
+        """Write softmax(Q K^T) V to ``context``, in blocks of texts and heads."""
         texts, heads, queries, _ = q.shape
         size = queries * k.shape[3]
         some_heads = min(heads, max(1, _SCORES // size))
@@ -206,15 +206,15 @@ class FusedCpu:
     def _weights(
         self, q: Float[Array, "n h Sq d"], k: Float[Array, "n h d S"]
     ) -> tuple[Float[Array, "n h Sq S"], Float[Array, "n h Sq"]]:
-        """Return the softmax of Q K^T but for the division by its sums, and these sums."""
+        """Return the exponentials of Q K^T, and their sums. Their quotient is the softmax."""
         weights = self._array("scores", *q.shape[:3], k.shape[3])
         ones = self._ones(k.shape[3])
         np.matmul(q, k, out=weights)
-        with np.errstate(over="ignore"):  # what overflows is done again below
+        with np.errstate(over="ignore"):  # texts with overflow are computed again below
             np.exp(weights, out=weights)
             sums = np.matmul(weights, ones)
         least, most = _SAFE_SUMS
-        if not (sums.min() > least and sums.max() < most):  # so written, NaN is unsafe too
+        if not (sums.min() > least and sums.max() < most):  # true for NaN, too
             shifted = ~((sums > least) & (sums < most)).all(axis=2)
             scores = np.matmul(q[shifted], k[shifted])
             scores -= scores.max(axis=-1, keepdims=True)
@@ -223,9 +223,9 @@ class FusedCpu:
         return weights, sums
 
     def _layer_norm(self, x: Float[Array, "rows H"], norm: LayerNorm, eps: float, out: Float[Array, "rows H"]) -> None:
-        """Write LayerNorm(x) to ``out``, which may be ``x``; else ``x`` is used up."""
+        """Write LayerNorm(x) to ``out``. ``out`` may be ``x``. If it is not, ``x`` is overwritten, too."""
         ones, share = self._ones(x.shape[1]), self.dtype.type(1 / x.shape[1])
-        for _ in range(2):  # as in ops.layer_norm: what rounding left of a large mean goes the second time
+        for _ in range(2):  # as in ops.layer_norm: the second time removes the rounding error of a large mean
             mean = np.vecdot(x, ones)
             mean *= share
             x -= mean[:, None]
@@ -239,13 +239,13 @@ class FusedCpu:
         np.add(x, norm.bias, out=out)
 
     def _blocks(self, x: Float[Array, "T N"]) -> Iterator[slice]:
-        """Yield runs of rows that fit the cache."""
+        """Yield ranges of rows that fit in the cache."""
         rows = max(1, _BLOCK // x.shape[1])
         for start in range(0, len(x), rows):
             yield slice(start, min(start + rows, len(x)))
 
     def _array(self, name: str, *shape: int) -> Array:
-        """Return memory that is kept under ``name``: what was there is overwritten."""
+        """Return the memory with the name ``name``. It is reused: the next call with this name overwrites it."""
         size = math.prod(shape)
         memory = self._memory.get(name)
         if memory is None or memory.size < size:
@@ -253,7 +253,7 @@ class FusedCpu:
         return memory[:size].reshape(shape)
 
     def _ones(self, count: int) -> Float[Array, "count"]:
-        """Return a vector of ones: a product with it is the quickest sum."""
+        """Return a vector of ones. A product with it is the fastest sum."""
         name = f"ones {count}"
         if name not in self._memory:
             self._memory[name] = np.ones(count, self.dtype)
@@ -271,17 +271,17 @@ class _TailFit(NamedTuple):
     level: float
 
 
-# Made by tools/fit_gelu.py, which also prints the errors that the docstring of `_gelu` quotes.
+# tools/fit_gelu.py computes these numbers. It also prints the errors in the docstring of `_gelu`.
 _TAIL = _TailFit(far=3.4681232, width=4.3218818, pull=24.247276, near=0.17059813, curve=0.49451792, level=2.161789)
 
 
 def _gelu(x: Float[Array, "rows N"], scratch: Float[Array, "2 rows N"]) -> None:
-    """Replace float32 ``x`` by ``x Phi(x)``, by thirteen cheap passes and one ``exp``; see :func:`minibert.ops.gelu`.
+    """Replace float32 ``x`` by ``x Phi(x)`` (:func:`minibert.ops.gelu`), in thirteen cheap passes and one ``exp``.
 
-    ``x Phi(x)`` is the larger of ``x tail`` and ``x - x tail``, where ``tail = Phi(-|x|)``: the first for negative
-    ``x``, the second for positive. Over every float32 the error is at most ``1.85e-7 max(|gelu|, 0.5)``, and 8.0e-8
-    for negative ``x`` (1.7e-7 and 8.3e-8 for :func:`minibert.ops.gelu` in float32); over standard normal ``x`` its
-    root mean square is 2.6e-8 (2.4e-8).
+    Let ``tail = Phi(-|x|)``. Then ``x Phi(x)`` is the larger of ``x tail`` and ``x - x tail``: the first for negative
+    ``x``, the second for positive ``x``. The error over all float32 numbers is at most ``1.85e-7 max(|gelu|, 0.5)``,
+    and at most 8.0e-8 for negative ``x``. (:func:`minibert.ops.gelu` in float32: 1.7e-7 and 8.3e-8.) For standard
+    normal ``x``, the root mean square of the error is 2.6e-8 (2.4e-8).
     """
     far, width, pull, near, curve, level = (np.float32(number) for number in _TAIL)
     y, bump = scratch

@@ -1,10 +1,9 @@
-"""BERT's forward pass, fast: every token of a batch in one array, one row a token, no padding.
+"""BERT's fast forward pass: one array has all tokens of a batch, one row for each token, without padding.
 
-It computes what :mod:`minibert.model` defines, in the fused operations of :mod:`minibert.engine.fused`, on parameters
-that were laid out for them once, at load. A text's vectors are the same, bit for bit, whatever texts are packed with
-it.
+It computes the same as :mod:`minibert.model`, with the fused operations of :mod:`minibert.engine.fused`. It uses
+parameters that :func:`load` rearranged once. The bits of a text's vectors do not depend on the other texts.
 
-    T  rows, one a token      H  hidden size            h  attention heads
+    T  rows, one per token    H  hidden size            h  attention heads
     n  texts                  I  intermediate size      d  head size, H / h
 """
 
@@ -22,19 +21,19 @@ from minibert.engine.threads import one_blas_thread
 from minibert.errors import TokenizerError
 from minibert.typing import Array, DType, Float, Int
 
-#: The longest run of products that is summed at once, in the projection of the heads and in the two layers of the
-#: feed-forward: with twice as many, the error of BERT-base against float64 is larger than transformers' own, as
-#: tools/accuracy.py measures it. For queries, keys and values it hardly matters.
+#: The largest number of products in one partial sum, in the output projection and in the two feed-forward layers. With
+#: twice as many, the error of BERT-base against float64 is larger than that of transformers (tools/accuracy.py measures
+#: it). For queries, keys and values, it makes almost no difference.
 _LONGEST_SUM = 384
 _NO_LIMIT = 2**31
 
 
 class SelfAttention(NamedTuple):
-    """The projections of multi-head self-attention, weights as ``(in, out)``.
+    """The projections of multi-head self-attention. Weights are ``(in, out)``.
 
-    Queries come scaled by 1 / sqrt(d). Keys have no bias: it would add the same to all scores of a query, which the
-    softmax does not see. Nor have values: as the weights of a query sum to 1, their bias passes through to the output
-    projection and is part of its bias.
+    The query weights and bias include the scale 1 / sqrt(d). Keys have no bias: it would add the same number to all
+    scores of a query, so the softmax would not change. Values have no bias either: the weights of a query sum to 1, so
+    the output bias can include the value bias, multiplied by the output projection.
     """
 
     qkv: Float[Array, "H 3H"]
@@ -45,7 +44,7 @@ class SelfAttention(NamedTuple):
 
 
 class FeedForward(NamedTuple):
-    """The two linear layers, weights as ``(in, out)``."""
+    """The two linear layers. Weights are ``(in, out)``."""
 
     up: Float[Array, "H I"]
     up_bias: Float[Array, "I"]
@@ -62,36 +61,36 @@ class Layer(NamedTuple):
 
 
 class PackedParams(NamedTuple):
-    """The parameters of BERT as :func:`bert` takes them."""
+    """The parameters of BERT for :func:`bert`."""
 
     embeddings: params.Embeddings
     layers: tuple[Layer, ...]
 
 
 class Weights(Protocol):
-    """The parameters of a BertModel, read when they are asked for."""
+    """The parameters of a BertModel. Each method call reads some of them."""
 
     def embeddings(self) -> params.Embeddings:
         """Return the embeddings."""
         ...
 
     def layer(self, number: int) -> params.Layer:
-        """Return one layer, counted from 0."""
+        """Return one layer. The first has the number 0."""
         ...
 
 
 def load(weights: Weights, config: BertConfig, place: Callable[[Array], Any] = lambda array: array) -> PackedParams:
-    """Return the parameters of a BertModel, laid out one layer after the other.
+    """Return the rearranged parameters of a BertModel. It processes one layer at a time.
 
     Args:
-        weights: Where they are read.
-        config: Its sizes and choices.
-        place: Returns an array as the fused operations take it, such as a copy on their device.
+        weights: The source of the parameters.
+        config: The sizes and settings of the model.
+        place: Returns the array for the fused operations, such as a copy on their device.
 
     Raises:
-        WeightsError: One cannot be used.
+        WeightsError: A parameter cannot be used.
     """
-    with one_blas_thread():  # the folded biases are products, too, and shall always have the same bits
+    with one_blas_thread():  # the folded biases are matrix products; they must always have the same bits
         layers = (weights.layer(number) for number in range(config.num_hidden_layers))
         packed = tuple(_map(place, pack_layer(layer, config.num_attention_heads)) for layer in layers)
     return PackedParams(_map(place, weights.embeddings()), packed)
@@ -105,7 +104,7 @@ def _map(place: Callable[[Array], Any], parameters: Any) -> Any:
 
 
 def row_rule(config: BertConfig, dtype: DType) -> RowRule:
-    """Return how rows must lie in the products of such a model for the bits of each to depend on nothing else."""
+    """Return the row rule for all matrix products of a model with this config."""
     H, I = config.hidden_size, config.intermediate_size  # noqa: E741
     products = [(H, 3 * H, _NO_LIMIT), (H, 2 * H, _NO_LIMIT), (H, H, _NO_LIMIT), (H, H, _LONGEST_SUM)]
     products += [(H, I, _LONGEST_SUM), (I, H, _LONGEST_SUM)]
@@ -116,7 +115,7 @@ def row_rule(config: BertConfig, dtype: DType) -> RowRule:
 
 
 def pack_layer(layer: params.Layer, heads: int) -> Layer:
-    """Return a layer's parameters, laid out for the fused operations."""
+    """Return a layer's parameters, rearranged for the fused operations."""
     attention, feed_forward = layer.attention, layer.feed_forward
     hidden = attention.query.weight.shape[1]
     scale = (hidden // heads) ** -0.5
@@ -152,19 +151,19 @@ def bert(
     first_tokens: Packing | None = None,
     output_hidden_states: Callable[[Float[Array, "T H"]], None] = lambda _: None,
 ) -> Float[Array, "T H"]:
-    """Return the hidden states after the last layer; the memory is ``fused``'s.
+    """Return the hidden states after the last layer. Their memory belongs to ``fused``.
 
     Args:
         model: The parameters.
-        config: The sizes and choices.
-        ids: The ids of all tokens, text after text.
-        packing: Where the tokens lie.
+        config: The sizes and settings.
+        ids: The ids of all tokens, one text after the other.
+        packing: The rows of the tokens.
         fused: The operations.
-        first_tokens: Where each text's first token lies, if the last layer shall compute only that one.
-        output_hidden_states: Is called with the embeddings, and with the hidden states after each layer.
+        first_tokens: The rows of the first tokens, if the last layer must compute only these; else None.
+        output_hidden_states: This function is called with the embeddings, and with the hidden states after each layer.
 
     Raises:
-        TokenizerError: An id, or a position in a text, is not in the embedding tables.
+        TokenizerError: An id, or a position in a text, is outside the embedding tables.
     """
     _require_in_tables(model.embeddings, ids, packing)
     x = fused.embed_layer_norm(model.embeddings, ids, packing, config.layer_norm_eps)
@@ -185,7 +184,7 @@ def bert(
 
 
 def _require_in_tables(tables: params.Embeddings, ids: Int[Array, "tokens"], packing: Packing) -> None:
-    """Raise TokenizerError unless each token has its embeddings: a GPU would read beyond the tables."""
+    """Raise TokenizerError unless each token has embeddings. Without this check, a GPU would read beyond the tables."""
     least, most = int(ids.min(initial=0)), int(ids.max(initial=0))
     words, positions, longest = len(tables.word), len(tables.position), int(packing.lengths.max(initial=0))
     if least < 0 or most >= words:
@@ -219,7 +218,7 @@ def attend_first(
     first_tokens: Packing,
     fused: Fused,
 ) -> Float[Array, "R H"]:
-    """Return :func:`attend` of each text's first token alone: keys and values of all tokens, one query a text."""
+    """Return :func:`attend` for the first token of each text: one query per text, keys and values of all tokens."""
     hidden = x.shape[1]
     K, V = np.split(fused.linear("qkv", x, layer.qkv[:, hidden:], packing, _NO_LIMIT), 2, axis=1)
     x = fused.take_first(x, packing, first_tokens)
@@ -232,7 +231,7 @@ def attend_first(
 def feed_forward(
     layer: FeedForward, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Fused
 ) -> Float[Array, "T H"]:
-    """Return LayerNorm(x + W_2 act(W_1 x + b_1) + b_2), the same for every token."""
+    """Return LayerNorm(x + W_2 act(W_1 x + b_1) + b_2), for each token separately."""
     inner = fused.linear_activation(x, layer.up, layer.up_bias, config.hidden_act, packing, _LONGEST_SUM)
     y = fused.linear("output", inner, layer.down, packing, _LONGEST_SUM)
     return fused.add_layer_norm(x, y, layer.down_bias, layer.norm, config.layer_norm_eps)

@@ -1,4 +1,4 @@
-"""Where each text's tokens lie in a packed array: one row a token, no padding."""
+"""The positions of tokens in a packed array: one row for each token, without padding."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from minibert.typing import Array, Int, Shaped
 
 
 class Group(NamedTuple):
-    """Texts of equal length that follow each other.
+    """Consecutive texts of equal length.
 
     Attributes:
         start: Index of the first text's first token.
-        texts: How many texts.
-        tokens: How many tokens each of them has.
+        texts: Number of texts.
+        tokens: Number of tokens of each text.
     """
 
     start: int
@@ -25,23 +25,23 @@ class Group(NamedTuple):
     tokens: int
 
     def of(self, x: Shaped[Array, "tokens ..."]) -> Shaped[Array, "n S ..."]:
-        """Return these texts' part of an array that has the tokens in order (a view)."""
+        """Return the part of an array for these texts (a view). The array must have the tokens in order."""
         part = x[self.start : self.start + self.texts * self.tokens]
         return part.reshape(self.texts, self.tokens, *x.shape[1:])
 
 
 class Packing(NamedTuple):
-    """The rows of all tokens of some texts, so that the bits of each depend on its own text alone.
+    """The rows of all tokens of some texts. With them, the bits of a token depend only on its own text.
 
     Attributes:
-        tokens: How many tokens there are.
-        rows: How many rows: a few more where the row rule needs them to fill a tile.
-        row_of: The row of each token, text after text; None where token i is in row i.
-        token_at: The token in each row, where ``row_of`` is not None; those that are to fill up hold token 0.
+        tokens: Number of tokens.
+        rows: Number of rows. The row rule may add a few rows to fill a tile.
+        row_of: The row of each token, one text after the other; None if token i is in row i.
+        token_at: The token in each row, if ``row_of`` is not None. Filling rows contain token 0.
         groups: The texts in order.
-        products: Runs of rows that go into one matrix product each.
-        lengths: How many tokens each text has.
-        starts: The index of each text's first token; of a text without tokens, of the next one's.
+        products: Ranges of rows. Each range is one matrix product.
+        lengths: Number of tokens of each text.
+        starts: The index of each text's first token. An empty text has the index of the next text.
     """
 
     tokens: int
@@ -62,14 +62,14 @@ class Packing(NamedTuple):
     ) -> Self:
         """Return the packing of texts.
 
-        Token j of a text goes to some row of the class that position ``offset + j`` of a tile has. So its class is
-        the same in every packing, and in all texts together the classes are about as frequent as in a tile.
+        Token j of a text goes to a row of the class of position ``offset + j`` in a tile. So the token has the same
+        class in every packing. Over all texts, the classes have about the same frequencies as in a tile.
 
         Args:
-            lengths: Tokens of each text; equal lengths that follow each other become one group.
-            offsets: A number for each text that depends on nothing but the text, and is different in others; None will
-                do where the rule needs none.
-            rule: Which rows have the same bits.
+            lengths: Number of tokens of each text. Consecutive equal lengths become one group.
+            offsets: A number for each text. It depends only on the text, and different texts should have different
+                numbers. It may be None if the rule needs no offsets.
+            rule: The row rule: it says which rows have the same bits.
         """
         lengths = np.asarray(lengths, np.intp)
         starts = starts_of(lengths)
@@ -95,7 +95,7 @@ class Packing(NamedTuple):
         return np.arange(self.tokens) - self.starts.repeat(self.lengths)
 
     def first_tokens(self, offsets: Sequence[int] | Int[Array, "texts"] | None, rule: RowRule) -> "Packing":
-        """Return the packing of each text's first token alone, if it has one, in the same groups of texts."""
+        """Return the packing of the first tokens, in the same groups of texts. Empty texts have no first token."""
         groups: list[Group] = []
         start = 0
         for group in self.groups:
@@ -104,14 +104,14 @@ class Packing(NamedTuple):
         return Packing.of(np.minimum(self.lengths, 1), offsets, rule)._replace(groups=tuple(groups))
 
     def rows_of_first(self, first_tokens: "Packing") -> Int[Array, "R"]:
-        """Return the row here of what each row of ``first_tokens`` has."""
+        """Return, for each row of the packing ``first_tokens``, the row of the same token in this packing."""
         first = self.starts[self.lengths > 0]
         rows = first if self.row_of is None else self.row_of[first]
         return np.resize(rows, first_tokens.rows) if first_tokens.token_at is None else rows[first_tokens.token_at]
 
 
 def _groups(lengths: Int[Array, "texts"]) -> tuple[Group, ...]:
-    """Return the runs of equal lengths."""
+    """Return the groups of consecutive equal lengths."""
     if len(lengths) == 0:
         return ()
     groups = []
@@ -126,9 +126,9 @@ def _groups(lengths: Int[Array, "texts"]) -> tuple[Group, ...]:
 def _rows(
     zeros: Int[Array, "texts"], lengths: Int[Array, "texts"], classes: Int[Array, "period"]
 ) -> Int[Array, "tokens"]:
-    """Return the row of each token: the next free one of its class.
+    """Return the row of each token: the next free row of its class.
 
-    ``zeros`` is where each text would have a token at position 0 of a tile.
+    ``zeros`` is, for each text, the index of a token that would be at position 0 of a tile.
     """
     positions = np.arange(lengths.sum()) - zeros.repeat(lengths)
     of_token = classes[positions % len(classes)]

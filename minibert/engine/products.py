@@ -1,13 +1,13 @@
-"""Matrix products on a GPU whose rows have the same bits whatever other rows are computed with them.
+"""Matrix products on a GPU, where the bits of a row do not depend on the other rows.
 
-cuBLASLt has many algorithms for a product. They differ in speed, and in the order in which some of them sum. Which one
-is the fastest depends on the number of rows; so does the library's own choice, and with it the last bit of a vector.
-Here an algorithm is used for a number of rows only after a trial: on numbers whose sums cancel, so that every other
-order of summation gives other bits, all its rows must have the bits that a first algorithm gave for 4,096 rows. Of
-those that pass, the fastest one is taken.
+cuBLASLt has many algorithms for a product. They differ in speed, and some differ in the order of summation. The fastest
+algorithm depends on the number of rows. The library's own choice also depends on it, so the last bit of a vector would,
+too. So minibert tries an algorithm for a number of rows before it uses it. The trial uses numbers whose sums cancel:
+then a different order of summation gives different bits. All rows must have the same bits as with a reference algorithm
+for 4,096 rows. minibert uses the fastest algorithm that passes.
 
-An algorithm may treat some parts of an output in another way than others. So each number of rows needs a trial of its
-own; :func:`minibert.engine.rows.graded` keeps them few.
+An algorithm may compute some parts of its output differently from others. So each number of rows needs its own trial.
+:func:`minibert.engine.rows.graded` keeps these numbers few.
 """
 
 import logging
@@ -25,33 +25,33 @@ from minibert.typing import Array, Float
 
 logger = logging.getLogger("minibert")
 
-#: Algorithms that are tried for a product.
+#: Number of algorithms to try for a product.
 _CANDIDATES = 8
-#: Rows of the product that the others are compared with.
+#: Number of rows of the reference product.
 _REFERENCE_ROWS = 4096
-#: Different rows in a trial. It is prime, so that equal rows lie at different places of every tile.
+#: Number of different rows in a trial. It is prime, so that equal rows have different positions in tiles.
 _PERIOD = 127
-#: From so many rows on, the fastest algorithm is looked for: products of fewer rows take little more than a launch.
+#: Algorithms are timed from this number of rows on. Smaller products take little more time than a launch.
 _WORTH_TIMING = 1024
-#: How often an algorithm is timed; the least time counts. And how many products are timed together.
+#: Number of runs that time an algorithm, of which the fastest counts; and number of products in a run.
 _TIMES, _AT_ONCE = 3, 10
 
 
 class Gpu(Device, Protocol):
-    """What trials need of a GPU and the stream that this thread works on."""
+    """The operations of a GPU that trials need, on the stream of this thread."""
 
     def seconds(self, call: Callable[[], None]) -> float:
-        """Return how long the GPU takes for what a call asks of it."""
+        """Return the time in seconds that the GPU needs for the work of ``call``."""
         ...
 
 
 class _Reference(NamedTuple):
-    """The product that others of the same weights' shape are compared with.
+    """The reference product for all products with weights of one shape.
 
     Attributes:
-        algorithm: What computed it.
+        algorithm: The algorithm that computed it.
         x: The different rows of B.
-        weight: A.
+        weight: The matrix A.
         y: The different rows of C.
     """
 
@@ -62,10 +62,10 @@ class _Reference(NamedTuple):
 
 
 class Products:
-    """The algorithms that were chosen so far, for a GPU. Threads may share it."""
+    """The chosen algorithms for a GPU. Threads may share this object."""
 
     def __init__(self, library: CublasLt, gpu: Gpu) -> None:
-        """Choose among the algorithms of ``library`` by trials on a GPU."""
+        """Start without any chosen algorithm. Later trials use the algorithms of ``library`` on ``gpu``."""
         self._library = library
         self._gpu = gpu
         self._lock = threading.Lock()
@@ -75,9 +75,9 @@ class Products:
     def multiply(
         self, product: Product, storage: Storage, pointers: tuple[int, int, int], stream: int, workspace: int
     ) -> None:
-        """Ask a stream for a product of matrices of ``storage``; see :meth:`CublasLt.multiply`.
+        """Launch a product of matrices of ``storage`` on a stream; see :meth:`CublasLt.multiply`.
 
-        The first product of its shape is tried out before: the stream is waited for.
+        The first product of a shape runs trials before, and waits for the stream.
         """
         key = product._replace(add=False)
         algorithm = self._chosen.get(key)
@@ -88,7 +88,7 @@ class Products:
         self._library.multiply(product, algorithm, pointers, stream, workspace)
 
     def _choose(self, product: Product, storage: Storage, stream: int, workspace: int) -> Algorithm:
-        """Return the fastest algorithm for a product that gives the reference's bits."""
+        """Return the fastest algorithm for a product, of those that give the bits of the reference."""
         reference = self._reference(product, storage, stream, workspace)
         trial = _Trial(self._library, self._gpu, product, storage, reference.weight, stream, workspace)
         x = trial.repeated(reference.x)
@@ -127,7 +127,7 @@ class Products:
 
 
 class _Trial(NamedTuple):
-    """Products of some shape, on made-up numbers."""
+    """Trial products of one shape, on generated numbers."""
 
     library: CublasLt
     gpu: Gpu
@@ -138,7 +138,7 @@ class _Trial(NamedTuple):
     workspace: int
 
     def repeated(self, rows: Any) -> Any:
-        """Return as many rows as the product has: those of ``rows``, again and again."""
+        """Return a matrix with the rows of ``rows``, repeated up to the number of rows of the product."""
         x = self.gpu.empty((self.shape.n, rows.shape[1]), self.storage.dtype)
         self._launch("repeat_rows", x, (x, rows))
         return x
@@ -150,19 +150,19 @@ class _Trial(NamedTuple):
         return y
 
     def repeats(self, algorithm: Algorithm, x: Any, rows: Any) -> bool:
-        """Return whether the product of ``x`` has the bits of ``rows``, again and again."""
+        """Return whether the product of ``x`` has the same bits as ``rows``, repeated."""
         try:
             y = self.product(algorithm, x)
-        except DeviceError:  # the reference's algorithm need not be one for so few rows
+        except DeviceError:  # the reference algorithm may not work for so few rows
             return False
         different = self.gpu.upload(np.zeros(1, np.int32))
         self._launch("compare_rows", y, (different, y, rows))
         return not self.gpu.download(different)[0]
 
     def seconds(self, algorithm: Algorithm, x: Any) -> float:
-        """Return how long the product of ``x`` takes.
+        """Return the time of the product of ``x``: the least of some runs, in seconds.
 
-        Several are recorded and asked for at once: one alone may take less time on the GPU than its launch on the host.
+        A run has several products in one launch, because a small product takes less time than its launch.
         """
         y = self.gpu.empty((self.shape.n, self.shape.ldc), self.storage.dtype)
 
@@ -185,10 +185,10 @@ class _Trial(NamedTuple):
 
 
 def cancelling(rows: int, k: int, ldb: int, lda: int) -> tuple[Float[Array, "rows ldb"], Float[Array, "k lda"]]:
-    """Return matrices whose product is 0 but for rounding: what it is then shows the order of summation.
+    """Return matrices whose product is 0 except for rounding errors. The errors show the order of summation.
 
-    The products of the second half of a sum are those of the first half with the other sign, in another order. Numbers
-    have 6 bits and many sizes: every kind of storage holds them exactly.
+    The second half of each sum has the products of the first half with the opposite sign, in another order. Numbers
+    have 6 bits and many sizes, so every storage type represents them exactly.
     """
     rng = np.random.default_rng(0)
     half = k // 2

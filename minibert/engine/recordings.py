@@ -1,8 +1,8 @@
-"""CUDA graphs of small batches: what the host asks of a GPU for one batch, recorded once and asked for again at once.
+"""CUDA graphs of small batches: the kernel launches of a batch are recorded once, and replayed for later batches.
 
-A batch of a few hundred tokens keeps a GPU busy for less time than the host needs to launch its kernels one by one. A
-recording has fixed memory and fixed numbers of rows, texts and tiles. What is different from batch to batch stands in
-the tables, which are written before it is played.
+For a batch of a few hundred tokens, the host needs more time to launch the kernels one by one than the GPU needs to run
+them. A recording has fixed memory and fixed numbers of rows, texts and tiles. The tables contain everything that
+differs between batches. They are written before each replay.
 """
 
 import logging
@@ -16,27 +16,27 @@ from minibert.typing import Array
 
 logger = logging.getLogger("minibert")
 
-#: Batches of more rows are not recorded: the host has launched their kernels long before they have run.
+#: Batches with more rows are not recorded: the host launches their kernels faster than the GPU runs them.
 MOST_ROWS = 1024
-#: Recordings that are kept; then the oldest goes.
+#: The largest number of recordings. Beyond it, the oldest one is deleted.
 _MOST = 128
-#: Whole numbers to whose multiples tables are aligned: 16 bytes, as a kernel reads a tile at once.
+#: Alignment of tables, in int32 numbers: 16 bytes, because a kernel reads a whole tile at once.
 _ALIGNMENT = 4
 
 
 class Recorder(Protocol):
-    """What recordings need of a device."""
+    """The operations of a device that recordings need."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """Return a new array there."""
+        """Return a new array on the device."""
         ...
 
     def write(self, array: Any, host: Array) -> None:
-        """Copy an array of the host to one there."""
+        """Copy a host array to an array on the device."""
         ...
 
     def record(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that does the launches and products of ``call`` again."""
+        """Record ``call``, and return a function that repeats its launches and products."""
         ...
 
 
@@ -45,8 +45,8 @@ class _Recording(NamedTuple):
 
     Attributes:
         tables: The memory of all its tables.
-        play: Does what was recorded.
-        vectors: Where its result is.
+        play: Replays the recording.
+        vectors: The array with its result.
     """
 
     tables: Any
@@ -62,7 +62,7 @@ class Recordings:
     """
 
     def __init__(self, device: Recorder, tables: Tables, *, enabled: bool = True) -> None:
-        """Record what is computed with ``tables`` on a device."""
+        """Start without recordings. Later recordings use ``device`` and ``tables``."""
         self.enabled = enabled
         self._device = device
         self._tables = tables
@@ -72,18 +72,18 @@ class Recordings:
         self._fixed = False
 
     def run(self, key: Hashable, batch: Batch, compute: Callable[[], Any]) -> Any:
-        """Return the result of ``compute()``, or more rows than it has; it is overwritten by the next call.
+        """Return the result of ``compute()``. It may have extra rows at the end. The next call overwrites it.
 
         Args:
-            key: What tells the work from other work on the same tables.
-            batch: What the tables are made of.
-            compute: Launches kernels, with tables of the batch and arrays of :meth:`array`.
+            key: It identifies this computation among others with the same tables.
+            batch: The data for the tables.
+            compute: Launches kernels, with tables of the batch and arrays from :meth:`array`.
         """
         self._tables.begin(batch)
         if not self.enabled or not 0 < batch.packing.rows <= MOST_ROWS:
             return compute()
         made = self._made.get(key)
-        if made is None:  # which tables it takes is not known yet
+        if made is None:  # it is not known yet which tables it needs
             result = compute()
             self._made[key] = dict(self._tables.asked_for)
             return result
@@ -107,28 +107,28 @@ class Recordings:
             return compute()
 
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """Return an array of the fixed memory while a batch is recorded; None at other times."""
+        """While a batch is recorded, return an array in the fixed memory; at other times, return None."""
         if not self._fixed:
             return None
         memory = self._memory.get((name, shape[1]))
-        if memory is None:  # never a larger one later: recordings know where it is
+        if memory is None:  # never replaced by a larger one: recordings have its address
             memory = self._memory[name, shape[1]] = self._device.empty((MOST_ROWS, shape[1]), dtype)
         return memory[: shape[0]]
 
     def clear(self) -> None:
-        """Give all memory back."""
+        """Release all memory."""
         self._recordings.clear()
         self._memory.clear()
 
     def _record(self, shape: Hashable, batch: Batch, host: dict[Hashable, Array], compute: Callable[[], Any]) -> Any:
-        """Return the result of ``compute()``, and keep a recording of it."""
+        """Return the result of ``compute()``, and save a recording of it."""
         joined = _joined(host)
         memory = self._device.empty(joined.shape, joined.dtype)
         self._device.write(memory, joined)
         self._tables.begin(batch, _split(memory, host))
         self._fixed = True
         try:
-            vectors = compute()  # it makes all that is made only once: memory, kernels, the choice of algorithms
+            vectors = compute()  # this run allocates memory, loads kernels and chooses algorithms
             play = self._device.record(lambda: _ignore(compute()))
         finally:
             self._fixed = False
@@ -141,7 +141,7 @@ def _ignore(_: Any) -> None:
 
 
 def _joined(tables: dict[Hashable, Array]) -> Array:
-    """Return all tables, one behind the other, each aligned."""
+    """Concatenate all tables. Each table is aligned."""
     parts = []
     for table in tables.values():
         parts += [table.ravel(), np.zeros(-table.size % _ALIGNMENT, np.int32)]
@@ -149,7 +149,7 @@ def _joined(tables: dict[Hashable, Array]) -> Array:
 
 
 def _split(joined: Any, tables: dict[Hashable, Array]) -> dict[Hashable, Any]:
-    """Return views of the tables in :func:`_joined`."""
+    """Return views of the tables in the result of :func:`_joined`."""
     views, start = {}, 0
     for name, table in tables.items():
         views[name] = joined[start : start + table.size].reshape(table.shape)

@@ -1,9 +1,9 @@
-"""On which conditions a row of a matrix product has the same bits whatever the other rows are.
+"""The row rule: the condition under which the bits of a row of a matrix product do not depend on the other rows.
 
-A BLAS works on tiles of several rows. Where a row lies in its tile can decide in which order its sums are taken, and
-rows that fill no tile, or a matrix that is small, take other code again. So the bits of a row can depend on its
-position and on how many rows there are, in a way that differs from one BLAS kernel to the next and that no BLAS
-documents. It is found out by experiment, once for each shape of a product, when a model is loaded.
+A BLAS works on tiles of several rows. The position of a row in its tile can change the order of its sums. Incomplete
+tiles and small matrices use other code in the BLAS. So the bits of a row can depend on its position and on the number
+of rows. This differs between BLAS kernels, and no BLAS documents it. minibert finds it by experiment when it loads a
+model, once for each shape of a product.
 """
 
 import functools
@@ -15,25 +15,25 @@ import numpy as np
 from minibert.engine.threads import blas_name, blas_threads, one_blas_thread
 from minibert.typing import Array, DType
 
-#: The periods that are tried: none, the tiles of known kernels, and multiples of them.
+#: The periods to try: 1 (no period), the tile sizes of known kernels, and multiples of them.
 _PERIODS = (1, 4, 8, 12, 16, 24, 48)
-#: The products that are tried have so many rows, or the next multiples of the period; and one has three tiles.
+#: Numbers of rows of the trial products, rounded up to multiples of the period. One more product has three tiles.
 _ROWS = (2, 3, 5, 8, 17, 30)
-#: Rows of one more product that is tried on threads: so many that BLAS has use for them, unless the weights are tiny.
+#: Rows of one more trial product with threads: enough that BLAS uses its threads, unless the weights are tiny.
 _ROWS_FOR_THREADS = 256
-#: Of graded numbers of rows: the smallest step, and the binary logarithm of 2 times the steps between powers of two.
+#: For :func:`graded`: the smallest step, and log2 of twice the number of steps between two powers of two.
 _SMALLEST_STEP, _STEPS_BITS = 16, 4
 
 
 class RowRule(NamedTuple):
-    """How rows must lie in a matrix product for the bits of each to depend on nothing but itself.
+    """The condition under which the bits of a row in a matrix product depend only on the row itself.
 
     Attributes:
-        classes: The class of each position in a tile. Rows of one class have the same bits in all its positions, in
-            every tile of every product whose number of rows is a multiple of ``len(classes)``. No class at all means
-            that nothing was found: every text needs a product of its own.
-        threads: Whether the bits are the same, too, when BLAS uses several threads.
-        graded: Whether the number of rows is rounded up by :func:`graded`, so that few numbers occur.
+        classes: The class of each position in a tile. A row has the same bits at all positions of one class, in every
+            tile and in every product whose number of rows is a multiple of ``len(classes)``. An empty tuple means that
+            the experiment found no rule: each text needs its own product.
+        threads: Whether the bits are also the same if BLAS uses several threads.
+        graded: Whether :func:`graded` rounds up the number of rows, so that few different numbers occur.
     """
 
     classes: tuple[int, ...]
@@ -42,29 +42,29 @@ class RowRule(NamedTuple):
 
     @property
     def period(self) -> int:
-        """How many rows a tile has."""
+        """Number of rows of a tile."""
         return len(self.classes)
 
     @property
     def needs_offsets(self) -> bool:
-        """Whether it matters where in a tile a text starts."""
+        """Whether the start position of a text in a tile matters."""
         return self.period > 1
 
     def rows_for(self, tokens: int) -> int:
-        """Return how many rows so many tokens get, where they are in order."""
+        """Return the number of rows for a number of tokens, if the tokens are in order."""
         if self.graded:
             return graded(tokens)
-        return tokens if tokens != 1 else 2  # a single row would be a product of a vector, which takes other code
+        return tokens if tokens != 1 else 2  # BLAS uses other code for a single row
 
 
 def graded(rows: int) -> int:
-    """Return a number of rows, rounded up: to a multiple of 16 up to 256; then 8 numbers lie from 2^n to 2^(n+1)."""
+    """Round up a number of rows: to a multiple of 16 up to 256; above, to one of 8 steps between 2^n and 2^(n+1)."""
     step = max(_SMALLEST_STEP, 1 << max(0, rows - 1).bit_length() >> _STEPS_BITS)
     return -(-rows // step) * step
 
 
 def rule_for(shapes: Iterable[tuple[int, int]], dtype: DType) -> RowRule:
-    """Return the rule that holds for the products with weights of all these shapes, ``(in, out)``."""
+    """Return one rule for the products with weights of all these shapes, ``(in, out)``."""
     rules = [_rule_of_shape(*shape, np.dtype(dtype).name) for shape in sorted(set(shapes))]
     if not all(rule.classes for rule in rules):
         return RowRule((), threads=False)
@@ -75,7 +75,7 @@ def rule_for(shapes: Iterable[tuple[int, int]], dtype: DType) -> RowRule:
 
 @functools.cache
 def _rule_of_shape(inputs: int, outputs: int, dtype: str) -> RowRule:
-    """Return the rule for one shape of weights: that of the shortest period which explains what is seen."""
+    """Return the rule for one shape of weights: the rule with the shortest period that all trial products confirm."""
     weight = _numbers(inputs * outputs, dtype).reshape(inputs, outputs)
     row = _numbers(inputs, dtype)
     for period in _PERIODS:
@@ -84,9 +84,9 @@ def _rule_of_shape(inputs: int, outputs: int, dtype: str) -> RowRule:
             tile = (_repeated(row, counts[0]) @ weight)[:period]
             periodic = all(_is_periodic(_repeated(row, count) @ weight, tile) for count in counts)
         if periodic:
-            # Where a position matters, so does where BLAS cuts the rows for its threads: that is not even tried.
-            # Nor with one thread, held by somebody else; nor in a BLAS of which it is not known from which size on it
-            # uses threads, as it must not in the small products of attention.
+            # Threads are not tried in three cases. If positions matter, the points where BLAS splits the rows for its
+            # threads matter, too. If other code holds BLAS to one thread, there is nothing to try. And for a BLAS other
+            # than OpenBLAS, the size from which it uses threads is not known: attention's small products must use one.
             threads = period == 1 and blas_threads() > 1 and blas_name().startswith("openblas")
             for count in (*counts, _ROWS_FOR_THREADS):
                 threads = threads and _is_periodic(_repeated(row, count) @ weight, tile)
@@ -99,20 +99,20 @@ def _is_periodic(product: Array, tile: Array) -> bool:
 
 
 def _repeated(row: Array, count: int) -> Array:
-    """Return a matrix of ``count`` times the same row."""
+    """Return a matrix with ``count`` copies of a row."""
     return np.repeat(row[None], count, axis=0)
 
 
 def _numbered(labels: Sequence[object]) -> tuple[int, ...]:
-    """Return a number for each label, the same for equal ones."""
+    """Return a number for each label. Equal labels have equal numbers."""
     numbers: dict[object, int] = {}
     return tuple(numbers.setdefault(label, len(numbers)) for label in labels)
 
 
 def _numbers(count: int, dtype: str) -> Array:
-    """Return ``count`` numbers of mixed sizes and signs, always the same; repeated, since making them takes longer.
+    """Return ``count`` numbers of mixed sizes and signs, always the same. They repeat, because a copy is faster.
 
-    Not from ``numpy.random``, whose import alone takes longer than all the rest here.
+    ``numpy.random`` is not used: its import alone takes longer than the whole experiment.
     """
-    period = 8191  # a prime, so that no row or column of a matrix is another one's copy
+    period = 8191  # a prime, so that no two rows or columns of a matrix are equal
     return np.resize(np.sin(np.square(np.arange(1.0, period + 1))).astype(dtype), count)

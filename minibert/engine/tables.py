@@ -1,4 +1,4 @@
-"""The tables of whole numbers that the kernels read on a GPU: ids, positions, and where texts and their tiles begin."""
+"""The integer tables that the GPU kernels read: token ids, positions, and the starts of texts and tiles."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from minibert.typing import Array, Int
 
 
 class Batch(NamedTuple):
-    """What the tables of a batch are made of.
+    """The data for the tables of a batch.
 
     Attributes:
-        ids: The ids of all tokens; None where no table of ids is asked for.
-        packing: Where the tokens lie.
-        first_tokens: Where each text's first token lies, if the last layer computes that one alone.
+        ids: The ids of all tokens; None if no table needs them.
+        packing: The rows of the tokens.
+        first_tokens: The rows of the first tokens, if the last layer computes only these; else None.
     """
 
     ids: Int[Array, "tokens"] | None
@@ -24,11 +24,11 @@ class Batch(NamedTuple):
 
 
 class Table(NamedTuple):
-    """How a table is made.
+    """The functions that make a table.
 
     Attributes:
-        make: Makes it.
-        grow: Makes it longer without a change of meaning, up to one of few lengths, so that batches meet at the same.
+        make: Makes the table of a batch.
+        grow: Adds entries without effect, up to one of a few lengths. So different batches get the same length.
     """
 
     make: Callable[[Batch], Int[Array, "n ..."]]
@@ -36,25 +36,25 @@ class Table(NamedTuple):
 
 
 class Tables:
-    """The tables of one batch on a device, made when they are first asked for.
+    """The tables of one batch on a device. Each is made at its first use.
 
     Attributes:
-        asked_for: How each of them is made, by name.
+        asked_for: The tables that were used in this batch, by name.
     """
 
     def __init__(self, upload: Callable[[Array], Any]) -> None:
-        """Make the tables; ``upload`` copies an array to the device."""
+        """Start without a batch. ``upload`` copies an array to the device."""
         self._upload = upload
         self.begin(None)
 
     def begin(self, batch: Batch | None, there: dict[Hashable, Any] | None = None) -> None:
-        """Begin a batch. Its tables may be ``there`` already, by name."""
+        """Begin a batch. ``there`` has the tables that are already on the device, by name."""
         self._batch = batch
         self._there = dict(there or {})
         self.asked_for: dict[Hashable, Table] = {}
 
     def of(self, packing: Packing, *, first_tokens: Packing | None = None, ids: Array | None = None) -> None:
-        """Begin a batch of these facts, unless one that has them is under way."""
+        """Begin a batch with these data, unless the current batch has them."""
         now = self._batch
         known = now is not None and now.packing is packing
         for fact in (first_tokens, ids):
@@ -63,7 +63,7 @@ class Tables:
             self.begin(Batch(ids, packing, first_tokens))
 
     def of_pooled(self, packing: Packing) -> None:
-        """Begin a batch, unless one is under way whose tokens, or whose first tokens alone, are packed like this."""
+        """Begin a batch, unless ``packing`` is that of the current batch, or of its first tokens if it has these."""
         now = self._batch
         if now is None or (now.packing if now.first_tokens is None else now.first_tokens) is not packing:
             self.begin(Batch(None, packing))
@@ -72,13 +72,13 @@ class Tables:
         """Return a table on the device, as int32."""
         self.asked_for[name] = table
         if name not in self._there:
-            assert self._batch is not None  # noqa: S101 - the type says that it may be; no caller lets it
+            assert self._batch is not None  # noqa: S101 - for the type checker: all callers begin a batch first
             self._there[name] = self._upload(np.ascontiguousarray(table.make(self._batch), np.int32))
         return self._there[name]
 
 
 def tokens(batch: Batch) -> Int[Array, "2 T"]:
-    """Return the id of each row's token, and its position in its text; rows beyond the tokens repeat them."""
+    """Return the token id and the position in its text for each row. Extra rows at the end repeat tokens."""
     ids, packing = batch.ids, batch.packing
     if ids is None:
         raise ValueError("a batch must have ids for a table of them.")
@@ -86,7 +86,7 @@ def tokens(batch: Batch) -> Int[Array, "2 T"]:
 
 
 def cu_seqlens(batch: Batch) -> Int[Array, "n+1"]:
-    """Return where each text begins, and where the last one ends; of the first tokens alone if there are such."""
+    """Return the start of each text, and the end of the last one; of the first tokens, if the batch has these."""
     lengths = (batch.packing if batch.first_tokens is None else batch.first_tokens).lengths
     return np.concatenate([[0], np.cumsum(lengths)])
 
@@ -101,12 +101,12 @@ def rows_of_first(batch: Batch) -> Int[Array, "R"]:
 def attention_tiles(
     batch: Batch, size: int, *, least_keys: int = 1, most_keys: int | None = None, first: bool = False
 ) -> Int[Array, "n 4"]:
-    """Return the tiles of attention.cu: first key, number of keys, first query, number of queries, at most ``size``.
+    """Return the tiles of attention.cu: first key, number of keys, first query, number of queries (at most ``size``).
 
-    They are of the texts whose number of keys is within the bounds; the queries are all tokens, or the ``first`` ones.
+    Only texts from ``least_keys`` to ``most_keys`` keys have tiles. With ``first``, only first tokens are queries.
 
     Raises:
-        ValueError: The tokens are not in order: another row rule than the device's was used.
+        ValueError: The tokens are not in order. The packing has a row rule that is not for a GPU.
     """
     keys = batch.packing
     queries = batch.first_tokens if first else keys
@@ -123,16 +123,16 @@ def attention_tiles(
 
 
 def with_empty_tiles(tiles: Int[Array, "n 4"]) -> Int[Array, "m 4"]:
-    """Return tiles, and some without queries, up to a power of two."""
+    """Add tiles without queries until the number of tiles is a power of two."""
     return np.concatenate([tiles, np.zeros((_power_of_two(len(tiles)) - len(tiles), 4), tiles.dtype)])
 
 
 def with_empty_texts(cu_seqlens: Int[Array, "n+1"]) -> Int[Array, "m+1"]:
-    """Return the bounds of texts, and of some without tokens, up to a power of two."""
+    """Add texts without tokens until the number of texts is a power of two."""
     texts = len(cu_seqlens) - 1
     return np.concatenate([cu_seqlens, np.repeat(cu_seqlens[-1:], _power_of_two(texts) - texts)])
 
 
 def _power_of_two(number: int) -> int:
-    """Return the smallest power of two that is not less; of 0, 0."""
+    """Round up to a power of two. 0 stays 0."""
     return 1 << (number - 1).bit_length() if number else 0

@@ -1,9 +1,9 @@
-"""How many cores there are, and BLAS on one thread while minibert keeps them busy itself.
+"""The number of usable cores, and a limit of one thread for BLAS while minibert uses the cores itself.
 
-Work is spread over Python threads, each with a piece of it: numpy gives up the GIL while it computes. BLAS gets one
-thread, for two reasons. The same bits come out whatever the number of threads: BLAS cuts up a product by how many
-threads of its own it has, and some sums round differently when it is cut differently. And BLAS's threads inside those
-of Python would be more than there are cores, in each other's way.
+minibert divides its work over Python threads: numpy releases the GIL while it computes. BLAS gets one thread, for two
+reasons. First, the bits must not depend on the number of threads: BLAS splits a product by its number of threads, and
+another split can round some sums differently. Second, BLAS threads inside Python threads would be more threads than
+cores, and they would slow each other down.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ __all__ = ["blas_name", "blas_threads", "one_blas_thread", "usable_cores"]
 
 
 def usable_cores(*, root: Path = Path("/")) -> int:
-    """Return how many cores this process may keep busy: those it may run on, or its CPU quota, rounded up, if less.
+    """Return the number of cores that this process may use: its CPU affinity, or its CPU quota (rounded up) if less.
 
-    The quota is that of Linux's control groups, which is how containers are limited; in either version, and where
-    they are mounted by convention. What cannot be read is no limit.
+    The quota comes from Linux control groups, version 1 or 2, at their usual mount point. Containers use them. A file
+    that cannot be read means no limit.
 
     Args:
-        root: The folder that holds ``proc`` and ``sys``.
+        root: The parent folder of ``proc`` and ``sys``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([cores, *_quotas(root)])
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """Yield the cores that each CPU quota allows, rounded up: that of the process's own group and of all above it.
+    """Yield the number of cores of each CPU quota, rounded up: of the process's own group and of all its parents.
 
-    A container may see its group's name from outside, such as ``/docker/1f2e``, and the group itself as the mount's
-    top: the name leads nowhere then, and the top is the last of the groups above it.
+    In a container, the group may have its outside name, such as ``/docker/1f2e``, while the mount shows the group
+    itself as its top folder. Then no folder has this name, and the top folder is the last of the parents.
     """
     mount = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
@@ -58,7 +58,7 @@ def _quotas(root: Path) -> Iterator[int]:
 
 
 def _read(path: Path) -> str:
-    """Return the text of a file, or none where there is no such file or it cannot be read."""
+    """Return the text of a file, or an empty string if it cannot be read."""
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError):
@@ -69,12 +69,12 @@ def _read(path: Path) -> str:
 
 
 class _Hold:
-    """One thread for each of some libraries, from the first holder's coming to the last one's going.
+    """A limit of one thread for some libraries. It lasts as long as there is at least one holder.
 
     Attributes:
-        holders: Whoever has come and not gone. A set rather than a count: in a forked child, and when Ctrl-C comes too
-            early, one goes that is not there.
-        before: threadpoolctl's libraries (which have no types), each with the number of threads that it had.
+        holders: The current holders. A set is safer than a count: in a forked child, or after an early Ctrl-C,
+            :meth:`drop` may be called for a holder that is not in it.
+        before: threadpoolctl's libraries (they have no types), each with its earlier number of threads.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class _Hold:
         self.before: list[tuple[Any, int]] = []
 
     def take(self, holder: object, libraries: Iterable[Any]) -> None:
-        """Add a holder; the first limits the libraries."""
+        """Add a holder. The first one sets the limit."""
         self.holders.add(holder)
         if len(self.holders) == 1:
             for library in libraries:
@@ -90,13 +90,13 @@ class _Hold:
                 _set_threads(library, 1)
 
     def drop(self, holder: object) -> None:
-        """Remove a holder; the last restores the libraries."""
+        """Remove a holder. The last one restores the libraries."""
         self.holders.discard(holder)
         if not self.holders:
             self.undo()
 
     def undo(self) -> None:
-        """Restore the libraries, whoever holds them."""
+        """Restore the libraries, and remove all holders."""
         self.holders.clear()
         for library, threads in self.before:
             _set_threads(library, threads)
@@ -104,21 +104,21 @@ class _Hold:
 
 
 class _ThreadsHold(_Hold, threading.local):
-    """A hold for each thread, on its own limits."""
+    """A separate hold for each thread, for libraries whose limits belong to a thread."""
 
 
-#: Guards all of this; reentrant, because a signal handler may encode, too.
+#: Guards both holds. It is reentrant, because a signal handler may also encode.
 _lock = threading.RLock()
 _process, _thread = _Hold(), _ThreadsHold()
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Hold every BLAS in the process to one thread until the last block that asks for it is left, in whatever thread.
+    """Limit every BLAS in the process to one thread until the last of these blocks ends, in any thread.
 
-    To be entered in every thread that calls BLAS: some libraries have one limit for the process, others one for each
-    thread. What was there before is restored. Blocks may be nested. A BLAS that takes no limit, such as Accelerate, or
-    that is loaded after the first block was entered, is left alone.
+    Enter it in every thread that calls BLAS: some libraries have one limit for the process, others have one for each
+    thread. The last block restores the earlier limits. Blocks may be nested. There is no limit for a BLAS without
+    thread control, such as Accelerate, or for a BLAS that is loaded after the first block begins.
     """
     holder = object()
     try:
@@ -134,14 +134,14 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def blas_threads() -> int:
-    """Return on how many threads BLAS would compute now, at most."""
+    """Return the largest number of threads that BLAS may use now."""
     with _lock:
         shared, own = _libraries()
         return max((library.num_threads for library in shared + own), default=1)
 
 
 def blas_name() -> str:
-    """Return what numpy's BLAS says it is, such as ``openblas 0.3.31 SkylakeX``, or ``unknown``."""
+    """Return the name of numpy's BLAS, such as ``openblas 0.3.31 SkylakeX``, or ``unknown``."""
     with _lock:
         shared, own = _libraries()
     numpy_folder = str(Path(np.__file__).resolve().parent)  # a wheel's BLAS is inside, or beside it in numpy.libs
@@ -154,9 +154,9 @@ def blas_name() -> str:
 
 @functools.cache
 def _libraries() -> tuple[list[Any], list[Any]]:
-    """Return the BLAS libraries that have one limit for the process, and those that have one for each thread.
+    """Return the BLAS libraries with one limit for the process, and those with one limit for each thread.
 
-    They are looked for once, which takes milliseconds, and only with the lock: their limits are tried.
+    The search runs once and takes milliseconds. Call it only with the lock, because it changes limits for a trial.
     """
     from threadpoolctl import ThreadpoolController
 
@@ -169,10 +169,10 @@ def _libraries() -> tuple[list[Any], list[Any]]:
 
 
 def _is_shared(library: Any) -> bool:
-    """Return whether a limit that one thread sets holds in another.
+    """Return whether a limit that one thread sets is also the limit in another thread.
 
-    It is tried out, since it depends on more than the library's name: OpenBLAS's own threads share a limit, and those
-    that it has from OpenMP do not; BLIS has changed from one to the other; MKL's limit is each thread's own.
+    This is a trial, because the library's name does not decide it: OpenBLAS with its own threads shares a limit, but
+    OpenBLAS with OpenMP does not. BLIS has changed from one to the other. MKL has a limit for each thread.
     """
     elsewhere: list[int] = []
     hold = _Hold()
@@ -187,10 +187,10 @@ def _is_shared(library: Any) -> bool:
 
 
 def _set_threads(library: Any, threads: int) -> None:
-    """Set a limit, whichever thread set the last one.
+    """Set a limit, even if another thread set the last one.
 
-    Since threadpoolctl 3.8 only one thread can limit OpenBLAS, and others do so without effect, until it is cleared;
-    but the last to leave `one_blas_thread` may be another thread than the first to enter.
+    Since threadpoolctl 3.8, only one controlling thread can limit OpenBLAS. Calls of other threads have no effect until
+    it is cleared. But the thread that leaves `one_blas_thread` last may not be the one that entered it first.
     """
     clear = getattr(library, "clear_controlling_thread", lambda **_: None)
     clear(force=True)
@@ -199,7 +199,7 @@ def _set_threads(library: Any, threads: int) -> None:
 
 
 def _start_over() -> None:
-    """Undo the limits in a forked child, which has none of the threads that hold them but the one that forked."""
+    """Undo the limits in a forked child. The other threads that hold them do not exist there."""
     _process.undo()
     _thread.undo()
     _lock.release()

@@ -5,6 +5,7 @@ huggingface_hub's. Decided here: which repo a name stands for, which of its file
 error means to the user.
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from minibert.errors import ConfigError, HubError
 from minibert.files.checkpoint import WEIGHTS_FILES
 from minibert.jsonfile import read_array
+from minibert.regular import open_regular
 from minibert.typing import PathLike
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ TRANSFORMERS_NAMES = {
 
 #: The folder of the model that comes with minibert. Any program that reads sentence-transformers repos can load it.
 BUILTIN_MODEL = Path(__file__).parents[1] / "builtin"
+
+#: The largest file of the cache that may hold a branch's commit; one has 40 bytes.
+MAX_REF_BYTES = 1024
 
 #: Read from the repo's root and from each module's folder, where they exist.
 CONFIG_FILES: tuple[str, ...] = (
@@ -173,6 +178,7 @@ def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None,
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
+    _require_readable_ref(repo, revision or "main", cache)
     download = partial(hub.snapshot_download, repo, revision=revision, cache_dir=cache)
     # No patterns: what the hub lists and minibert never fetches must not make a snapshot "incomplete".
     cached = partial(download, local_files_only=True, allow_patterns=[])
@@ -197,6 +203,19 @@ def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None,
     if not needed:
         raise HubError(f"{repo} holds no file of a BERT model: neither config.json nor weights nor a tokenizer.")
     return download(allow_patterns=[glob.escape(file) for file in needed])
+
+
+def _require_readable_ref(repo: str, revision: str, cache: Path | None) -> None:
+    """Raise ConfigError if the file in which the cache keeps a branch's commit is a pipe or a device, or too large.
+
+    huggingface_hub reads it whole, whatever it is.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    with contextlib.suppress(FileNotFoundError):
+        open_regular(folder / "refs" / revision, ConfigError, MAX_REF_BYTES).close()
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:

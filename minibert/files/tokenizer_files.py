@@ -17,9 +17,30 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from minibert.errors import ConfigError, TokenizerError
 from minibert.jsonfile import read_optional
+from minibert.regular import is_there, read_regular
 
-#: The largest tokenizer.json that is read, in bytes: room for multilingual vocabularies of 250,000 pieces.
-MAX_BYTES = 256 << 20
+#: The largest tokenizer.json or vocab.txt that is read, in bytes. That of XLM-RoBERTa has 17 MB.
+MAX_BYTES = 64 << 20
+#: The most brackets, commas and colons of tokenizer.json. That of LaBSE, with 501,153 tokens, has a million.
+MAX_ITEMS = 2_000_000
+#: The most tokens of a vocabulary. The library's tables take about 400 bytes for each.
+MAX_TOKENS = 1_000_000
+#: The most bytes of the pieces of a Unigram vocabulary, all together; XLM-RoBERTa has about 2.3 million. The library
+#: keeps them as a tree, in which a byte takes up to 340 bytes.
+MAX_PIECES_BYTES = 3_000_000
+#: The most characters of a piece; sentencepiece makes them of 16 at most. One of some 100,000 makes a tree so deep that
+#: the library overflows the stack when it gives it back, and the process dies.
+MAX_PIECE_LENGTH = 1_000
+#: How many times longer the steps of a normalizer, all together, may make a text. Thirty steps "replace a by aa" make
+#: it a billion times longer.
+MAX_GROWTH = 1_000
+#: The most bytes of a table of characters, in base64; that of XLM-RoBERTa has some 300,000.
+MAX_CHARSMAP_BYTES = 4_000_000
+#: The most bytes of the added tokens, all together. The library searches for them with an automaton, in which a byte
+#: takes 70 bytes, and of which a million are made in a second or two.
+MAX_ADDED_BYTES = 1_000_000
+#: What ends a line, or stands before its end, in vocab.txt: white space by Unicode's rules, as the library has it.
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 #: The names of special tokens in tokenizer_config.json, in the order in which transformers adds them.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -65,7 +86,7 @@ class TokenizerFiles(NamedTuple):
             return cls(
                 folder=folder,
                 config={**read_optional(folder / "tokenizer_config.json"), **overrides},
-                json=read_optional(folder / "tokenizer.json", MAX_BYTES),
+                json=read_optional(folder / "tokenizer.json", MAX_BYTES, MAX_ITEMS),
                 special_map=read_optional(folder / "special_tokens_map.json"),
                 added=read_optional(folder / "added_tokens.json"),
             )
@@ -120,9 +141,73 @@ class TokenizerFiles(NamedTuple):
         if self.json:
             return self.json.get("model", {}).get("vocab", {})
         path = self.folder / "vocab.txt"
-        if not path.is_file():
+        if not is_there(path):
             raise TokenizerError(f"{self.folder} holds no tokenizer: it has neither tokenizer.json nor vocab.txt.")
-        return models.WordPiece.read_file(str(path))
+        return _read_vocab(path)
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    """Return the tokens of vocab.txt, one a line, with their ids; of equal ones the last counts, as in the library."""
+    content = read_regular(path, TokenizerError, MAX_BYTES)
+    if (count := content.count(b"\n")) > MAX_TOKENS:
+        raise TokenizerError(f"{path} has {count:,} lines; at most {MAX_TOKENS:,} are read.")
+    lines = content.decode("utf-8").removesuffix("\n").split("\n")
+    return {line.rstrip(_WHITE_SPACE): number for number, line in enumerate(lines)}
+
+
+def _require_vocabulary(path: Path, vocabulary: Any) -> None:
+    """Raise TokenizerError if the library's tables of a vocabulary would take too much memory."""
+    if not isinstance(vocabulary, dict | list):
+        raise TokenizerError(f"{path}: the vocabulary must be an object or an array; it is {vocabulary!r:.100}.")
+    if len(vocabulary) > MAX_TOKENS:
+        raise TokenizerError(
+            f"{path}: a vocabulary must have at most {MAX_TOKENS:,} tokens; it has {len(vocabulary):,}."
+        )
+    if isinstance(vocabulary, list):
+        pieces = [entry[0] for entry in vocabulary if isinstance(entry, list) and entry and isinstance(entry[0], str)]
+        _require_bytes(path, "the pieces of a vocabulary", pieces, MAX_PIECES_BYTES)
+        if (longest := max(map(len, pieces), default=0)) > MAX_PIECE_LENGTH:
+            raise TokenizerError(
+                f"{path}: a piece must have at most {MAX_PIECE_LENGTH:,} characters; one has {longest:,}."
+            )
+
+
+def _require_modest(path: Path, normalizer: Any) -> None:
+    """Raise TokenizerError if a normalizer could make texts very much longer."""
+    growth = 1
+    for step in _steps(normalizer):
+        if step.get("type") == "Replace":
+            pattern, content = step.get("pattern"), step.get("content", "")
+            exact = isinstance(pattern, dict) and pattern.get("String")
+            growth *= max(1, len(content)) if exact else 1 + len(content)  # an expression may match between characters
+        elif step.get("type") == "Precompiled":
+            encoded = step.get("precompiled_charsmap") or ""
+            _require_bytes(path, "a precompiled_charsmap", [encoded], MAX_CHARSMAP_BYTES)
+            charsmap = base64.b64decode(encoded, validate=True)
+            # The size of a table of characters, the table, and what takes their place, each closed by a NUL.
+            replacements = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
+            growth *= max(1, *map(len, replacements.split(b"\0")))
+    if growth > MAX_GROWTH:
+        raise TokenizerError(
+            f"{path}: the steps of the normalizer must make a text at most {MAX_GROWTH:,} times longer; they could "
+            f"make it {growth:,} times longer."
+        )
+
+
+def _steps(normalizer: Any) -> list[Any]:
+    """Return the steps of tokenizer.json's normalizer, also those of sequences inside sequences."""
+    if not isinstance(normalizer, dict):
+        return []
+    if normalizer.get("type") != "Sequence":
+        return [normalizer]
+    return [step for inner in normalizer["normalizers"] for step in _steps(inner)]
+
+
+def _require_bytes(path: Path, what: str, texts: list[str], most: int) -> None:
+    """Raise TokenizerError if texts have more than ``most`` bytes together."""
+    size = len("".join(texts).encode("utf-8"))
+    if size > most:
+        raise TokenizerError(f"{path}: {what} must have at most {most:,} bytes; received {size:,}.")
 
 
 class _Built(NamedTuple):
@@ -137,6 +222,7 @@ def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> _Built:
     vocabulary = files.vocabulary()
     if isinstance(vocabulary, list):
         vocabulary = {entry[0] if isinstance(entry, list) else entry: i for i, entry in enumerate(vocabulary)}
+    _require_vocabulary(files.folder, vocabulary)
     unknown = _content(named["unk_token"])
     if unknown not in vocabulary:
         raise TokenizerError(f"{files.folder}: the vocabulary must hold the unknown token {unknown!r}; it does not.")
@@ -157,7 +243,9 @@ def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
     vocabulary = files.vocabulary()
     if not isinstance(vocabulary, list):
         raise TokenizerError(f"{files.folder}: XLMRobertaTokenizer needs a tokenizer.json with a Unigram vocabulary.")
+    _require_vocabulary(files.folder, vocabulary)
     tokenizer = Tokenizer(models.Unigram([(piece, score) for piece, score in vocabulary], 3, False))
+    _require_modest(files.folder, files.json.get("normalizer"))
     charsmap = _charsmap(files.json.get("normalizer"))
     if charsmap is not None:
         tokenizer.normalizer = normalizers.Precompiled(charsmap)
@@ -172,9 +260,13 @@ def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
 def _as_is(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
     """Return the tokenizer that tokenizer.json describes."""
     path = files.folder / "tokenizer.json"
-    if not path.is_file():
+    if not is_there(path):
         raise TokenizerError(f"{files.folder} holds no tokenizer.json, which its tokenizer_class needs.")
-    tokenizer = Tokenizer.from_file(str(path))
+    _require_vocabulary(path, files.vocabulary())
+    _require_modest(path, files.json.get("normalizer"))
+    added = [_content(entry) for entry in files.json.get("added_tokens", ())]
+    _require_bytes(path, "the added tokens", added, MAX_ADDED_BYTES)
+    tokenizer = Tokenizer.from_buffer(read_regular(path, TokenizerError, MAX_BYTES))
     return _Built(tokenizer, max(tokenizer.get_vocab().values(), default=-1))
 
 
@@ -211,13 +303,30 @@ def library_errors(folder: Path) -> Iterator[None]:
     """Turn whatever the tokenizers library raises on unusable files into a TokenizerError."""
     try:
         yield
-    except TokenizerError:
+    except (TokenizerError, MemoryError):
         raise
     except BaseException as error:
         # It raises bare Exception, and where its Rust code panics, a BaseException of a class that it does not export.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not _is_panic(error):
             raise
         raise TokenizerError(f"{folder}: the tokenizer files cannot be used: {error!r}.") from error
+
+
+@contextlib.contextmanager
+def encoding_errors(folder: Path) -> Iterator[None]:
+    """Turn what the tokenizers library raises where its files make it fail on a text into a TokenizerError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and not _is_panic(error):  # what is wrong with the texts is a TypeError
+            raise
+        raise TokenizerError(
+            f"{folder}: the tokenizer failed on a text: {error}. Its files do not fit together. Download them again."
+        ) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"
 
 
 def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[Tokenizer, dict[str, str], int]:
@@ -265,6 +374,7 @@ def _add_tokens(backend: Tokenizer, files: TokenizerFiles, named: Mapping[str, A
     for token in pending:
         if token.content in special:
             token.special = True
+    _require_bytes(files.folder, "the added tokens", [token.content for token in pending], MAX_ADDED_BYTES)
     backend.add_tokens(pending)
 
 

@@ -1,4 +1,4 @@
-"""The analysis of a chain of modules: whether they fit together, and how much of it needs the hidden states."""
+"""The analysis of a chain of modules: whether they fit together, and which of them need the hidden states."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,10 +8,10 @@ from minibert.modules.kinds import Dropout, Flow, InPlace, LayerNorm, Module, No
 
 
 def connect(chain: Sequence[Module], flow: Flow) -> int:
-    """Return the width of the sentence vectors that the modules of ``chain`` make, one after the other.
+    """Connect the modules of ``chain`` in order, and return the width of their sentence vectors.
 
     Raises:
-        ConfigError: They do not fit together, or make no sentence vector.
+        ConfigError: The modules do not fit together, or they make no sentence vector.
     """
     for module in chain:
         module.connect(flow)
@@ -21,12 +21,12 @@ def connect(chain: Sequence[Module], flow: Flow) -> int:
 
 
 class AtOnce(NamedTuple):
-    """A chain that needs the hidden states for nothing but pooling: whole batches go through it at once.
+    """A chain that uses the hidden states only for pooling. It can process a whole batch at once.
 
     Attributes:
-        pooling: The pooling.
-        normalize: Whether a Normalize follows it.
-        rest: What comes then, and works on the vectors alone.
+        pooling: The pooling module.
+        normalize: Whether a Normalize module follows it.
+        rest: The modules after that. They use only the sentence vectors.
     """
 
     pooling: Pooling
@@ -35,7 +35,7 @@ class AtOnce(NamedTuple):
 
 
 def at_once(chain: Sequence[Module]) -> AtOnce | None:
-    """Return the parts of a chain that begins with Pooling, and works on its vectors alone then; of others, None."""
+    """Return the parts of a chain if it begins with Pooling and the rest uses only sentence vectors; else None."""
     pooling, *rest = chain
     if not isinstance(pooling, Pooling):
         return None
@@ -48,7 +48,7 @@ def at_once(chain: Sequence[Module]) -> AtOnce | None:
 
 
 def takes_first_token(chain: Sequence[Module], prompt_length: int) -> bool:
-    """Return whether the sentence vector depends on the vector of each text's first token alone."""
+    """Return whether the sentence vector depends only on the vector of the text's first token."""
     parts = at_once(chain)
     if parts is None:
         return False

@@ -1,22 +1,22 @@
-// Runs CUDA C++ kernels on a CPU, for tests: the other half of kernels/cuda/common.cuh, in place of device.cuh.
+// Runs CUDA C++ kernels on a CPU, for tests. It replaces device.cuh in kernels/cuda/common.cuh.
 //
-// Every CUDA thread is a fiber: a stack of its own, switched to and from without the operating system. Blocks run one
-// after the other. The lanes of a warp meet in each collective (shuffle, ldmatrix, mma), where the last to arrive does
-// the work for all, from the fragment layouts of the PTX manual; all threads of a block meet in __syncthreads.
+// Each CUDA thread is a fiber: it has its own stack, and fibers switch without the operating system. Blocks run one
+// after the other. The lanes of a warp meet in each collective (shuffle, ldmatrix, mma). The last lane to arrive does
+// the work for all, with the fragment layouts of the PTX manual. All threads of a block meet in __syncthreads.
 //
-// It is stricter than a GPU, so that tests find what might go well there by luck:
+// It is stricter than a GPU, so that tests find errors that a GPU may hide:
 //
-//   * shared memory is full of NaN when a block begins;
-//   * a copy by copy_async turns its target into NaN, and arrives in the wait for it, not before;
-//   * addresses must be aligned; a thread may not end with copies under way;
+//   * shared memory is full of NaN when a block starts;
+//   * copy_async fills its target with NaN; the data arrive only in the wait for this copy;
+//   * addresses must be aligned; a thread must not end with pending copies;
 //   * warps run one after the other, forward or backward (EXECUTOR_ORDER=1), each as far as it can, so that a missing
-//     barrier shows;
-//   * lanes that meet in different collectives, or leave the others waiting, are reported, and so are deadlocks.
+//     barrier causes an error;
+//   * it reports lanes that meet in different collectives, lanes that leave the others waiting, and deadlocks.
 //
-// With -fsanitize=address, accesses out of bounds are found; with -fsanitize=thread, races: there, nothing but
-// __syncthreads and __syncwarp orders what two CUDA threads do.
+// With -fsanitize=address, it finds accesses out of bounds. With -fsanitize=thread, it finds races: only __syncthreads
+// and __syncwarp order the accesses of two CUDA threads.
 //
-// What it cannot show: the order in which tensor cores add, races between blocks, speed, and errors in device.cuh.
+// It cannot show the order in which tensor cores add, races between blocks, speed, and errors in device.cuh.
 #pragma once
 
 #include <sys/mman.h>
@@ -58,7 +58,7 @@ void __tsan_switch_to_fiber(void*, unsigned);
 void __tsan_acquire(void*);
 void __tsan_release(void*);
 }
-// The executor's own bookkeeping is shared by all fibers on purpose, and not to be reported.
+// All fibers share the executor's own data on purpose, so the sanitizer must not report them.
 #define UNWATCHED __attribute__((no_sanitize("thread"), noinline))
 #define HAPPENS_BEFORE(what) __tsan_release(what)
 #define HAPPENS_AFTER(what) __tsan_acquire(what)
@@ -101,9 +101,9 @@ struct Fiber {
   State state = State::ENDED;
   dim3 index;
   int lane = 0, warp = 0;
-  Copy copies[MOST_COPIES];      // under way, the oldest first
+  Copy copies[MOST_COPIES];      // pending, the oldest first
   int copy_count = 0;
-  int group_ends[MOST_GROUPS];   // how many of the copies belong to the groups up to each
+  int group_ends[MOST_GROUPS];   // of each group: the number of copies up to its end
   int group_count = 0;
   void* tsan = nullptr;
   void* asan = nullptr;
@@ -113,7 +113,7 @@ struct Warp {
   int lanes = 0, running = 0, arrived = 0;
   unsigned meetings = 0;
   Collective collective{};
-  alignas(16) unsigned char slots[2][LANES][SLOT];  // what each lane brings to this meeting, and brought to the last
+  alignas(16) unsigned char slots[2][LANES][SLOT];  // each lane's data for this meeting and for the last one
 };
 
 struct Block {
@@ -133,7 +133,7 @@ struct Block {
 
 inline thread_local Block* block = nullptr;
 
-// Saves the registers that a function must preserve, and goes on where another fiber did so.
+// Saves the callee-saved registers, and continues where another fiber saved its own.
 extern "C" void executor_switch(void** save, void* load);
 asm(".text\n.weak executor_switch\n.type executor_switch,@function\nexecutor_switch:\n"
     "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
@@ -158,7 +158,7 @@ UNWATCHED inline void switch_to(Fiber* to) {
 #endif
 }
 
-// Ends the launch: the fiber that fails is never gone back to.
+// Ends the launch. The failed fiber never runs again.
 UNWATCHED inline void fail(const char* why) {
   if (!block->error[0]) {
     const dim3 b = block->index, t = block->current->index;
@@ -168,7 +168,7 @@ UNWATCHED inline void fail(const char* why) {
   switch_to(&block->scheduler);
 }
 
-// Goes on with another lane of this warp that can run; if there is none, with another warp.
+// Switches to another lane of this warp that can run, or to another warp if there is none.
 UNWATCHED inline void let_others_run() {
   Fiber* me = block->current;
   const int first = me->warp * LANES, lanes = block->warps[me->warp].lanes;
@@ -185,13 +185,13 @@ UNWATCHED inline void wake(int first, int count, State waiting) {
   }
 }
 
-// The slots of this lane's warp for the meeting that comes next.
+// The slots of this lane's warp for the next meeting.
 UNWATCHED inline unsigned char (*slots())[SLOT] {
   Warp& warp = block->warps[block->current->warp];
   return warp.slots[warp.meetings % 2];
 }
 
-// Waits until all lanes of the warp are here; the last of them does `work` on the slots.
+// Waits until all lanes of the warp have arrived. The last lane does `work` on the slots.
 template <class Work>
 UNWATCHED void meet(Collective collective, Work&& work) {
   Fiber* me = block->current;
@@ -259,7 +259,7 @@ UNWATCHED inline void prepare(Fiber& fiber, int number) {
   fiber.stack = block->stacks[number];
   ALLOW(fiber.stack, STACK);  // the last block's functions never returned
   void** top = reinterpret_cast<void**>(fiber.stack + STACK) - 1;
-  *top = nullptr;  // as if run_fiber had been called: the stack is 8 below a multiple of 16
+  *top = nullptr;  // as after a call of run_fiber: the stack pointer is 8 below a multiple of 16
   *--top = reinterpret_cast<void*>(&run_fiber);
   for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers that executor_switch restores
   fiber.stack_pointer = top;
@@ -275,7 +275,7 @@ UNWATCHED inline bool run_block(bool backward) {
     block->warps[w].arrived = 0;
   }
   for (int i = 0; i < block->threads; ++i) prepare(block->fibers[i], i);
-  HAPPENS_BEFORE(&block->running);  // what was before the launch is before every thread
+  HAPPENS_BEFORE(&block->running);  // all work before the launch happens before every thread
   while (block->running && !block->error[0]) {
     bool any = false;
     for (int n = 0; n < warps && !block->error[0]; ++n) {
@@ -302,7 +302,7 @@ void call(void (*kernel)(Arguments...), void** arguments, std::index_sequence<I.
   kernel(*reinterpret_cast<std::remove_cv_t<Arguments>*>(arguments[I])...);
 }
 
-// Runs a kernel, with arguments as cuLaunchKernel takes them. Returns 0, or 1 and what went wrong in `error`.
+// Runs a kernel. The arguments are in the format of cuLaunchKernel. Returns 0, or 1 with a message in `error`.
 template <class... Arguments>
 int launch(void (*kernel)(Arguments...), const unsigned* grid, const unsigned* size, size_t shared, void** arguments,
            char* error, size_t error_size) {
@@ -326,7 +326,7 @@ int launch(void (*kernel)(Arguments...), const unsigned* grid, const unsigned* s
   block->scheduler.tsan = __tsan_get_current_fiber();
   for (Fiber& fiber : block->fibers) fiber.tsan = __tsan_create_fiber(0);
 #endif
-  // Beyond what was asked for is a guard, which nobody may touch.
+  // Behind the requested memory is a guard area that no thread may access.
   block->shared = static_cast<unsigned char*>(aligned_alloc(128, (shared + GUARD + 127) / 128 * 128));
   unsigned char* const guard = block->shared + shared;
   block->arguments = &the_call;
@@ -476,7 +476,7 @@ UNWATCHED inline void end_copy_group() {
   if (me->group_count == executor::MOST_GROUPS) executor::fail("too many copy groups for the executor");
   me->group_ends[me->group_count++] = me->copy_count;
 }
-// Takes the copies of all groups but the last few from the queue, and returns how many.
+// Removes the copies of all groups except the last `groups_left` from the queue, and returns their number.
 UNWATCHED inline int take_copies(int groups_left, executor::Copy* taken) {
   executor::Fiber* me = executor::block->current;
   const int groups = me->group_count - groups_left;
@@ -499,7 +499,7 @@ void wait_for_copies() {
 template <bool TRANSPOSED>
 UNWATCHED void exchange_matrices(unsigned (&fragments)[4], const uint4& row) {
   const int lane = executor::block->current->lane;
-  auto* const rows = executor::slots();  // of 8 numbers each: row r of matrix m at 8 m + r
+  auto* const rows = executor::slots();  // 8 numbers each; row r of matrix m is at 8 m + r
   memcpy(rows[lane], &row, 16);
   executor::meet(TRANSPOSED ? executor::Collective::LOAD_TRANSPOSED : executor::Collective::LOAD_MATRICES,
                  [](unsigned char (*)[executor::SLOT]) {});
@@ -517,7 +517,7 @@ template <bool TRANSPOSED>
 void load_matrices_as(unsigned (&fragments)[4], const void* row) {
   if ((uintptr_t)row % 16) executor::fail("load_matrices: an address is not a multiple of 16");
   uint4 numbers;
-  memcpy(&numbers, row, 16);  // here, where the sanitizers see it
+  memcpy(&numbers, row, 16);  // read it here, so that the sanitizers check it
   exchange_matrices<TRANSPOSED>(fragments, numbers);
 }
 inline void load_matrices(unsigned (&fragments)[4], const void* row) { load_matrices_as<false>(fragments, row); }

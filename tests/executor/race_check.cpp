@@ -1,4 +1,4 @@
-// Runs the kernels that have barriers under a sanitizer, without Python: tests/test_kernel_sanitizers.py builds it.
+// Runs the kernels with barriers under a sanitizer, without Python. tests/test_kernel_sanitizers.py builds it.
 #include <random>
 
 #include "attention.cu"

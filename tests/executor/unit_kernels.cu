@@ -1,4 +1,5 @@
-// One kernel for each function of kernels/cuda/device.cuh, with one warp: run by the executor, and by a GPU where there is one.
+// One kernel for each function of kernels/cuda/device.cuh, with one warp. They run on the executor, and on a GPU if
+// there is one.
 #include "common.cuh"
 
 template <class T>
@@ -42,7 +43,7 @@ __global__ void copy_rows(float* out, const float* in) {
   for (int i = 0; i < 4; ++i) out[4 * (WARP + t) + i] = second[4 * t + i];
 }
 
-// Copies the first `rows` of 32 rows of 16 bytes; the others become zeros, and are not read.
+// Copies the first `rows` of 32 rows of 16 bytes. The others become zeros and are not read.
 __global__ void copy_some_rows(float* out, const float* in, int rows) {
   DYNAMIC_SHARED(memory);
   float* const numbers = reinterpret_cast<float*>(memory) + 4 * threadIdx.x;
@@ -68,7 +69,7 @@ __global__ void load_four(unsigned* out, const uint4* in) {
   for (int m = 0; m < 4; ++m) out[4 * threadIdx.x + m] = fragments[m];
 }
 
-// C += A B, row by row in memory but for B, whose columns are (8, 16): as the fragments have it.
+// C += A B. A and C are stored by rows, and B by columns, as an array (8, 16): the layout of the fragments.
 template <class T>
 __global__ void add_product(float* c, const T* a, const T* b) {
   const int i = threadIdx.x / 4, j = threadIdx.x % 4 * 2;

@@ -17,6 +17,7 @@ from minibert.files.checkpoint.safetensors_file import open_safetensors, save_sa
 from minibert.files.checkpoint.stored import StoredTensor
 from minibert.jsonfile import read_object
 from minibert.params import BertParams, Embeddings, Layer
+from minibert.regular import is_there
 from minibert.typing import Array, DType
 
 __all__ = [
@@ -134,7 +135,7 @@ def find_weights(folder: Path) -> Path:
     for path in (folder / name for name in first_files):
         if path.is_symlink() and not path.exists():
             raise WeightsError(f"{path} is a link to a file that does not exist. Is the download complete?")
-        if path.is_file():
+        if is_there(path) and not path.is_dir():  # whatever else it is: other weights must not stand in for it
             return path
     raise WeightsError(f"{folder} holds no weights: it has none of {', '.join(first_files)}.")
 
@@ -167,7 +168,7 @@ def _open_shards(index: Path) -> dict[str, StoredTensor]:
         path = index.parent / shard
         if Path(shard).name != shard or path.suffix not in {".safetensors", ".bin"}:
             raise WeightsError(f"{index}: {shard!r} must be the name of a weights file in the same folder.")
-        if not path.is_file():
+        if not is_there(path):
             raise WeightsError(f"{index} names the shard {shard}, which does not exist. Is the download complete?")
         opened = _open_file(path)
         promised = {name for name, file in weight_map.items() if file == shard}

@@ -9,8 +9,8 @@ https://github.com/huggingface/safetensors
 """
 
 import functools
-import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,12 +19,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from minibert import jsonfile
 from minibert.errors import WeightsError
 from minibert.files.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
-from minibert.jsonfile import unique_keys
+from minibert.regular import open_regular
 from minibert.typing import Array
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 16 << 20  # BERT-large's has 42,000; the format's own limit is 100,000,000
 MAX_TENSORS = 10_000  # BERT-large has 391
 
 
@@ -73,16 +74,18 @@ def save_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the tensor entries of the header, and where in the file the values start."""
-    with path.open("rb") as file:
+    with open_regular(path, WeightsError) as file:
         start = file.read(64)
-        length = int.from_bytes(start[:8], "little")
-        if start[8:9] != b"{" or not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-            _refuse_other_formats(path, start, length)
+        length, size = int.from_bytes(start[:8], "little"), os.fstat(file.fileno()).st_size
+        if start[8:9] != b"{" or not 2 <= length <= size - 8:
+            _refuse_other_formats(path, start, length, size)
+        if length > MAX_HEADER_BYTES:
+            raise WeightsError(f"{path} has a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read.")
         file.seek(8)
         raw = file.read(length)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        header = jsonfile.parse(raw)
+    except ValueError as error:
         raise WeightsError(f"{path} has an unusable safetensors header: {error}. Download it again.") from error
     if not isinstance(header, dict) or header.get("__metadata__", {}) is None:
         raise WeightsError(f"{path} has a safetensors header that is not an object with metadata of strings.")
@@ -95,7 +98,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _refuse_other_formats(path: Path, start: bytes, length: int) -> NoReturn:
+def _refuse_other_formats(path: Path, start: bytes, length: int, size: int) -> NoReturn:
     """Raise WeightsError, saying what the file is, whose first bytes cannot be a safetensors file's."""
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` in the repo.")
@@ -105,14 +108,15 @@ def _refuse_other_formats(path: Path, start: bytes, length: int) -> NoReturn:
         raise WeightsError(f"{path} is a zip file, probably a pytorch_model.bin under another name. Rename it.")
     raise WeightsError(
         f"{path} is not a safetensors file, or is cut short: its header must begin with a brace and lie within "
-        f"the {path.stat().st_size:,} bytes; it begins with {start[8:9]!r} and has {length:,}. Download it again."
+        f"the {size:,} bytes; it begins with {start[8:9]!r} and has {length:,}. Download it again."
     )
 
 
 def _read_values(path: Path, name: str, dtype: str, shape: tuple[int, ...], begin: int) -> Array:
     """Return the values of one tensor, read (not mapped: a file cut short under a map kills the process)."""
     count = math.prod(shape)
-    values = np.fromfile(path, DTYPES[dtype], count, offset=begin)
+    with open_regular(path, WeightsError) as file:
+        values = np.fromfile(file, DTYPES[dtype], count, offset=begin)
     if values.size != count:
         raise WeightsError(f"{path} became shorter while it was read, at {name}. Download it again.")
     if dtype == "BF16":

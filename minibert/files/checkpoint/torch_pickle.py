@@ -20,6 +20,7 @@ import numpy as np
 from minibert.errors import WeightsError
 from minibert.files.checkpoint.pickle_machine import Machine, Tensor, UnsupportedError
 from minibert.files.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
+from minibert.regular import open_regular
 from minibert.typing import Array
 
 MAX_INDEX_BYTES = 4 << 20  # of a pickle or a zip directory; BERT-large's have 75,000 and 22,000
@@ -40,7 +41,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
         WeightsError: The file is malformed or ambiguous, holds anything but plain tensors, or is something
             else altogether. Nothing in it has been run.
     """
-    with _Reader(path) as file:
+    with open_regular(path, WeightsError) as opened, _Reader(opened.fileno(), closefd=False) as file:
         head = file.read_at(0, 512)
         _refuse_other_formats(path, head)
         try:
@@ -207,7 +208,8 @@ def _stored_tensor(path: Path, name: str, tensor: Tensor, start: int) -> StoredT
 def _read_values(path: Path, name: str, tensor: Tensor, start: int) -> Array:
     """Return the values of one tensor, read (not mapped: a file cut short under a map kills the process)."""
     dtype, itemsize = tensor.storage.dtype, tensor.storage.itemsize
-    values = np.fromfile(path, DTYPES[dtype], tensor.span, offset=start)
+    with open_regular(path, WeightsError) as file:
+        values = np.fromfile(file, DTYPES[dtype], tensor.span, offset=start)
     if values.size != tensor.span:
         raise WeightsError(f"{path} became shorter while it was read, at {name}. Download it again.")
     strides = [stride * itemsize for stride in tensor.strides]
