@@ -7,6 +7,10 @@
 The forward pass is in :mod:`minibert.model`: start reading there.
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import NoReturn as _NoReturn
+
+from minibert import instead as _instead
 from minibert.bert_model import BertModel
 from minibert.config import BertConfig
 from minibert.encoder import SentenceEncoder, Truncation
@@ -26,3 +30,9 @@ __all__ = [
     "__version__",
     "quantize_embeddings",
 ]
+
+
+if not _TYPE_CHECKING:  # a type checker shall know which names are missing
+
+    def __getattr__(name: str) -> _NoReturn:
+        raise _instead.missing("minibert", name, _instead.PACKAGE)

@@ -6,11 +6,12 @@ an encoder can be a step of a ``Pipeline`` and be searched over by ``GridSearchC
 
 import copy
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Iterable
+from typing import Any, Self
 
 import numpy as np
 
+from minibert.settings import NAMES, Settings, chosen
 from minibert.typing import Array, Float
 
 
@@ -53,13 +54,17 @@ class LangChainEmbeddings:
 class ScikitLearnTransformer:
     """scikit-learn's transformer protocol, on top of ``encode``.
 
-    A class that mixes it in keeps the arguments of its constructor in ``_arguments``, and applies those of
-    :attr:`_SETTINGS` in ``_apply_settings``, without loading anything.
+    A class that mixes it in can be copied with :func:`copy.copy`.
+
+    Attributes:
+        _arguments: The arguments of the constructor, by name.
+        _own: The settings that the model has by itself, by name.
+        _settings: The settings as they are now.
     """
 
-    #: Constructor arguments that can change without loading the model again.
-    _SETTINGS: ClassVar[frozenset[str]] = frozenset()
     _arguments: dict[str, Any]
+    _own: dict[str, Any]
+    _settings: Settings
 
     def encode(self, inputs: Any) -> Any:
         """Return the vectors of texts."""
@@ -67,9 +72,6 @@ class ScikitLearnTransformer:
 
     def get_embedding_dimension(self) -> int:
         """Return the width of a vector."""
-        raise NotImplementedError
-
-    def _apply_settings(self, arguments: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
     def fit(self, X: Any = None, y: Any = None) -> Self:  # noqa: ARG002, N803
@@ -85,23 +87,31 @@ class ScikitLearnTransformer:
         return self.transform(X)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
-        """Return the constructor's arguments, as they were given."""
-        return dict(self._arguments)
+        """Return the constructor's arguments, by name.
+
+        They are as they were given; a setting that was changed since has its present value.
+        """
+        return {**self._arguments, **self._settings.different(chosen(self._arguments, self._own))}
 
     def set_params(self, **params: Any) -> Self:
         """Change constructor arguments; the model is loaded again only where one of them asks for it.
 
+        A setting that is None becomes what it is by default. Where an argument is refused, nothing is changed.
+
         Raises:
-            ValueError: The constructor has no such argument.
+            TypeError: A prompt is not a text.
+            ValueError: The constructor has no such argument, or refuses its value.
+            ModelFileError: Another model cannot be used.
         """
         if unknown := sorted(params.keys() - self._arguments.keys()):
             raise ValueError(f"{type(self).__name__} has no parameter {', '.join(unknown)}.")
-        arguments = {**self._arguments, **params}
-        changed = {name for name in params if params[name] != self._arguments[name]}
-        if changed <= self._SETTINGS:
-            self._apply_settings(arguments)
+        present = self.get_params()
+        changed = {name: value for name, value in params.items() if value is not present[name] != value}
+        if changed.keys() <= set(NAMES):
+            settings = self._settings.changed(**chosen(changed, self._own))
+            self._arguments, self._settings = {**self._arguments, **changed}, settings
         else:
-            self.__dict__.update(type(self)(**arguments).__dict__)  # once loaded: a failure changes nothing
+            self.__dict__.update(type(self)(**{**present, **changed}).__dict__)  # once loaded
         return self
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:  # noqa: ARG002
@@ -110,9 +120,7 @@ class ScikitLearnTransformer:
         return np.array([f"{name}{i}" for i in range(self.get_embedding_dimension())], dtype=object)
 
     def __sklearn_clone__(self) -> Self:
-        clone = copy.copy(self)  # the loaded model is shared: it is never written to
-        clone._apply_settings(self._arguments)  # noqa: SLF001
-        return clone
+        return copy.copy(self)
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

@@ -1,23 +1,25 @@
-"""From texts to vectors: what a call of ``encode`` computes."""
+"""From texts to vectors: what a call of ``encode`` asks for, and how it is computed."""
 
 import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from minibert import ops
+from minibert import ops, quantization
 from minibert.engine.batches import Batch, Limits, ahead, cut, run, work_within_memory
 from minibert.engine.devices import Engine
 from minibert.engine.fused import Fused
 from minibert.engine.threads import blas_threads
-from minibert.errors import TruncationError
+from minibert.errors import TruncationError, VectorError
+from minibert.inputs import at_least_one, require_choice, require_int
 from minibert.modules.kinds import Features
 from minibert.pipeline import Pipeline
+from minibert.settings import Settings
 from minibert.token_ids import TokenIds
-from minibert.typing import Array, Int
+from minibert.typing import Array, Int, Precision
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
 
@@ -28,166 +30,260 @@ _SHORT_TEXT = 40
 _HELD_AT_ONCE = 1024
 
 
-class Request(NamedTuple):
-    """What a call asks of each text; see :meth:`minibert.SentenceEncoder.encode`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a call asks for; see :meth:`minibert.SentenceEncoder.encode`. To make one checks all of it.
 
     Attributes:
+        settings: The encoder's settings at the time of the call.
         prompt: The text that goes before each.
         output_value: As there.
-        truncate_dim: As there.
+        precision: As there.
+        truncate_dim: As there; None becomes that of the settings.
         normalize: Whether vectors are scaled to length 1.
-        on_device: Whether vectors stay where they are computed.
+        batch_size: As there.
+        on_device: Whether sentence vectors stay where they are computed.
+
+    Raises:
+        ValueError: A value is not one of those that it can have.
     """
 
+    settings: Settings
     prompt: str
-    output_value: OutputValue
-    truncate_dim: int | None
-    normalize: bool
+    output_value: OutputValue = "sentence_embedding"
+    precision: Precision = "float32"
+    truncate_dim: int | None = None
+    normalize: bool = False
+    batch_size: int | None = None
     on_device: bool = False
 
-
-@dataclasses.dataclass
-class TruncationCount:
-    """How many texts there were in a call so far, how many were too long, and how long the longest was."""
-
-    limit: int
-    texts: int = 0
-    cut: int = 0
-    longest: int = 0
-
-    def add(self, lengths: Int[Array, "texts"]) -> None:
-        """Count texts of so many tokens."""
-        self.texts += len(lengths)
-        self.cut += int(np.count_nonzero(lengths > self.limit))
-        self.longest = max(self.longest, int(lengths.max(initial=0)))
-
-    def refuse(self, lengths: Int[Array, "texts"]) -> None:
-        """Raise TruncationError if one of these texts, the next ones, is too long."""
-        cut = np.flatnonzero(lengths > self.limit)
-        if len(cut):
-            raise TruncationError(
-                f"every text must have at most max_seq_length = {self.limit} tokens; item {self.texts + cut[0]} has "
-                f"{lengths[cut[0]]}{f', and {len(cut) - 1} more are too long' if len(cut) > 1 else ''}. Split it, or "
-                'allow the cut with on_truncate="warn" or "ignore".'
+    def __post_init__(self) -> None:
+        require_choice("output_value", self.output_value, ("sentence_embedding", "token_embeddings", None))
+        require_choice("precision", self.precision, quantization.PRECISIONS)
+        if self.output_value is None and self.precision != "float32":
+            raise ValueError(
+                f"precision must be 'float32' for output_value=None, which gives features of many kinds; it is "
+                f"{self.precision!r}. Quantize what you need with minibert.quantize_embeddings."
             )
+        truncate_dim, batch_size = self.truncate_dim, self.batch_size
+        truncate_dim = self.settings.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
+        object.__setattr__(self, "truncate_dim", truncate_dim)
+        object.__setattr__(self, "batch_size", None if batch_size is None else at_least_one("batch_size", batch_size))
 
 
-class Job(NamedTuple):
-    """The work of a call.
+@dataclasses.dataclass(frozen=True)
+class Truncation:
+    """What a call of ``encode`` cut off.
 
     Attributes:
-        pipeline: The model.
-        engine: What computes.
-        request: What is asked for.
-        limits: How large batches may be; a run may lower them.
-        truncation: Texts are cut to its limit, and counted there.
-        refuse_truncation: Whether a text that is too long is an error, before anything is computed.
-        progress: Is called with a number of texts that are done.
+        count: How many texts were longer than the limit.
+        longest: Tokens of the longest text before the cut, special tokens included.
+        limit: ``max_seq_length`` at the time.
     """
 
-    pipeline: Pipeline
-    engine: Engine
-    request: Request
-    limits: Limits
-    truncation: TruncationCount
-    refuse_truncation: bool
-    progress: Callable[[int], object]
+    count: int
+    longest: int
+    limit: int
 
-    def run(self, texts: list[str]) -> Any:
-        """Return the vectors of ``texts``, ``(N, D)``, or a list of what else is requested. Equal texts are one."""
-        unique = list(dict.fromkeys(texts))
-        which: slice | Int[Array, "texts"] = slice(None)  # of the unique ones, for each text
-        if len(unique) < len(texts):
-            numbers = dict(zip(unique, range(len(unique)), strict=True))
-            which = np.fromiter(map(numbers.__getitem__, texts), np.intp, len(texts))
-        lengths = np.zeros(len(unique), np.intp)
-        tokenizer, limit = self.pipeline.tokenizer, self.truncation.limit
+    def including(self, lengths: Int[Array, "texts"]) -> Self:
+        """Return the same of these texts and more, which have so many tokens."""
+        count = self.count + int(np.count_nonzero(lengths > self.limit))
+        return type(self)(count, max(self.longest, int(lengths.max(initial=0))), self.limit)
 
-        def encode(rows: Int[Array, "n"]) -> list[Any]:
-            encodings = tokenizer.encode([self.request.prompt + unique[i] for i in rows.tolist()])
-            lengths[rows] = tokenizer.lengths(encodings)
-            return encodings
 
-        def tokenize(rows: Int[Array, "n"]) -> tuple[Int[Array, "n"], list[Any]]:
-            encodings = encode(rows)
-            return tokenizer.cut_lengths(lengths[rows], limit), encodings
+def embed(
+    texts: list[str],
+    request: Request,
+    pipeline: Pipeline,
+    engine: Engine,
+    progress: Callable[[int], object],
+    start: int = 0,
+) -> tuple[Any, Int[Array, "texts"]]:
+    """Return what is requested of texts, and how many tokens each has before it is cut. Equal texts are computed once.
 
-        def ids_of(encodings: list[Any]) -> TokenIds:
-            return tokenizer.ids(encodings, limit)
+    Args:
+        texts: The texts.
+        request: What is asked for.
+        pipeline: The model.
+        engine: What computes.
+        progress: Is called with a number of texts that are done.
+        start: The index of the first text, for messages.
 
-        if self.refuse_truncation:
-            pieces = (np.arange(len(unique))[start:][:_HELD_AT_ONCE] for start in range(0, len(unique), _HELD_AT_ONCE))
-            with contextlib.closing(ahead(encode, pieces)) as encoded:
-                held = TokenIds.joined(map(ids_of, encoded))
-            self.truncation.refuse(lengths[which])
-            outputs = self._compute(unique, lambda rows: (held.lengths[rows], rows.tolist()), held.take)
-        else:
-            outputs = self._compute(unique, tokenize, ids_of)
-        self.truncation.add(lengths[which])
-        self.progress(len(texts) - len(unique))
-        if isinstance(which, slice):
-            return outputs
-        if self.request.output_value == "sentence_embedding":
-            return self.engine.spread(outputs, which) if self.request.on_device else outputs[which]
-        first = {i: row for row, i in reversed(list(enumerate(which.tolist())))}  # its equals get copies of its arrays
-        return [outputs[i] if first[i] == row else copy.deepcopy(outputs[i]) for row, i in enumerate(which.tolist())]
+    Returns:
+        The vectors, ``(N, D)``, or a list of what else is requested; and the lengths, ``(N,)``.
 
-    def _compute(
-        self,
-        texts: list[str],
-        tokenize: Callable[[Int[Array, "n"]], tuple[Int[Array, "n"], list[Any]]],
-        ids_of: Callable[[list[Any]], TokenIds],
-    ) -> Any:
-        """Return what is requested of ``texts``, which are all different: an array of vectors, or a list.
+    Raises:
+        TruncationError: A text is too long, and ``on_truncate`` is ``"error"``. Nothing was computed.
+        VectorError: A vector has NaN or infinity.
+    """
+    unique = list(dict.fromkeys(texts))
+    which: slice | Int[Array, "texts"] = slice(None)  # of the unique ones, for each text
+    if len(unique) < len(texts):
+        numbers = dict(zip(unique, range(len(unique)), strict=True))
+        which = np.fromiter(map(numbers.__getitem__, texts), np.intp, len(texts))
+    lengths = np.zeros(len(unique), np.intp)
+    tokenizer, limit = pipeline.tokenizer, request.settings.max_seq_length
 
-        Args:
-            texts: The texts.
-            tokenize: As :func:`minibert.engine.batches.cut` takes it.
-            ids_of: Makes the ids of what ``tokenize`` returned for some texts.
-        """
-        pipeline, request = self.pipeline, self.request
-        prompt_length = 0
-        if request.prompt:
-            prompt_length = pipeline.tokenizer.prompt_length(request.prompt, self.truncation.limit)
-        shape = len(texts), pipeline.width(request.truncate_dim)
-        vectors = self.engine.empty(*shape) if request.on_device else np.empty(shape, self.engine.dtype)
-        outputs: list[Any] = [None] * len(texts)
-        wants_vectors = request.output_value == "sentence_embedding"
-        features_of = pipeline.sentence_features if wants_vectors else pipeline.token_features
+    def encode(rows: Int[Array, "n"]) -> list[Any]:
+        encodings = tokenizer.encode([request.prompt + unique[i] for i in rows.tolist()])
+        lengths[rows] = tokenizer.lengths(encodings)
+        return encodings
 
-        def work(batch: Batch, fused: Fused) -> None:
-            start = 0
-            for features in features_of(ids_of(batch.tokenized), fused, prompt_length):
-                group = features["sentence_embedding"][..., : request.truncate_dim]
-                rows = batch.rows[start : start + len(group)]
-                start += len(group)
-                if wants_vectors:
-                    group = ops.l2_normalize(group) if request.normalize else group
-                    vectors[rows] = group if request.on_device else fused.to_host(group)
-                else:
-                    features["sentence_embedding"] = group
-                    for position, i in enumerate(rows.tolist()):
-                        outputs[i] = _output(features, request.output_value, position)
-            self.progress(len(batch.rows))
+    def ids_of(encodings: list[Any]) -> TokenIds:
+        return tokenizer.ids(encodings, limit)
 
-        if len(texts) == 1:
-            row = np.zeros(1, np.intp)
-            batch = Batch(row, *tokenize(row))
-            with self.engine.worker(blas_threads=self._blas_may_use_threads(batch.tokens)) as fused:
-                work_within_memory(batch, work, self.limits, fused)
-        elif texts:
-            limits = dataclasses.replace(self.limits, threads=min(self.limits.threads, len(texts)))
-            batches = cut(texts, tokenize, limits)
-            try:
-                run(batches, work, limits, self.engine.worker)
-            finally:
-                with contextlib.suppress(ValueError):  # after Ctrl-C while run ended: a thread is still in there
-                    batches.close()
-        return vectors if wants_vectors else outputs
+    def tokenize(rows: Int[Array, "n"]) -> tuple[Int[Array, "n"], list[Any]]:
+        encodings = encode(rows)
+        return tokenizer.cut_lengths(lengths[rows], limit), encodings
 
-    def _blas_may_use_threads(self, tokens: int) -> bool:
-        """Return whether BLAS, left to itself, gives a text the same bits on no more threads than allowed."""
-        return tokens <= _SHORT_TEXT and self.pipeline.row_rule.threads and blas_threads() <= self.limits.threads
+    source = _Source(unique, tokenize, ids_of, lambda row: start + texts.index(unique[row]))
+    if request.settings.on_truncate == "error":
+        pieces = (np.arange(len(unique))[first:][:_HELD_AT_ONCE] for first in range(0, len(unique), _HELD_AT_ONCE))
+        with contextlib.closing(ahead(encode, pieces)) as encoded:
+            held = TokenIds.joined(map(ids_of, encoded))
+        _refuse_truncation(lengths[which], limit, start)
+        source = source._replace(tokenize=lambda rows: (held.lengths[rows], rows.tolist()), ids_of=held.take)
+    outputs = _compute(source, request, pipeline, engine, progress)
+    progress(len(texts) - len(unique))
+    if isinstance(which, slice):
+        return outputs, lengths
+    if request.output_value == "sentence_embedding":
+        return engine.spread(outputs, which) if request.on_device else outputs[which], lengths[which]
+    first = {i: row for row, i in reversed(list(enumerate(which.tolist())))}  # its equals get copies of its arrays
+    each = [outputs[i] if first[i] == row else copy.deepcopy(outputs[i]) for row, i in enumerate(which.tolist())]
+    return each, lengths[which]
+
+
+class _Source(NamedTuple):
+    """Texts that are all different, and where their tokens come from.
+
+    Attributes:
+        texts: The texts.
+        tokenize: As :func:`minibert.engine.batches.cut` takes it.
+        ids_of: Makes the ids of what ``tokenize`` returned for some texts.
+        index_of: Returns the index that the caller knows a text by.
+    """
+
+    texts: list[str]
+    tokenize: Callable[[Int[Array, "n"]], tuple[Int[Array, "n"], list[Any]]]
+    ids_of: Callable[[list[Any]], TokenIds]
+    index_of: Callable[[int], int]
+
+
+def _compute(
+    source: _Source, request: Request, pipeline: Pipeline, engine: Engine, progress: Callable[[int], object]
+) -> Any:
+    """Return what is requested of texts that are all different: an array of vectors, or a list."""
+    prompt_length = 0
+    if request.prompt:
+        prompt_length = pipeline.tokenizer.prompt_length(request.prompt, request.settings.max_seq_length)
+    texts, lengths = len(source.texts), np.zeros(len(source.texts), np.intp)
+    results: Any = [None] * texts
+    features_of, keep = pipeline.token_features, _keep_features
+    if request.output_value == "sentence_embedding":
+        features_of, keep = pipeline.sentence_features, _keep_vectors
+        shape = texts, pipeline.width(request.truncate_dim)
+        results = engine.empty(*shape) if request.on_device else np.empty(shape, engine.dtype)
+
+    def require_finite(finite: Array, rows: Int[Array, "n"]) -> None:
+        """Raise VectorError for a text that is not finite, unless no token of it is pooled: then a maximum is -inf."""
+        if not finite.all():
+            not_pooled = 0 if request.settings.include_prompt else prompt_length
+            for row in rows[~finite & (lengths[rows] > not_pooled)].tolist():
+                raise _not_finite(source.index_of(row), engine.precision)
+
+    def work(batch: Batch, fused: Fused) -> None:
+        lengths[batch.rows] = batch.lengths
+        start = 0
+        for features in features_of(source.ids_of(batch.tokenized), fused, prompt_length):
+            rows = batch.rows[start : start + len(features["sentence_embedding"])]
+            start += len(rows)
+            require_finite(keep(results, rows, features, request, fused), rows)
+        progress(len(batch.rows))
+
+    _in_batches(source, request, pipeline, engine, work)
+    if request.on_device:  # all at once: whoever looks at a vector waits for the GPU
+        require_finite(engine.finite_rows(results), np.arange(texts))
+    return results
+
+
+def _keep_vectors(results: Any, rows: Int[Array, "n"], features: Features, request: Request, fused: Fused) -> Array:
+    """Put the vectors of some texts among the results; return which are finite, as far as the host can see."""
+    vectors = features["sentence_embedding"][..., : request.truncate_dim]
+    vectors = ops.l2_normalize(vectors) if request.normalize else vectors
+    if request.on_device:
+        results[rows] = vectors
+        return np.ones(len(rows), bool)
+    results[rows] = vectors = fused.to_host(vectors)
+    return np.asarray(np.isfinite(vectors).all(axis=1))
+
+
+def _keep_features(
+    results: list[Any],
+    rows: Int[Array, "n"],
+    features: Features,
+    request: Request,
+    fused: Fused,  # noqa: ARG001
+) -> Array:
+    """Put what is asked for, of some texts, among the results; return of which texts it is finite."""
+    finite = np.isfinite(features["token_embeddings"]).all(axis=(1, 2))
+    finite &= np.isfinite(features["sentence_embedding"]).all(axis=1)
+    features["sentence_embedding"] = features["sentence_embedding"][..., : request.truncate_dim]
+    for position, row in enumerate(rows.tolist()):
+        results[row] = _output(features, request.output_value, position)
+    return np.asarray(finite)
+
+
+def _in_batches(
+    source: _Source, request: Request, pipeline: Pipeline, engine: Engine, work: Callable[[Batch, Fused], None]
+) -> None:
+    """Cut texts into batches, and call ``work`` on each, on as many threads as there are texts for."""
+
+    def quietly(batch: Batch, fused: Fused) -> None:
+        with np.errstate(all="ignore"):  # what overflows is found in the vectors
+            work(batch, fused)
+
+    settings, texts = request.settings, len(source.texts)
+    threads = min(settings.num_threads, max(texts, 1))
+    limits = Limits(settings.max_batch_tokens, request.batch_size, threads, engine.efficient_tokens)
+    if texts == 1:
+        row = np.zeros(1, np.intp)
+        batch = Batch(row, *source.tokenize(row))
+        # Left to itself, BLAS gives a short text the same bits where the rule says so, on no more threads than allowed.
+        short = batch.tokens <= _SHORT_TEXT and pipeline.row_rule.threads and blas_threads() <= settings.num_threads
+        with engine.worker(blas_threads=short) as fused:
+            work_within_memory(batch, quietly, limits, fused)
+    elif texts:
+        batches = cut(source.texts, source.tokenize, limits)
+        try:
+            run(batches, quietly, limits, engine.worker)
+        finally:
+            with contextlib.suppress(ValueError):  # after Ctrl-C while run ended: a thread is still in there
+                batches.close()
+
+
+def _refuse_truncation(lengths: Int[Array, "texts"], limit: int, start: int) -> None:
+    """Raise TruncationError if a text has more tokens than the limit; the first text has the index ``start``."""
+    cut = np.flatnonzero(lengths > limit)
+    if len(cut):
+        raise TruncationError(
+            f"every text must have at most max_seq_length = {limit} tokens; item {start + cut[0]} has "
+            f"{lengths[cut[0]]}{f', and {len(cut) - 1} more are too long' if len(cut) > 1 else ''}. Split it, or "
+            'allow the cut with on_truncate="warn" or "ignore".'
+        )
+
+
+def _not_finite(index: int, precision: str) -> VectorError:
+    """Return the error for a text whose vector has NaN or infinity."""
+    remedy = "Check the weights: they may be damaged."
+    if precision == "float16":
+        remedy = 'Load the model with dtype="bfloat16" or "float32", which hold larger numbers.'
+    elif precision != "float64":
+        remedy += ' On a CPU, dtype="float64" holds larger numbers.'
+    return VectorError(
+        f"every vector must be finite; that of item {index} has NaN or infinity, because a number was too large for "
+        f"{precision}. {remedy}"
+    )
 
 
 def _output(features: Features, output_value: OutputValue, position: int) -> Any:

@@ -1,75 +1,54 @@
 """SentenceEncoder: text in, vectors out."""
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import logging
-import warnings
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
 import numpy as np
 
-from minibert import quantization, similarity
+from minibert import instead, quantization, similarity
 from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
 from minibert.arrays import array_namespace
-from minibert.embedding import Job, OutputValue, Request, TruncationCount
-from minibert.engine.batches import Limits
+from minibert.embedding import OutputValue, Request, Truncation, embed
 from minibert.engine.devices import open_engine
-from minibert.errors import DeviceError, TruncationWarning
+from minibert.errors import DeviceError, TruncationWarning, warn_caller
 from minibert.files import hub
-from minibert.inputs import (
-    as_texts,
-    checked,
-    iterate,
-    refuse_torch_only,
-    require_choice,
-    require_int,
-    require_text,
-)
+from minibert.inputs import as_texts, at_least_one, checked, iterate, refuse_torch_only
 from minibert.pipeline import Pipeline
 from minibert.repo import DEFAULT_PROMPTS, ModelRepo
-from minibert.typing import Array, DType, Float, Int, OnTruncate, PathLike, Precision
+from minibert.settings import Setting, Settings, chosen
+from minibert.typing import Array, DType, EncodeOptions, Float, Int, Num, OnTruncate, PathLike, Precision
 
 __all__ = ["SentenceEncoder", "Truncation"]
 
 logger = logging.getLogger("minibert")
 
-#: The prompts for each kind of text, by the names that models give them; of several, the first is used.
-_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Truncation:
-    """What a call of ``encode`` cut off.
-
-    Attributes:
-        count: How many texts were longer than the limit.
-        longest: Tokens of the longest text before the cut, special tokens included.
-        limit: ``max_seq_length`` at the time.
-    """
-
-    count: int
-    longest: int
-    limit: int
-
 
 class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     """A sentence-transformers model, with its methods and their meanings, computed without PyTorch.
 
-    Once loaded it is read-only, but for the settings below: ``encode`` can be called from many threads.
+    Once loaded, only its settings can change, by assignment or by :meth:`set_params`. A new value is checked at once;
+    a value that is refused changes nothing. ``encode`` can be called from many threads: each call uses the settings
+    that it finds when it begins.
 
     Attributes:
         prompts: Prompt texts by name.
         default_prompt_name: The prompt that ``encode`` uses when it is given none, or None.
         similarity_fn_name: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``.
         truncate_dim: To how many dimensions vectors are cut, or None.
-        on_truncate: What happens when texts are longer than :attr:`max_seq_length`: ``"warn"`` gives one
+        on_truncate: What happens when texts are longer than ``max_seq_length``: ``"warn"`` gives one
             :class:`~minibert.errors.TruncationWarning` a call, ``"ignore"`` nothing, ``"error"`` a
             :class:`~minibert.errors.TruncationError` that names the first such text, before anything is computed.
         num_threads: On how many threads ``encode`` computes.
         max_batch_tokens: How many tokens each of them computes at a time, but for a longer text. Memory grows with
             it; the results do not depend on it.
+        max_seq_length: The most tokens of a text, special tokens included; what is longer is cut.
+        include_prompt: Whether the tokens of a prompt are pooled together with the text's own.
         truncation: What the last call of ``encode`` cut off, whatever ``on_truncate`` says.
 
     Example:
@@ -78,17 +57,15 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         (2, 384)
     """
 
-    _SETTINGS: ClassVar[frozenset[str]] = frozenset(
-        {
-            "prompts",
-            "default_prompt_name",
-            "similarity_fn_name",
-            "truncate_dim",
-            "on_truncate",
-            "num_threads",
-            "max_batch_tokens",
-        }
-    )
+    prompts = Setting[dict[str, str]]()
+    default_prompt_name = Setting[str | None]()
+    similarity_fn_name = Setting[str]()
+    truncate_dim = Setting[int | None]()
+    on_truncate = Setting[OnTruncate]()
+    num_threads = Setting[int]()
+    max_batch_tokens = Setting[int]()
+    max_seq_length = Setting[int]()
+    include_prompt = Setting[bool]()
 
     def __init__(
         self,
@@ -107,6 +84,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         on_truncate: OnTruncate = "warn",
         num_threads: int | None = None,
         max_batch_tokens: int | None = None,
+        max_seq_length: int | None = None,
+        include_prompt: bool | None = None,
         **torch_only: Any,
     ) -> None:
         """Load a model.
@@ -132,31 +111,20 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             num_threads: How many threads compute; by default one for each core that the process may use. On a GPU, how
                 many streams; by default 2.
             max_batch_tokens: See the class; by default up to 1024, and fewer for wider models; on a GPU 16,384.
+            max_seq_length: See the class; by default the model's own.
+            include_prompt: See the class; by default the model's own.
             **torch_only: Further arguments of sentence-transformers; each raises, and says what to use instead.
 
         Raises:
             ModelFileError: A file of the repo cannot be used.
             HubError: The repo cannot be fetched.
             DeviceError: The device cannot be used.
+            TypeError: A prompt is not a text, or there is no such argument.
             ValueError: An argument has an unknown value, or only PyTorch could honour it.
         """
+        arguments = dict(locals())
+        del arguments["self"], arguments["torch_only"]
         refuse_torch_only("SentenceEncoder", torch_only, TypeError)
-        arguments = {
-            "model_name_or_path": model_name_or_path,
-            "device": device,
-            "prompts": prompts,
-            "default_prompt_name": default_prompt_name,
-            "cache_folder": cache_folder,
-            "revision": revision,
-            "local_files_only": local_files_only,
-            "token": token,
-            "similarity_fn_name": similarity_fn_name,
-            "truncate_dim": truncate_dim,
-            "dtype": dtype,
-            "on_truncate": on_truncate,
-            "num_threads": num_threads,
-            "max_batch_tokens": max_batch_tokens,
-        }
         self._engine = open_engine(device, dtype)
         folder = hub.resolve(
             model_name_or_path,
@@ -166,47 +134,25 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             local_files_only=local_files_only,
         )
         self._repo = ModelRepo.open(folder)
-        self._apply_settings(arguments)
+        positions = self._repo.config.max_position_embeddings
+        own: dict[str, Any] = {
+            "prompts": DEFAULT_PROMPTS | self._repo.prompts,
+            "default_prompt_name": self._repo.default_prompt_name,
+            "similarity_fn_name": self._repo.similarity_fn_name or "cosine",
+            "truncate_dim": self._repo.truncate_dim,
+            "on_truncate": "warn",
+            "num_threads": self._engine.threads,
+            "max_batch_tokens": self._engine.batch_tokens(self._repo.config),
+            "max_seq_length": positions,
+            "include_prompt": True,
+        }
+        Settings(**chosen(arguments, own), lengths=(0, positions))  # what is wrong is found before the weights are read
         self._pipeline = Pipeline.load(self._repo, self._engine)
-        self._max_seq_length = self._pipeline.max_seq_length
-        self.truncation = Truncation(0, 0, self._max_seq_length)
-
-    def _apply_settings(self, arguments: Mapping[str, Any]) -> None:
-        """Set what can change after loading, from the constructor's arguments and the repo's own settings."""
-        require_choice("on_truncate", arguments["on_truncate"], ("warn", "ignore", "error"))
-        given = dict(arguments["prompts"] or {})
-        prompts = {**DEFAULT_PROMPTS, **self._repo.prompts, **given}
-        default_name = arguments["default_prompt_name"] or self._repo.default_prompt_name
-        if default_name is not None and default_name not in prompts:
-            raise ValueError(f"default_prompt_name must be one of {', '.join(prompts)}; it is {default_name!r}.")
-        truncate_dim = self._repo.truncate_dim if arguments["truncate_dim"] is None else arguments["truncate_dim"]
-        truncate_dim = None if truncate_dim is None else require_int("truncate_dim", truncate_dim)
-        self.similarity_fn_name = similarity.check_name(
-            arguments["similarity_fn_name"] or self._repo.similarity_fn_name or "cosine"
-        )
-        self.prompts = prompts
-        self.default_prompt_name = default_name
-        self.truncate_dim = truncate_dim
-        self.on_truncate: OnTruncate = arguments["on_truncate"]
-        self.num_threads = _at_least_one("num_threads", _default(arguments["num_threads"], self._engine.threads))
-        tokens = self._engine.batch_tokens(self._repo.config)
-        self.max_batch_tokens = _at_least_one("max_batch_tokens", _default(arguments["max_batch_tokens"], tokens))
-        self._arguments = dict(arguments)
-
-    @property
-    def max_seq_length(self) -> int:
-        """The most tokens of a text, special tokens included; what is longer is cut."""
-        return self._max_seq_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, value: int) -> None:
-        least, most = self._pipeline.tokenizer.special_tokens, self._pipeline.config.max_position_embeddings
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(
-                f"max_seq_length must be from {least}, the special tokens, to max_position_embeddings = {most}; "
-                f"got {value!r}."
-            )
-        self._max_seq_length = value
+        own["max_seq_length"], own["include_prompt"] = self._pipeline.max_seq_length, self._pipeline.include_prompt
+        lengths = self._pipeline.tokenizer.special_tokens, positions
+        self._arguments, self._own = arguments, own
+        self._settings = Settings(**chosen(arguments, own), lengths=lengths)
+        self.truncation = Truncation(0, 0, self.max_seq_length)
 
     @property
     def device(self) -> str:
@@ -252,8 +198,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         return self.max_seq_length
 
     def set_pooling_include_prompt(self, include_prompt: bool) -> None:
-        """Set whether the tokens of a prompt are pooled together with the text's own."""
-        self._pipeline = self._pipeline.with_prompt_pooled(include_prompt)
+        """Set :attr:`include_prompt`, under sentence-transformers' name."""
+        self.include_prompt = include_prompt
 
     @contextlib.contextmanager
     def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
@@ -271,6 +217,97 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         """
         return self._pipeline.pad(self._pipeline.tokenizer(as_texts(texts)[0], self.max_seq_length).ids)
 
+    @overload
+    def encode(
+        self,
+        inputs: str,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        **options: Unpack[EncodeOptions],
+    ) -> Num[Array, "D"]: ...
+    @overload
+    def encode(
+        self,
+        inputs: Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        *,
+        convert_to_numpy: Literal[True] = True,
+        **options: Unpack[EncodeOptions],
+    ) -> Num[Array, "N D"]: ...
+    @overload
+    def encode(  # type: ignore[overload-overlap]  # a str is an iterable of texts, too, to a type checker
+        self,
+        inputs: str,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        output_value: Literal["token_embeddings"],
+        **options: Unpack[EncodeOptions],
+    ) -> Num[Array, "tokens H"]: ...
+    @overload
+    def encode(
+        self,
+        inputs: Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        output_value: Literal["token_embeddings"],
+        **options: Unpack[EncodeOptions],
+    ) -> list[Num[Array, "tokens H"]]: ...
+    @overload
+    def encode(  # type: ignore[overload-overlap]  # a str is an iterable of texts, too, to a type checker
+        self,
+        inputs: str,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        output_value: None,
+        **options: Unpack[EncodeOptions],
+    ) -> dict[str, Any]: ...
+    @overload
+    def encode(
+        self,
+        inputs: Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        output_value: None,
+        **options: Unpack[EncodeOptions],
+    ) -> list[dict[str, Any]]: ...
+    @overload
+    def encode(
+        self,
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: OutputValue = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        **other: Any,
+    ) -> Any: ...
     def encode(
         self,
         inputs: Any = None,
@@ -302,7 +339,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             output_value: ``"sentence_embedding"``; ``"token_embeddings"`` for a list of ``(tokens, H)`` arrays, the
                 special tokens' vectors included; None for a dict of everything for each text, nothing of it padded.
             precision: ``"float32"`` leaves the vectors as they were computed; see
-                :func:`~minibert.quantization.quantize_embeddings` for the others.
+                :func:`~minibert.quantization.quantize_embeddings` for the others. Token vectors are quantized too;
+                the ranges of ``"int8"`` and ``"uint8"`` are those of all tokens of the call.
             convert_to_numpy: False returns a list of vectors instead of one array; from an encoder on a GPU, one CuPy
                 array ``(N, D)`` there, which other libraries can take by DLPack.
             convert_to_tensor: Must be False: vectors are numpy arrays.
@@ -321,32 +359,43 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             TypeError: An input is not a text; the message names its index and type. Nothing was computed.
             ValueError: An argument has an unknown value, or only PyTorch could honour it.
             TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
+            VectorError: A vector has NaN or infinity; the message has the text's index. Only a text of which no token
+                is pooled (pooling by ``max``, without the prompt) has the infinite vector that its definition gives.
         """
         if "sentences" in other:
-            warnings.warn("encode(sentences=) is now called encode(inputs=).", FutureWarning, stacklevel=2)
+            warn_caller("encode(sentences=) is now called encode(inputs=).", FutureWarning)
             inputs = other.pop("sentences")
         torch_only = {**other, "convert_to_tensor": convert_to_tensor, "pool": pool, "chunk_size": chunk_size}
         refuse_torch_only("encode", torch_only, ValueError)
         if device not in (None, self.device, self.device.removesuffix(":0")):
             raise DeviceError(f"device must be the encoder's own, {self.device!r}, or None; it is {device!r}.")
-        batch_size = None if batch_size is None else _at_least_one("batch_size", batch_size)
-        require_choice("output_value", output_value, ("sentence_embedding", "token_embeddings", None))
-        require_choice("precision", precision, quantization.PRECISIONS)
-        truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
-        prompt = self._resolve_prompt(prompt, prompt_name)
+
+        # What is asked.
+        settings = self._settings
+        request = Request(
+            settings=settings,
+            prompt=settings.prompt(prompt, prompt_name),
+            output_value=output_value,
+            precision=precision,
+            truncate_dim=truncate_dim,
+            normalize=normalize_embeddings,
+            batch_size=batch_size,
+            on_device=not convert_to_numpy and precision == "float32" and output_value == "sentence_embedding",
+        )
         texts, single = as_texts(inputs)
-        on_device = not convert_to_numpy and precision == "float32"
-        request = Request(prompt or "", output_value, truncate_dim, normalize_embeddings, on_device)
-        truncation = TruncationCount(self.max_seq_length)
-        outputs = self._embed(texts, request, truncation, batch_size, show_progress_bar)
-        self._report(truncation)
-        if output_value != "sentence_embedding":
-            return outputs[0] if single else outputs
-        vectors: Array = outputs
-        if precision != "float32":
-            vectors = quantization.quantize_embeddings(vectors, precision)
-        many = list(vectors) if array_namespace(vectors) is np and not convert_to_numpy else vectors
-        return vectors[0] if single else many
+
+        # How the texts are cut into batches, and what computes them: see `embed`.
+        outputs, lengths = self._embed(texts, request, show_progress_bar)
+        self._report(Truncation(0, 0, settings.max_seq_length).including(lengths), len(texts), settings)
+
+        # What is returned.
+        if precision != "float32" and output_value == "token_embeddings":
+            outputs = quantization.quantize_tokens(outputs, precision)
+        elif precision != "float32":
+            outputs = quantization.quantize_embeddings(outputs, precision)
+        if single:
+            return outputs[0]
+        return list(outputs) if array_namespace(outputs) is np and not convert_to_numpy else outputs
 
     def encode_stream(
         self,
@@ -379,81 +428,128 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             TypeError: An input is not a text; the message has its index. The chunks before it were yielded.
             ValueError: An argument has an unknown value.
             TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
+            VectorError: A vector has NaN or infinity; the message has the text's index.
         """
         items = iterate(inputs)
-        batch_size = None if batch_size is None else _at_least_one("batch_size", batch_size)
-        chunk_size = _at_least_one("chunk_size", chunk_size)
-        truncate_dim = self.truncate_dim if truncate_dim is None else require_int("truncate_dim", truncate_dim)
-        prompt = self._resolve_prompt(prompt, prompt_name)
-        request = Request(prompt or "", "sentence_embedding", truncate_dim, normalize_embeddings)
-        return self._stream(items, request, chunk_size, batch_size, progress)
+        chunk_size = at_least_one("chunk_size", chunk_size)
+        request = Request(
+            settings=self._settings,
+            prompt=self._settings.prompt(prompt, prompt_name),
+            truncate_dim=truncate_dim,
+            normalize=normalize_embeddings,
+            batch_size=batch_size,
+        )
+        return self._stream(items, request, chunk_size, progress)
 
     def _stream(
-        self,
-        inputs: Iterator[str],
-        request: Request,
-        chunk_size: int,
-        batch_size: int | None,
-        progress: Callable[[int], object] | None,
+        self, inputs: Iterator[str], request: Request, chunk_size: int, progress: Callable[[int], object] | None
     ) -> Iterator[Float[Array, "n D"]]:
-        truncation = TruncationCount(self.max_seq_length)
+        count, truncation = 0, Truncation(0, 0, request.settings.max_seq_length)
         while chunk := list(itertools.islice(inputs, chunk_size)):
-            texts = checked(chunk, truncation.texts)
-            yield self._embed(texts, request, truncation, batch_size, False, progress)
-        self._report(truncation)
+            texts = checked(chunk, count)
+            vectors, lengths = self._embed(texts, request, False, count, progress)
+            count, truncation = count + len(chunk), truncation.including(lengths)
+            yield vectors
+        self._report(truncation, count, request.settings)
 
     def _embed(
         self,
         texts: list[str],
         request: Request,
-        truncation: TruncationCount,
-        batch_size: int | None,
         show_progress_bar: bool | None,
+        start: int = 0,
         progress: Callable[[int], object] | None = None,
-    ) -> Any:
-        """Return what is requested of ``texts``, computed with the settings as they are now."""
-        limits = Limits(
-            _at_least_one("max_batch_tokens", self.max_batch_tokens),
-            batch_size,
-            _at_least_one("num_threads", self.num_threads),
-            self._engine.efficient_tokens,
-        )
-        refuse_truncation = self.on_truncate == "error"
+    ) -> tuple[Any, Int[Array, "texts"]]:
+        """Return what is requested of ``texts``, and how many tokens each has; see :func:`minibert.embedding.embed`."""
+        pipeline = self._pipeline.with_prompt_pooled(request.settings.include_prompt)
         with _progress_bar(len(texts), show_progress_bar) as bar:
-            done = bar if progress is None else progress
-            job = Job(self._pipeline, self._engine, request, limits, truncation, refuse_truncation, done)
-            return job.run(texts)
+            return embed(texts, request, pipeline, self._engine, progress or bar, start)
 
     def encode_query(
         self,
         inputs: Any,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        *args: Any,
-        **options: Any,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: OutputValue = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        **other: Any,
     ) -> Any:
-        """Return :meth:`encode` of search queries: with the prompt ``"query"``, unless another one is given."""
+        """Return :meth:`encode` of search queries: with the prompt ``"query"``, unless another one is given.
+
+        All other arguments are those of :meth:`encode`.
+        """
         if prompt_name is None and prompt is None:
-            prompt_name = self._prompt_name("query")
-        return self.encode(inputs, prompt_name, prompt, *args, **options)
+            prompt_name = self._settings.prompt_name("query")
+        return self.encode(
+            inputs,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            output_value=output_value,
+            precision=precision,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            device=device,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            pool=pool,
+            chunk_size=chunk_size,
+            **other,
+        )
 
     def encode_document(
         self,
         inputs: Any,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        *args: Any,
-        **options: Any,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: OutputValue = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        **other: Any,
     ) -> Any:
         """Return :meth:`encode` of the texts that are searched.
 
         With the first of the prompts ``"document"``, ``"passage"`` and ``"corpus"`` that the model has, unless
         another one is given. As in sentence-transformers, every model has a ``"document"`` prompt, which is empty
-        unless its configuration or the constructor says otherwise.
+        unless its configuration or the constructor says otherwise. All other arguments are those of :meth:`encode`.
         """
         if prompt_name is None and prompt is None:
-            prompt_name = self._prompt_name("document")
-        return self.encode(inputs, prompt_name, prompt, *args, **options)
+            prompt_name = self._settings.prompt_name("document")
+        return self.encode(
+            inputs,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            output_value=output_value,
+            precision=precision,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            device=device,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            pool=pool,
+            chunk_size=chunk_size,
+            **other,
+        )
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[Array, "n m"]:
         """Return the similarity, by :attr:`similarity_fn_name`, of every row of one with every row of the other."""
@@ -465,46 +561,66 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     def prompt_for(self, kind: Literal["query", "document"]) -> str:
         """Return what :meth:`encode_query` or :meth:`encode_document` puts before each text; empty for nothing."""
-        return self._resolve_prompt(None, self._prompt_name(kind)) or ""
+        return self._settings.prompt(None, self._settings.prompt_name(kind))
 
-    def _prompt_name(self, kind: str) -> str | None:
-        return next((name for name in _PROMPT_NAMES[kind] if name in self.prompts), None)
-
-    def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
-        """Return the text that goes before each input: given, named, or by default."""
-        if prompt is not None:
-            require_text("prompt", prompt)
-            if prompt_name is not None:
-                logger.warning("encode was given both prompt and prompt_name: prompt is used")
-            return prompt
-        if prompt_name is not None:
-            if prompt_name not in self.prompts:
-                raise ValueError(f"prompt_name must be one of {', '.join(self.prompts)}; it is {prompt_name!r}.")
-            return self.prompts[prompt_name]
-        return None if self.default_prompt_name is None else self.prompts.get(self.default_prompt_name)
-
-    def _report(self, truncation: TruncationCount) -> None:
+    def _report(self, truncation: Truncation, texts: int, settings: Settings) -> None:
         """Keep what a call cut off, and warn of it if that is wanted."""
-        self.truncation = Truncation(truncation.cut, truncation.longest, truncation.limit)
-        if truncation.cut and self.on_truncate == "warn":
-            warnings.warn(
-                f"{truncation.cut} of {truncation.texts} texts were cut to max_seq_length = {truncation.limit} tokens; "
+        self.truncation = truncation
+        if truncation.count and settings.on_truncate == "warn":
+            warn_caller(
+                f"{truncation.count} of {texts} texts were cut to max_seq_length = {truncation.limit} tokens; "
                 f"the longest has {truncation.longest}.",
                 TruncationWarning,
-                stacklevel=3,
             )
 
+    def __repr__(self) -> str:
+        name = self._arguments["model_name_or_path"]
+        parts = {
+            "device": self.device,
+            "dtype": self._engine.precision,
+            "max_seq_length": self.max_seq_length,
+            **self._settings.different(self._own),
+        }
+        shown = [
+            *([] if name is None else [repr(os.fspath(name))]),
+            *(f"{key}={value!r}" for key, value in parts.items()),
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
-def _default(value: Any, default: Any) -> Any:
-    return default if value is None else value
+    def __copy__(self) -> Self:
+        """Return an encoder with the same model, which is never written to, and with settings of its own."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, _settings=self._settings.copied())
+        return other
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return copy.copy(self)
 
-def _at_least_one(name: str, value: Any) -> int:
-    """Return ``value`` as an int, or raise ValueError."""
-    number = require_int(name, value)
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1; it is {number}.")
-    return number
+    def __getstate__(self) -> dict[str, Any]:
+        if self.device != "cpu":
+            raise TypeError(
+                f"an encoder on {self.device} cannot be pickled: its weights are in the GPU's memory. Load the model "
+                'in each process, or pickle an encoder with device="cpu".'
+            )
+        return {**self.__dict__, "_engine": self.dtype.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over model and settings. What depends on the machine is found anew: how to pack, how many threads."""
+        self.__dict__.update(state)
+        self._engine = open_engine("cpu", state["_engine"])
+        rule = self._engine.row_rule(self._pipeline.config)
+        self._pipeline = dataclasses.replace(self._pipeline, row_rule=rule)
+        if self.num_threads == self._own["num_threads"]:
+            self.num_threads = self._engine.threads
+        self._own = {**self._own, "num_threads": self._engine.threads}
+
+    if not TYPE_CHECKING:  # a type checker shall know that these are missing
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise instead.missing(type(self).__name__, name, instead.METHODS)
+
+        def __getitem__(self, item: object) -> NoReturn:
+            raise TypeError(instead.ITEMS)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,9 @@ Each message says the rule, the expected value, the received value and the remed
 a model repo have the base class :class:`ModelFileError`, so one ``except`` catches them all.
 """
 
+import sys
+import warnings
+
 
 class MinibertError(Exception):
     """Base class of the errors that minibert raises, except TypeError and ValueError."""
@@ -45,5 +48,20 @@ class TruncationError(MinibertError, ValueError):
     """A text is longer than ``max_seq_length``, and ``on_truncate`` is ``"error"``."""
 
 
+class VectorError(MinibertError, ValueError):
+    """A vector has NaN or infinity; the message names the text and what to look at."""
+
+
 class TruncationWarning(UserWarning):
     """Some texts were truncated to ``max_seq_length`` tokens. Their vectors cover only a part of them."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn of the line that called minibert, however many of its own functions lie between.
+
+    Python shows a warning once for each line: from a line of minibert's it would be shown once in all.
+    """
+    level, frame = 1, sys._getframe()  # noqa: SLF001
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "minibert":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

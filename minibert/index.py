@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,8 @@ BUILTIN_NAME = "built-in"
 _FORMAT = {"format": "minibert search index", "version": "1"}
 #: The attributes that are kept in the metadata.
 _STRINGS = ("model", "fingerprint", "similarity_fn_name", "document_prompt", "query_prompt")
+#: The settings of the encoder that change vectors, which are kept there, too, in JSON. Older files do not have them.
+_SETTINGS = {"max_seq_length": r"[1-9][0-9]{0,8}", "include_prompt": "true|false"}
 #: The tensors of the file, with their dtypes by safetensors' code.
 _TENSORS = {"vectors": "F32", "numbers": "I64", "texts": "U8", "offsets": "I64"}
 
@@ -61,6 +64,8 @@ class SearchIndex:
         similarity_fn_name: By which function texts and queries are compared.
         document_prompt: What went before each text when it was encoded.
         query_prompt: What goes before each query.
+        max_seq_length: To how many tokens texts and queries are cut, or None in a file that does not say.
+        include_prompt: Whether the tokens of a prompt are pooled, or None in a file that does not say.
 
     Example:
         >>> from minibert import SearchIndex, SentenceEncoder
@@ -81,6 +86,8 @@ class SearchIndex:
     similarity_fn_name: str
     document_prompt: str = ""
     query_prompt: str = ""
+    max_seq_length: int | None = None
+    include_prompt: bool | None = None
 
     @classmethod
     def build(
@@ -136,6 +143,8 @@ class SearchIndex:
             similarity_fn_name=encoder.similarity_fn_name,
             document_prompt=document_prompt,
             query_prompt=encoder.prompt_for("query") if query_prompt is None else query_prompt,
+            max_seq_length=encoder.max_seq_length,
+            include_prompt=encoder.include_prompt,
         )
 
     @classmethod
@@ -149,7 +158,8 @@ class SearchIndex:
         try:
             tensors = open_safetensors(path)
             with safe_open(path, framework="numpy") as file:
-                strings = _checked_strings(path, file.metadata() or {})
+                metadata = file.metadata() or {}
+            attributes = {**_checked_strings(path, metadata), **_checked_settings(path, metadata)}
             _check_shapes(path, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
             arrays = {name: tensor.read() for name, tensor in tensors.items()}
         except FileNotFoundError:
@@ -165,7 +175,7 @@ class SearchIndex:
         if not rows.all():
             raise _damaged(path, f"vectors must be finite; that of text {int(rows.argmin()) + 1} is not")
         texts = list(_split(path, arrays["texts"], arrays["offsets"]))
-        return cls(texts=texts, vectors=arrays["vectors"], numbers=arrays["numbers"], **strings)
+        return cls(texts=texts, vectors=arrays["vectors"], numbers=arrays["numbers"], **attributes)
 
     def save(self, path: PathLike) -> None:
         """Write the index to a file, in place of one that is there; whole or not at all.
@@ -185,8 +195,9 @@ class SearchIndex:
             "offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
         }
         strings = {name: getattr(self, name) for name in _STRINGS}
+        settings = {name: json.dumps(getattr(self, name)) for name in _SETTINGS if getattr(self, name) is not None}
         with whole_file(path) as new:
-            save_safetensors(new, tensors, {**_FORMAT, **strings})
+            save_safetensors(new, tensors, {**_FORMAT, **strings, **settings})
 
     def search(self, encoder: SentenceEncoder, queries: str | Iterable[str], top_k: int = 5) -> list[list[Hit]]:
         """Return the ``top_k`` best texts for each query, the best first; all of them where there are fewer.
@@ -201,8 +212,8 @@ class SearchIndex:
 
         Raises:
             TypeError: A query is not a text.
-            ValueError: The encoder has another model, ``top_k`` is not at least 1, a query's vector has NaN, or a score
-                is beyond float32.
+            ValueError: The encoder has another model or other settings, ``top_k`` is not at least 1, a query's vector
+                has NaN, or a score is beyond float32.
             TruncationError: A query is too long, and the encoder's ``on_truncate`` is ``"error"``.
         """
         self.check_model(encoder)
@@ -215,13 +226,25 @@ class SearchIndex:
         return [self._nearest(vector, top_k) for vector in _finite(vectors, "query").astype(np.float32, copy=False)]
 
     def check_model(self, encoder: SentenceEncoder) -> None:
-        """Raise ValueError unless ``encoder`` has the model that made the index: others' vectors mean other things."""
+        """Raise ValueError unless ``encoder`` has the model and the settings that made the index.
+
+        The vectors of another model mean other things. Of the settings, ``max_seq_length`` is compared, and
+        ``include_prompt`` where there is a prompt. Prompts and the number of dimensions are the index's own.
+        """
         if encoder.fingerprint != self.fingerprint:
             raise ValueError(
                 f"an index must be searched with the model that made it, {self.model!r} with fingerprint "
                 f"{self.fingerprint[:12]}; the encoder's is {_name(encoder)!r} with fingerprint "
                 f"{encoder.fingerprint[:12]}. Load that model, or build the index again with this one."
             )
+        compared = _SETTINGS if self.document_prompt or self.query_prompt else ("max_seq_length",)
+        for name in compared:
+            own = getattr(self, name)
+            if own is not None and own != getattr(encoder, name):
+                raise ValueError(
+                    f"an index must be searched with the settings that made it, {name} = {own}; the encoder has "
+                    f"{getattr(encoder, name)}. Set encoder.{name} = {own}, or build the index again."
+                )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -300,6 +323,14 @@ def _checked_strings(path: Path, metadata: dict[str, str]) -> dict[str, str]:
     except ValueError as error:
         raise _damaged(path, str(error).removesuffix(".")) from None
     return {name: metadata[name] for name in _STRINGS}
+
+
+def _checked_settings(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the settings that are kept in a file's metadata; older files have none."""
+    for name, pattern in _SETTINGS.items():
+        if name in metadata and not re.fullmatch(pattern, metadata[name]):
+            raise _damaged(path, f"{name} must match {pattern}; it is {metadata[name]!r}")
+    return {name: json.loads(metadata[name]) for name in _SETTINGS if name in metadata}
 
 
 def _check_shapes(path: Path, found: dict[str, tuple[str, tuple[int, ...]]]) -> None:

@@ -119,6 +119,21 @@ def require_int(name: str, value: Any) -> int:
     return operator.index(value)
 
 
+def require_bool(name: str, value: object) -> bool:
+    """Return ``value`` as a bool, or raise ValueError: a text such as "false" is none, and would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False; it is {value!r}.")  # noqa: TRY004
+    return bool(value)
+
+
+def at_least_one(name: str, value: Any) -> int:
+    """Return ``value`` as an int of at least 1, or raise ValueError."""
+    number = require_int(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1; it is {number}.")
+    return number
+
+
 def require_text(name: str, value: object) -> None:
     """Raise TypeError unless ``value`` is a str, and ValueError if it holds a lone surrogate."""
     if not isinstance(value, str):

@@ -1,6 +1,7 @@
 """A repo's model, loaded: the tokenizer, the transformer's parameters, and the modules after it."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -76,8 +77,15 @@ class Pipeline:
         """Return how many dimensions are left of a vector cut to ``truncate_dim``, in the sense of a slice."""
         return len(range(self.dimension)[:truncate_dim])
 
+    @functools.cached_property
+    def include_prompt(self) -> bool:
+        """Whether the tokens of a prompt are pooled together with the text's own: by the last pooling, if by any."""
+        return next((module.include_prompt for module in self.modules[::-1] if isinstance(module, Pooling)), True)
+
     def with_prompt_pooled(self, include_prompt: bool) -> Self:
         """Return the same model, with the tokens of a prompt pooled together with the text's own, or left out."""
+        if include_prompt == self.include_prompt:
+            return self
         modules = tuple(
             Pooling(module.modes, include_prompt=include_prompt) if isinstance(module, Pooling) else module
             for module in self.modules

@@ -63,6 +63,18 @@ def quantize_embeddings(
     return steps.astype(np.uint8) if precision == "uint8" else (steps - 128).astype(np.int8)
 
 
+def quantize_tokens(vectors: Sequence[Float[Array, "tokens H"]], precision: Precision) -> list[Num[Array, "tokens E"]]:
+    """Return the token vectors of each text at a lower precision; the ranges are those of all tokens together.
+
+    Raises:
+        ValueError: As :func:`quantize_embeddings`.
+    """
+    if not vectors:
+        return []
+    together = quantize_embeddings(np.concatenate(vectors), precision)
+    return np.split(together, np.cumsum([len(each) for each in vectors])[:-1])
+
+
 class Ranges:
     """Smallest and largest value of each dimension, of vectors that come a part at a time."""
 

@@ -94,7 +94,7 @@ class TransformerSettings:
             raise ConfigError(f"{path}: max_seq_length must be a positive whole number; it is {max_seq_length!r}.")
         settings = cls(
             max_seq_length=max_seq_length,
-            do_lower_case=bool(config.pop("do_lower_case", False)),
+            do_lower_case=_flag(path, config, "do_lower_case"),
             tokenizer_overrides=kwargs["processor_kwargs"],
             config_overrides=kwargs["config_kwargs"],
         )
@@ -271,6 +271,14 @@ def _without_trust(path: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict | None):
         raise ConfigError(f"{path}: {name} must be an object; it is {value!r}.")
     return {key: item for key, item in (value or {}).items() if key != "trust_remote_code"}
+
+
+def _flag(path: Path, config: dict[str, Any], key: str) -> bool:
+    """Take a flag out of a config, and return it. A text is refused: "false" would count as true."""
+    value = config.pop(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{path}: {key} must be true or false; it is {value!r}.")
+    return value
 
 
 def _prompts(path: Path, settings: dict[str, Any]) -> dict[str, str]:

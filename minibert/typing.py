@@ -9,7 +9,7 @@ size, V vocabulary, P positions, D embedding size.
 """
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,19 @@ if TYPE_CHECKING or "MINIBERT_CHECK_SHAPES" not in os.environ:
 else:
     from jaxtyping import Bool, Float, Int, Num, Shaped
 
-__all__ = ["Array", "Bool", "DType", "Float", "Int", "Num", "OnTruncate", "PathLike", "Precision", "Shaped"]
+__all__ = [
+    "Array",
+    "Bool",
+    "DType",
+    "EncodeOptions",
+    "Float",
+    "Int",
+    "Num",
+    "OnTruncate",
+    "PathLike",
+    "Precision",
+    "Shaped",
+]
 
 if TYPE_CHECKING:
     Array: TypeAlias = npt.NDArray[Any]
@@ -33,3 +45,15 @@ DType: TypeAlias = npt.DTypeLike | None
 PathLike: TypeAlias = str | os.PathLike[str]
 Precision: TypeAlias = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 OnTruncate: TypeAlias = Literal["warn", "ignore", "error"]
+
+
+class EncodeOptions(TypedDict, total=False):
+    """Arguments of ``encode`` on which the type of what it returns does not depend."""
+
+    precision: Precision
+    convert_to_tensor: Literal[False]
+    device: str | None
+    normalize_embeddings: bool
+    truncate_dim: int | None
+    pool: None
+    chunk_size: None

@@ -128,6 +128,10 @@ class ExecutorDevice:
         """Return some rows."""
         return array[rows]
 
+    def finite_rows(self, array):
+        """Return which rows are finite."""
+        return np.isfinite(array).all(axis=1)
+
     def empty(self, shape, dtype):
         """Return an array of NaN."""
         assert self.recording is None

@@ -523,7 +523,7 @@ def install(monkeypatch, executor):
     cupy.empty_like, cupy.matmul = (lambda array: new(array.shape, array.dtype)), np.matmul
     pool = types.SimpleNamespace(free_all_blocks=lambda: None)
     cupy.get_default_memory_pool = lambda: pool
-    for name in ("sqrt", "square", "maximum", "float64", "concatenate", "stack", "atleast_2d"):
+    for name in ("sqrt", "square", "maximum", "float64", "concatenate", "stack", "atleast_2d", "isfinite"):
         setattr(cupy, name, getattr(np, name))
     for name, module in {"cupy": cupy, "cupy.cuda": cuda}.items():
         monkeypatch.setitem(sys.modules, name, module)

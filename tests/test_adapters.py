@@ -121,6 +121,8 @@ def test_get_params_returns_the_arguments_unchanged(folder):
         "local_files_only",
         "num_threads",
         "max_batch_tokens",
+        "max_seq_length",
+        "include_prompt",
     }
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(minibert.__file__).parent
 #: The floors of the house, the lowest first: modules, and wings (packages). An import goes to a lower floor, or stays
 #: in its wing. docs/architecture.md has the same list.
 FLOORS = (
-    ("errors", "escapes", "typing"),
+    ("errors", "escapes", "instead", "typing"),
     ("arrays", "atomic", "inputs", "regular"),
     ("jsonfile",),
     ("special",),
@@ -28,7 +28,7 @@ FLOORS = (
     ("engine", "tokenization"),
     ("modules",),
     ("repo",),
-    ("bert_model", "pipeline"),
+    ("bert_model", "pipeline", "settings"),
     ("adapters", "embedding"),
     ("encoder",),
     ("index",),

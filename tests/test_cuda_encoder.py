@@ -1,6 +1,8 @@
 """The encoder on a GPU, or on the executor in its place: then, all but CuPy, cuBLAS and the hardware is the same."""
 
+import copy
 import json
+import pickle
 import sys
 import weakref
 
@@ -15,6 +17,7 @@ from support import (
     assert_as_accurate_on_average,
     assert_same_bits,
     copy_twin,
+    edit_weights,
     golden,
     texts_of_lengths,
     twin,
@@ -24,7 +27,7 @@ from support import (
 from minibert import SentenceEncoder
 from minibert.engine import cuda_device as gpu
 from minibert.engine.fused_cuda import STORAGES
-from minibert.errors import ConfigError, DeviceError
+from minibert.errors import ConfigError, DeviceError, VectorError
 
 TEXTS = [
     "A man is playing a guitar.",
@@ -192,6 +195,46 @@ def test_vectors_can_stay_on_the_device(stand_in, monkeypatch):
     vectors = encoder.encode(TEXTS, normalize_embeddings=True, convert_to_numpy=False)
 
     np.testing.assert_array_equal(np.stack(list(vectors)), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"convert_to_numpy": False}, {"output_value": "token_embeddings"}], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "largest", "remedy"),
+    [("float16", 6e4, 'dtype="bfloat16" or "float32"'), ("float32", 3e38, "Check the weights.*On a CPU")],
+)
+def test_vectors_that_are_not_finite(cuda, tmp_path, options, dtype, largest, remedy):
+    """An overflow is an error that names the text and says what to do, also where vectors stay on the device."""
+
+    def enlarge(arrays):
+        arrays["encoder.layer.1.output.LayerNorm.weight"][:] = largest
+        return arrays
+
+    edit_weights(copy_twin(tmp_path) / "model.safetensors", enlarge)
+    encoder = SentenceEncoder(tmp_path, device="cuda", dtype=dtype)
+    with pytest.raises(VectorError, match=rf"item 0 has NaN or infinity.*too large for {dtype}.*{remedy}"):
+        encoder.encode(TEXTS[:1], **options)
+
+
+def test_every_vector_on_the_device_is_looked_at(stand_in, monkeypatch):
+    """Vectors that stay on the device are looked at in pieces; none is passed over."""
+    monkeypatch.setattr("minibert.engine.devices._PIECE", 40)  # vectors have 16 numbers
+    engine = SentenceEncoder(twin(CARD), device="cuda")._engine
+    vectors = np.zeros((7, 16), np.float32)
+    vectors[[1, 4, 6], [0, 15, 3]] = np.nan, np.inf, -np.inf
+
+    assert np.flatnonzero(~engine.finite_rows(vectors)).tolist() == [1, 4, 6]
+    assert engine.finite_rows(vectors[:0]).shape == (0,)
+
+
+def test_an_encoder_on_a_gpu_is_not_pickled(stand_in):
+    """The error says why, and what to do; a copy can be made, and has the same model."""
+    encoder = SentenceEncoder(twin(CARD), device="cuda", truncate_dim=3)
+    with pytest.raises(TypeError, match=r'an encoder on cuda:0 cannot be pickled.*in each process.*device="cpu"'):
+        pickle.dumps(encoder)
+    other = copy.deepcopy(encoder)
+
+    assert other._pipeline is encoder._pipeline
+    np.testing.assert_array_equal(other.encode(TEXTS), encoder.encode(TEXTS))
 
 
 def copy_with_modules(folder, *kinds):

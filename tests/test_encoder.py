@@ -1,15 +1,19 @@
 """SentenceEncoder's own behaviour: arguments, prompts, order, truncation, outputs."""
 
+import inspect
 import logging
+import re
 import socket
 import warnings
 
 import numpy as np
 import pytest
-from support import copy_twin, edit_json, edit_weights, twin
+from support import copy_twin, edit_json, edit_weights, twin, write_module
+from tokenizers import processors
 
-from minibert import SentenceEncoder
-from minibert.errors import TruncationError, TruncationWarning, WeightsError
+import minibert
+from minibert import SearchIndex, SentenceEncoder, instead, quantize_embeddings
+from minibert.errors import TruncationError, TruncationWarning, VectorError, WeightsError
 
 TEXTS = ["the cat", "", "a man and the hat", "No", "the guitar " * 9, "42!"]
 
@@ -153,6 +157,43 @@ def test_tokenize_pads_to_the_longest(encoder):
     assert not batch["token_type_ids"].any()
 
 
+@pytest.mark.parametrize("precision", ["binary", "ubinary", "int8", "uint8"])
+def test_precision_of_token_embeddings(encoder, precision):
+    """Token vectors are quantized, too; those of all tokens of the call give the ranges (E6, Q3)."""
+    tokens = encoder.encode(TEXTS, output_value="token_embeddings")
+    quantized = encoder.encode(TEXTS, output_value="token_embeddings", precision=precision)
+    ranges = np.stack([np.concatenate(tokens).min(axis=0), np.concatenate(tokens).max(axis=0)])
+
+    assert len(quantized) == len(TEXTS)
+    for before, after in zip(tokens, quantized, strict=True):
+        np.testing.assert_array_equal(after, quantize_embeddings(before, precision, ranges=ranges))
+    np.testing.assert_array_equal(
+        encoder.encode("No", output_value="token_embeddings", precision=precision),
+        encoder.encode(["No"], output_value="token_embeddings", precision=precision)[0],
+    )
+    assert encoder.encode([], output_value="token_embeddings", precision=precision) == []
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("precision", ["binary", "ubinary", "int8", "uint8"])
+def test_precision_of_token_embeddings_as_in_sentence_transformers(encoder, precision):
+    """They are what sentence-transformers makes of the same token vectors."""
+    from sentence_transformers.util import quantize_embeddings as of_reference
+
+    expected = of_reference(encoder.encode(TEXTS, output_value="token_embeddings"), precision)
+    actual = encoder.encode(TEXTS, output_value="token_embeddings", precision=precision)
+
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_all_outputs_have_no_precision(encoder):
+    """Of all features together, nothing says which to quantize: it is an error, and not passed over."""
+    with pytest.raises(ValueError, match=r"precision must be 'float32' for output_value=None.*quantize_embeddings"):
+        encoder.encode(TEXTS, output_value=None, precision="binary")
+
+
 # --- what goes in ----------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +314,78 @@ def test_broken_weights_name_file_and_tensor(tmp_path):
         SentenceEncoder(tmp_path)
 
 
+# --- vectors that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overflowing(tmp_path):
+    """Return a model with finite weights, whose vectors of texts with "man" are not finite."""
+    row = SentenceEncoder(twin("BertModel-128d")).tokenizer.token_to_id("man")
+
+    def enlarge(arrays):
+        name = "embeddings.word_embeddings.weight"
+        arrays[name][row] = np.where(np.arange(16) % 2, 3e38, -1e38)
+        return arrays
+
+    edit_weights(copy_twin(tmp_path) / "model.safetensors", enlarge)
+    return SentenceEncoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_size": 1},
+        {"normalize_embeddings": True},
+        {"precision": "binary"},
+        {"convert_to_numpy": False},
+        {"output_value": "token_embeddings"},
+        {"output_value": None},
+    ],
+    ids=str,
+)
+def test_vector_that_is_not_finite_is_an_error(overflowing, options):
+    """Where finite weights overflow, the error names the text and says what to look at; nothing else is said."""
+    assert len(overflowing.encode([text for text in TEXTS if "man" not in text], **options)) == len(TEXTS) - 1
+    with pytest.raises(VectorError, match=r"item 2 has NaN or infinity.*too large for float32.*weights.*float64"):
+        overflowing.encode([*TEXTS, TEXTS[2]], **options)
+    with pytest.raises(VectorError, match="item 0 has NaN or infinity"):
+        overflowing.encode(TEXTS[2], **options)
+
+
+def test_vector_that_is_not_finite_in_a_stream(overflowing):
+    """In a stream the text is named by its index in all of the input, after the chunks before its own."""
+    stream = overflowing.encode_stream(TEXTS, chunk_size=2)
+
+    assert np.isfinite(next(stream)).all()
+    with pytest.raises(VectorError, match="item 2 has NaN or infinity"):
+        next(stream)
+
+
+def test_wider_numbers_are_finite(overflowing):
+    """What the message says helps: in float64 there is room for such weights."""
+    overflowing.set_params(dtype="float64")
+
+    assert np.isfinite(overflowing.encode(TEXTS)).all()
+
+
+def test_maximum_over_no_token(tmp_path):
+    """A text of which no token is pooled has, by the definition of "max", an infinite vector; others are checked."""
+    tokenizer = SentenceEncoder(twin("BertModel-128d")).tokenizer
+    tokenizer.post_processor = processors.Sequence([])  # no token goes around a text
+    copy_twin(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    write_module(tmp_path / "1_Pooling", {"embedding_dimension": 16, "pooling_mode": "max", "include_prompt": False})
+    encoder = SentenceEncoder(tmp_path)
+    assert encoder.max_seq_length == 512
+
+    vectors = encoder.encode(["", "cat"], prompt="the ")
+    assert (vectors[0] == -np.inf).all()
+    assert np.isfinite(vectors[1]).all()
+
+
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +443,26 @@ def test_query_and_document_take_encodes_arguments(prompted):
     assert len(encoder.encode_document(TEXTS, output_value="token_embeddings")) == len(TEXTS)
 
 
+@pytest.mark.parametrize("method", [SentenceEncoder.encode_query, SentenceEncoder.encode_document])
+def test_query_and_document_show_encodes_arguments(method):
+    """Editors see the same arguments, with the same defaults; only the inputs must be given."""
+    parameters = list(inspect.signature(method).parameters.values())
+    of_encode = list(inspect.signature(SentenceEncoder.encode).parameters.values())
+
+    assert parameters[1].name == of_encode[1].name == "inputs"
+    assert parameters[1].default is inspect.Parameter.empty
+    assert [parameters[0], *parameters[2:]] == [of_encode[0], *of_encode[2:]]
+
+
+@pytest.mark.parametrize("method", ["encode_query", "encode_document"])
+def test_query_and_document_refuse_what_encode_refuses(encoder, method):
+    """An unknown argument, or one that only PyTorch could honour, is a ValueError there, too (E7)."""
+    with pytest.raises(ValueError, match="batchsize"):
+        getattr(encoder, method)(TEXTS, batchsize=3)
+    with pytest.raises(ValueError, match=r"torch\.from_numpy"):
+        getattr(encoder, method)(TEXTS, convert_to_tensor=True)
+
+
 # --- truncation ------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +476,30 @@ def test_truncation_warns_once_a_call(changeable):
     assert caught[0].filename == __file__
     assert (changeable.truncation.count, changeable.truncation.limit) == (2, 5)
     assert str(changeable.truncation.longest) in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda encoder: encoder.encode(TEXTS),
+        lambda encoder: encoder.encode_query(TEXTS),
+        lambda encoder: encoder.encode_document(TEXTS),
+        lambda encoder: encoder.embed_query(TEXTS[4]),
+        lambda encoder: encoder.embed_documents(TEXTS),
+        lambda encoder: encoder.fit_transform(TEXTS),
+        lambda encoder: list(encoder.encode_stream(TEXTS)),
+        lambda encoder: SearchIndex.build(encoder, TEXTS),
+    ],
+    ids=["encode", "query", "document", "embed_query", "embed_documents", "fit_transform", "stream", "index"],
+)
+def test_truncation_warning_names_the_callers_line(changeable, call):
+    """Whatever method was called, the warning is about the caller's line: Python shows it once for each of them."""
+    changeable.max_seq_length = 5
+    with pytest.warns(TruncationWarning) as caught:
+        call(changeable)
+
+    code = call.__code__
+    assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, code.co_firstlineno)]
 
 
 def test_truncation_can_be_ignored_and_is_still_counted(changeable):
@@ -374,6 +531,14 @@ def test_truncated_text_keeps_its_beginning(changeable):
     changeable.on_truncate = "ignore"
 
     np.testing.assert_array_equal(changeable.encode("the cat and a hat"), changeable.encode("the cat"))
+
+
+@pytest.mark.parametrize("value", [np.int64(64), np.uint8(64), 64])
+def test_max_seq_length_of_numpy(changeable, value):
+    """A whole number of numpy is taken, and becomes Python's."""
+    changeable.max_seq_length = value
+
+    assert (changeable.max_seq_length, type(changeable.max_seq_length)) == (64, int)
 
 
 @pytest.mark.parametrize("value", [0, 1, 513, 7.0, True, None])
@@ -429,6 +594,48 @@ def test_plain_attributes(encoder):
     assert encoder.tokenizer.get_vocab_size() == 80
     assert encoder.similarity_fn_name == "cosine"
     assert encoder.dtype == np.float32
+
+
+# ---------------------------------------------------------------- names of sentence-transformers
+
+
+@pytest.mark.parametrize("name", sorted(instead.METHODS))
+def test_missing_method_says_what_to_use(encoder, name):
+    """A method of SentenceTransformer that is missing here says what to use instead; it still counts as missing."""
+    with pytest.raises(AttributeError, match=re.escape(f"SentenceEncoder has no attribute {name!r}: ")) as error:
+        getattr(encoder, name)
+
+    assert instead.METHODS[name] in str(error.value)
+    assert error.value.name == name
+    assert not hasattr(encoder, name)
+
+
+@pytest.mark.parametrize("name", sorted(instead.PACKAGE))
+def test_missing_name_of_the_package_says_what_to_use(name):
+    """So does the package, for the names of sentence_transformers."""
+    with pytest.raises(AttributeError, match=re.escape(f"minibert has no attribute {name!r}: ")) as error:
+        getattr(minibert, name)
+
+    assert instead.PACKAGE[name] in str(error.value)
+
+
+def test_unknown_names_are_plain_errors(encoder):
+    """A name that nobody knows is an AttributeError without advice."""
+    with pytest.raises(AttributeError, match=r"^SentenceEncoder has no attribute 'encod'$"):
+        _ = encoder.encod
+    with pytest.raises(AttributeError, match=r"^minibert has no attribute 'encod'$"):
+        _ = minibert.encod
+
+
+def test_modules_cannot_be_taken_out(encoder):
+    """``model[0]`` and a loop over the modules say where to find them."""
+    with pytest.raises(TypeError, match=r"modules of a SentenceEncoder cannot be taken out.*minibert\.BertModel"):
+        encoder[0]
+    with pytest.raises(TypeError, match=r"modules of a SentenceEncoder cannot be taken out"):
+        list(encoder)
+
+    assert bool(encoder)
+    assert np.array([encoder, None], object)[0] is encoder
 
 
 # ---------------------------------------------------------------- the tokenizer is a copy

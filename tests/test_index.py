@@ -313,6 +313,46 @@ def test_other_model_is_refused(encoder, built):
     assert "build the index again" in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "own", "other"), [("max_seq_length", 512, 3), ("include_prompt", True, False)])
+def test_other_settings_are_refused(tmp_path, name, own, other):
+    """A setting that changes vectors must be the one that the index was made with, after loading, too."""
+    prompts = {"document": "text: "}
+    encoder = SentenceEncoder(twin("BertModel-128d"), prompts=prompts)
+    built = SearchIndex.build(encoder, TEXTS)
+    built.save(tmp_path / "x")
+    message = f"{name} = {own}; the encoder has {other}. Set encoder.{name} = {own}, or build the index again"
+    for index_ in (built, SearchIndex.load(tmp_path / "x")):
+        assert getattr(index_, name) == own
+        with pytest.raises(ValueError, match=message):
+            index_.search(SentenceEncoder(twin("BertModel-128d"), prompts=prompts, **{name: other}), "the cat")
+        assert index_.search(encoder, "the cat") == built.search(encoder, "the cat")
+
+
+def test_pooling_of_prompts_does_not_matter_without_prompts(built):
+    """Where no text has a prompt, nothing depends on whether it is pooled."""
+    other = SentenceEncoder(twin("BertModel-128d"), include_prompt=False)
+
+    assert built.search(other, "the cat")[0][0].text == "the cat"
+
+
+def test_older_files_are_checked_by_their_model_alone(tmp_path, built):
+    """A file from before the settings were kept is loaded, and searched with the model that made it."""
+
+    def older(_, metadata):
+        for name in ("max_seq_length", "include_prompt"):
+            del metadata[name]
+
+    index_ = SearchIndex.load(damaged(tmp_path, built, older))
+    other = SentenceEncoder(twin("BertModel-128d"), max_seq_length=8)
+
+    assert (index_.max_seq_length, index_.include_prompt) == (None, None)
+    assert index_.search(other, "the cat")[0][0].text == "the cat"
+    with pytest.raises(ValueError, match="must be searched with the model that made it"):
+        index_.check_model(SentenceEncoder(twin("SBERT-base-nli-v2")))
+    index_.save(tmp_path / "again")
+    assert "max_seq_length" not in load(tmp_path / "again")[1]
+
+
 def test_queries_that_are_no_texts_are_refused(encoder, built):
     """A query that is no text is named."""
     with pytest.raises(TypeError, match="item 1 is an int"):
@@ -491,6 +531,8 @@ def test_file_is_what_its_description_says(tmp_path, built):
         "similarity_fn_name": "cosine",
         "document_prompt": "",
         "query_prompt": "",
+        "max_seq_length": "512",
+        "include_prompt": "true",
     }
 
 
@@ -577,6 +619,9 @@ DAMAGES = {
     ),
     "65 digits": (key("fingerprint", "0" * 65), "the fingerprint must be 64 hexadecimal digits"),
     "fingerprint": (key("fingerprint", "\x1b[2J"), "the fingerprint must be 64 hexadecimal digits; it is '\\x1b[2J'"),
+    "length": (key("max_seq_length", "1e3"), "max_seq_length must match [1-9][0-9]{0,8}; it is '1e3'"),
+    "length of no digit": (key("max_seq_length", "0"), "max_seq_length must match [1-9][0-9]{0,8}; it is '0'"),
+    "no flag": (key("include_prompt", "True"), "include_prompt must match true|false; it is 'True'"),
     "no model": (key("model", None), "the metadata must have model, fingerprint, similarity_fn_name, document_prompt"),
     "no prompt": (key("query_prompt", None), "query_prompt; query_prompt is missing"),
 }

@@ -267,6 +267,8 @@ def test_dense_never_runs_foreign_code(tmp_path):
         ({"in_features": ...}, "in_features must be a whole number of at least 1; it is None"),
         ({"out_features": "2"}, "out_features must be a whole number of at least 1; it is '2'"),
         ({"out_features": 0}, "out_features must be a whole number of at least 1; it is 0"),
+        ({"bias": "false"}, "bias must be true or false; it is 'false'"),
+        ({"use_residual": "no"}, "use_residual must be true or false; it is 'no'"),
     ],
     ids=str,
 )
@@ -295,6 +297,15 @@ def test_module_without_weights(tmp_path):
     """A module whose weights are not there is refused by its folder."""
     with pytest.raises(WeightsError, match=rf"{re.escape(str(tmp_path))} holds no weights"):
         modules.load("Dense", write_module(tmp_path, {"in_features": 3, "out_features": 2}), np.float32)
+
+
+@pytest.mark.parametrize("value", ["false", "", 0, 1, None], ids=repr)
+@pytest.mark.parametrize("key", ["include_prompt", "pooling_mode_cls_token", "pooling_mode_mean_tokens"])
+def test_flag_of_pooling_that_is_none(tmp_path, key, value):
+    """A flag must be true or false: the text "false" would count as true."""
+    folder = write_module(tmp_path, {"embedding_dimension": 16, key: value})
+    with pytest.raises(ConfigError, match=rf"config\.json: {key} must be true or false; it is {value!r}"):
+        modules.load("Pooling", folder, np.float32)
 
 
 # ---------------------------------------------------------------- load

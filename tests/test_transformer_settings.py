@@ -132,6 +132,14 @@ def test_do_lower_case(repo):
     np.testing.assert_array_equal(SentenceEncoder(repo).tokenize([TEXT])["input_ids"], lower)
 
 
+def test_do_lower_case_that_is_no_flag(repo):
+    """The text "false" is refused: it would count as true."""
+    edit_json(repo / FILE, do_lower_case="false")
+
+    with pytest.raises(ConfigError, match="do_lower_case must be true or false; it is 'false'"):
+        SentenceEncoder(repo)
+
+
 # ---------------------------------------------------------------- the limit
 
 

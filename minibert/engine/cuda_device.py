@@ -17,7 +17,7 @@ from minibert.engine.cublaslt import MOST_ALIGNMENT, WORKSPACE_BYTES, CublasLt, 
 from minibert.engine.fused_cuda import Kernel, Storage
 from minibert.engine.products import Products
 from minibert.errors import DeviceError
-from minibert.typing import Array, Int
+from minibert.typing import Array, Bool, Int
 
 logger = logging.getLogger("minibert")
 
@@ -293,6 +293,12 @@ class CudaDevice:
             spread = self._cupy.take(array, self._cupy.asarray(rows), axis=0)
             self._cupy.cuda.get_current_stream().synchronize()
             return spread
+
+    def finite_rows(self, array: Any) -> Bool[Array, "n"]:
+        """Return, on the host, which rows of an array have neither NaN nor infinity."""
+        with self._context():
+            finite: Array = self._cupy.asnumpy(self._cupy.isfinite(array).all(axis=1))
+            return finite
 
     def launch(
         self, kernel: Kernel, grid: tuple[int, int], threads: int, arguments: tuple[Any, ...], shared: int

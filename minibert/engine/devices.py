@@ -17,7 +17,7 @@ from minibert.engine.packed import PackedParams, Weights
 from minibert.engine.rows import RowRule
 from minibert.engine.threads import one_blas_thread, usable_cores
 from minibert.errors import DeviceError
-from minibert.typing import Array, DType, Int
+from minibert.typing import Array, Bool, DType, Int
 
 #: The default batch of a thread: this many numbers of a hidden state, and at most this many tokens. It is enough for
 #: efficient matrix products, and a thread needs only about 25 MB.
@@ -26,6 +26,8 @@ _BATCH_NUMBERS, _BATCH_TOKENS = 327_680, 1024
 _EFFICIENT_TOKENS = 192
 #: The same for a GPU. Not measured on one yet: design estimates.
 _GPU_BATCH_TOKENS, _GPU_EFFICIENT_TOKENS = 16_384, 4096
+#: Numbers of vectors that are looked at at a time.
+_PIECE = 1 << 22
 #: Two streams: while one computes, the host packs and copies the texts of the other.
 _STREAMS = 2
 #: If this environment variable is 1, small batches are recorded as CUDA graphs. It is off until measured on a GPU.
@@ -38,12 +40,14 @@ class Engine(Protocol):
     Attributes:
         name: The user's name of the device.
         dtype: The precision of results.
+        precision: The name of the precision of weights and hidden states.
         threads: The default number of threads.
         efficient_tokens: Number of tokens of an efficient batch.
     """
 
     name: str
     dtype: np.dtype[Any]
+    precision: str
     threads: int
     efficient_tokens: int
 
@@ -53,6 +57,10 @@ class Engine(Protocol):
         Raises:
             ModelFileError: The parameters cannot be used.
         """
+        ...
+
+    def row_rule(self, config: BertConfig) -> RowRule:
+        """Return how to pack texts of such a model on this machine: rules that come from experiment are found anew."""
         ...
 
     def place(self, weights: Array) -> Any:
@@ -65,6 +73,10 @@ class Engine(Protocol):
 
     def spread(self, vectors: Any, rows: Int[Array, "n"]) -> Any:
         """Return the rows of an array with these numbers. A number may occur several times."""
+        ...
+
+    def finite_rows(self, vectors: Any) -> Bool[Array, "n"]:
+        """Return, on the host, which rows of an array of :meth:`empty` have neither NaN nor infinity."""
         ...
 
     def batch_tokens(self, config: BertConfig) -> int:
@@ -96,11 +108,16 @@ class CpuEngine:
     def __init__(self, dtype: DType) -> None:
         """Make the engine. It raises the errors of :func:`compute_dtype`."""
         self.dtype = compute_dtype(dtype)
+        self.precision = self.dtype.name
         self.threads = usable_cores()
 
     def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
         """Return the parameters of a BertModel, and the row rule for packing."""
-        return packed.load(weights, config), packed.row_rule(config, self.dtype)
+        return packed.load(weights, config), self.row_rule(config)
+
+    def row_rule(self, config: BertConfig) -> RowRule:
+        """Return how to pack texts for equal bits, found by experiment with this machine's BLAS."""
+        return packed.row_rule(config, self.dtype)
 
     def place(self, weights: Array) -> Array:
         """Return ``weights``."""
@@ -113,6 +130,10 @@ class CpuEngine:
     def spread(self, vectors: Array, rows: Int[Array, "n"]) -> Array:
         """Return the rows of an array with these numbers. A number may occur several times."""
         return vectors[rows]
+
+    def finite_rows(self, vectors: Array) -> Bool[Array, "n"]:
+        """Return which rows of an array have neither NaN nor infinity."""
+        return np.concatenate([np.isfinite(piece).all(axis=1) for piece in _pieces(vectors)])
 
     def batch_tokens(self, config: BertConfig) -> int:
         """Return the number of tokens that a thread computes at a time."""
@@ -151,6 +172,7 @@ class CudaEngine:
         precision = _choose_precision(dtype, list(STORAGES), "a GPU", remedy)
         self.name = f"cuda:{number}"
         self.storage = STORAGES[precision]
+        self.precision = self.storage.name
         self.device = CudaDevice(number, self.storage)
         self._lock = threading.Lock()
         self._idle: list[tuple[Any, Any]] = []
@@ -166,7 +188,11 @@ class CudaEngine:
 
         params = packed.load(weights, config, place)
         self.device.settle()
-        return params, RowRule((0,), threads=False, graded=True)
+        return params, self.row_rule(config)
+
+    def row_rule(self, config: BertConfig) -> RowRule:  # noqa: ARG002
+        """Return how to pack texts for equal bits: so that few numbers of rows occur."""
+        return RowRule((0,), threads=False, graded=True)
 
     def place(self, weights: Array) -> Any:
         """Return the weights of a module on the GPU, in float32."""
@@ -183,6 +209,10 @@ class CudaEngine:
     def spread(self, vectors: Any, rows: Int[Array, "n"]) -> Any:
         """Return the rows of an array on the GPU with these numbers. A number may occur several times."""
         return self.device.spread(vectors, rows)
+
+    def finite_rows(self, vectors: Any) -> Bool[Array, "n"]:
+        """Return, on the host, which rows of an array on the GPU have neither NaN nor infinity."""
+        return np.concatenate([self.device.finite_rows(piece) for piece in _pieces(vectors)])
 
     def batch_tokens(self, config: BertConfig) -> int:  # noqa: ARG002
         """Return the number of tokens that a stream computes at a time."""
@@ -217,6 +247,13 @@ class CudaEngine:
         with self._lock:
             self._idle.clear()
         self.device.free()
+
+
+def _pieces(vectors: Any) -> Iterator[Any]:
+    """Yield an array in runs of rows, at least one, whose intermediate results are small."""
+    rows = max(1, _PIECE // max(1, vectors.shape[1]))
+    for start in range(0, max(1, len(vectors)), rows):
+        yield vectors[start : start + rows]
 
 
 def open_engine(device: object, dtype: DType | str) -> Engine:

@@ -104,12 +104,12 @@ class Pooling(Module):
         config = read_object(path)
         if unknown := sorted(config.keys() - cls.KEYS):
             raise ConfigError(f"{path}: a Pooling config has no key {', '.join(unknown)}.")
-        legacy = [mode for key, mode in cls.LEGACY.items() if config.get(key)]
+        legacy = [mode for key, mode in cls.LEGACY.items() if _flag(path, config, key, default=False)]
         modes = config.get("pooling_mode", legacy or "mean")
         if not (isinstance(modes, str) or (isinstance(modes, list) and all(isinstance(m, str) for m in modes))):
             raise ConfigError(f"{path}: pooling_mode must be a name or a list of names; it is {modes!r}.")
         try:
-            return cls(modes, include_prompt=bool(config.get("include_prompt", True)))
+            return cls(modes, include_prompt=_flag(path, config, "include_prompt", default=True))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
@@ -199,9 +199,9 @@ class Dense(InPlace, Module):
         super().__init__(path, config)
         self.in_features, self.out_features = (_size(path, config, key) for key in ("in_features", "out_features"))
         self.activation = self._activation(path, config.get("activation_function", self.DEFAULT_ACTIVATION))
-        self.use_residual = bool(config.get("use_residual", False))
+        self.use_residual = _flag(path, config, "use_residual", default=False)
         shapes: dict[str, tuple[int, ...]] = {"linear.weight": (self.out_features, self.in_features)}
-        if config.get("bias", True):
+        if _flag(path, config, "bias", default=True):
             shapes["linear.bias"] = (self.out_features,)
         if self.use_residual and self.in_features != self.out_features:
             shapes["residual.weight"] = (self.out_features, self.in_features)
@@ -391,6 +391,14 @@ def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if type(value) is not int or value < 1:
         raise ConfigError(f"{path}: {key} must be a whole number of at least 1; it is {value!r}.")
+    return value
+
+
+def _flag(path: Path, config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    """Return a flag of a config. A text is refused: "false" would count as true."""
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{path}: {key} must be true or false; it is {value!r}.")
     return value
 
 
