@@ -73,7 +73,9 @@ def test_embed_documents_of_nothing(encoder):
     assert encoder.embed_documents([]) == []
 
 
-@pytest.mark.parametrize("texts", ["the cat", {"a": 1, "b": 2}, {"a", "b"}, [["a", "b"]]], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "texts", ["the cat", {"a": 1, "b": 2}, {"a", "b"}, [["a", "b"]]], ids=lambda value: type(value).__name__
+)
 def test_embed_documents_takes_texts_only(encoder, texts):
     """A single text is not a list of its characters, and neither keys nor sets are texts (E5)."""
     with pytest.raises(TypeError, match=r"text"):

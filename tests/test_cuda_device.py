@@ -47,11 +47,8 @@ def test_golden(cupy, card):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bits(cupy, dtype):
-    """The 16-bit types go the same way; the errors are those of numpy that rounds the same numbers.
-
-    Of so many texts, they differ by less than a tenth in root mean square.
-    """
-    texts = texts_of_lengths((*range(1, 40), 50, 60, 70, 100))
+    """The 16-bit types go the same way; the errors are those of numpy that rounds the same numbers."""
+    texts = texts_of_lengths(range(1, 21))
     vectors = SentenceEncoder(twin(CARD), device="cuda", dtype=dtype).encode(texts)
     truth = SentenceEncoder(twin(CARD), dtype="float64").encode(texts)
     peer = rounded_encoder(twin(CARD), STORAGES[dtype]).encode(texts)

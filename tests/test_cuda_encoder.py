@@ -99,7 +99,7 @@ def assert_as_accurate_as_rounded(folder, storage, encoder):
 
 
 @EACH_STORAGE
-@pytest.mark.parametrize("mode", ["cls", "mean"])
+@pytest.mark.parametrize("mode", ["cls", pytest.param("mean", marks=pytest.mark.slow)])
 def test_first_tokens_alone(cuda, tmp_path, storage, mode):
     """With cls pooling, the last layer computes the first tokens alone; the vectors are what all tokens give."""
     folder = copy_twin(tmp_path)
@@ -107,6 +107,7 @@ def test_first_tokens_alone(cuda, tmp_path, storage, mode):
     assert_as_accurate_as_rounded(folder, storage, SentenceEncoder(folder, device="cuda", dtype=storage.name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("bias", ["query_bias", "output_bias", "up_bias", "down_bias"])
 def test_a_missing_bias_is_found(stand_in, dtype, bias):
@@ -120,6 +121,7 @@ def test_a_missing_bias_is_found(stand_in, dtype, bias):
         assert_as_accurate_as_rounded(twin(CARD), STORAGES[dtype], encoder)
 
 
+@pytest.mark.slow
 def test_products_that_are_cut_off_are_found(stand_in, monkeypatch):
     """So it does where products are rounded towards zero, which costs one bit."""
 

@@ -296,7 +296,17 @@ def test_other_kernels(core):
     blas = subprocess.run(name, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     if not blas.startswith("openblas"):
         pytest.skip(f"numpy's BLAS is {blas.strip()}: its kernels cannot be chosen so")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{Path(__file__).name}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"tests/{Path(__file__).name}",
+    ]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     assert core in blas

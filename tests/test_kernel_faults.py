@@ -148,7 +148,18 @@ def run_tests(kernels, folder, order, tests):
         "MINIBERT_EXECUTOR_FOLDER": str(folder),
         "EXECUTOR_ORDER": order,
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(HERE / "test_kernels.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(HERE / "test_kernels.py"),
+    ]
     done = subprocess.run([*command, "-k", tests], env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout[-3000:]
 

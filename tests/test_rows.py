@@ -277,4 +277,4 @@ def test_every_kernel(kernel, needs):
     if not chosen.startswith("openblas") or (chosen == default and kernel not in chosen):
         pytest.skip(f"numpy's BLAS has no kernel to choose: it is {default}")
 
-    child("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, kernel=kernel)
+    child("-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", __file__, kernel=kernel)

@@ -72,7 +72,20 @@ def test_compute_sanitizer(tool):
     """NVIDIA's sanitizer finds no fault in the kernels."""
     if shutil.which("compute-sanitizer") is None:
         pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "3", sys.executable, "-m", "pytest", "-q", "-x"]
+    command = [
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "3",
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-q",
+        "-x",
+    ]
     command += [
         str(HERE / "test_kernels.py"),
         "-k",

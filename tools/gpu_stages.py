@@ -220,7 +220,7 @@ def versions(stage: Stage) -> None:
 
 def pytest_row(stage: Stage, arguments: Sequence[str], before: Sequence[str] = (), limit: float = 0) -> Iterator[Row]:
     """Yield the summary and the failures of a run of the tests; tests that fail are no failure of the measurement."""
-    command = [*before, sys.executable, "-m", "pytest", "-q", "--tb=short", *arguments]
+    command = [*before, sys.executable, "-m", "pytest", "-n", "0", "-q", "--tb=short", *arguments]
     status, said = call(command, min(stage.left(), limit or stage.left()))
     lines = said.strip().splitlines() or [""]
     (stage.out.parent / f"{stage.out.stem}-{len(stage.rows)}.log").write_text(said, "utf-8")

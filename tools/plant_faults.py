@@ -70,7 +70,7 @@ def failures(fault: Fault | None) -> int:
             if fault.right not in source:
                 raise SystemExit(f"{fault.file} has no line {fault.right!r} any more: bring the fault up to date")
             path.write_text(source.replace(fault.right, fault.wrong) + (SHIFTS if fault.right == MASK else ""), "utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_golden.py"]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "tests/test_golden.py"]
         run = subprocess.run(
             command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True, check=False
         )
