@@ -72,7 +72,7 @@ def test_golden_float32(cuda, card):
 
 
 @pytest.mark.parametrize("card", CARDS)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_golden_16_bit(cuda, card, dtype):
     """In 16 bits, vectors are as near to the truth as numpy is that rounds the same numbers.
 
