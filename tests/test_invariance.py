@@ -144,7 +144,7 @@ def wide(request):
         yield repo, request.param
 
 
-@pytest.mark.parametrize("mode", ["mean", "cls"])
+@pytest.mark.parametrize("mode", ["mean", pytest.param("cls", marks=pytest.mark.slow)])
 def test_real_widths(wide, mode):
     """So does a model of a real width, pooled by the mean or by the first token, which is then the last layer's all."""
     repo, width = wide

@@ -285,7 +285,7 @@ def test_error_against_float64_on_minilm(minilm):
     texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])
     errors = measure(minilm, texts)
 
-    assert errors["minibert float32"].rms <= errors["transformers sdpa float32"].rms
+    assert errors["minibert float32"].rms <= 1.01 * errors["transformers sdpa float32"].rms
     assert errors["minibert float32"].vector <= 3e-7
     assert errors["minibert.model float64"].hidden <= 2e-14
 
@@ -327,7 +327,11 @@ def test_float16_error_of_the_kernels(minilm, executor):
 
 
 def test_error_against_float64_on_bert_base(tmp_path):
-    """RMS error of the hidden states no larger than transformers' in float32 with seeded BERT-base weights."""
+    """RMS error of the hidden states no larger than transformers' in float32 with seeded BERT-base weights.
+
+    The two are nearly equal, and both depend on the processor: the ratio was 0.987 with AVX2, and 1.003 on a processor
+    with AVX-512, where torch uses other kernels. So a hundredth is allowed.
+    """
     from accuracy import measure
     from repos import full_vocabulary, made_up_texts, write_seeded_repo
 
