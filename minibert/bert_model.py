@@ -9,8 +9,8 @@ from minibert.config import BertConfig
 from minibert.engine.devices import compute_dtype
 from minibert.files import checkpoint, hub
 from minibert.model import BertOutput, bert
-from minibert.regular import is_there
 from minibert.repo import ModelRepo
+from minibert.safe.regular import is_there
 from minibert.typing import Array, Bool, DType, Int, Num, PathLike
 
 __all__ = ["BertModel"]

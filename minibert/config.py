@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from minibert import ops
 from minibert.errors import ConfigError
-from minibert.jsonfile import read_object
+from minibert.safe.jsonfile import read_object
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ from minibert.engine.batches import Batch, Limits, ahead, cut, run, work_within_
 from minibert.engine.devices import Engine
 from minibert.engine.fused import Fused
 from minibert.engine.threads import blas_threads
+from minibert.engine.token_ids import TokenIds
 from minibert.errors import TruncationError, VectorError
 from minibert.inputs import at_least_one, require_choice, require_int
 from minibert.modules.kinds import Features
 from minibert.pipeline import Pipeline
 from minibert.settings import Settings
-from minibert.token_ids import TokenIds
 from minibert.typing import Array, Int, Precision
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"] | None

@@ -14,11 +14,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from minibert import ops, similarity
-from minibert.atomic import whole_file
 from minibert.encoder import SentenceEncoder
 from minibert.errors import IndexFileError, WeightsError
 from minibert.files.checkpoint import open_safetensors, save_safetensors
 from minibert.inputs import as_texts, require_int, require_text
+from minibert.safe.atomic import whole_file
 from minibert.typing import Array, Float, Int, PathLike
 
 #: What the built-in model is called, which has no other name.

@@ -14,13 +14,13 @@ from minibert.engine.fused import Fused
 from minibert.engine.packed import PackedParams
 from minibert.engine.packing import Group, Packing
 from minibert.engine.rows import RowRule
+from minibert.engine.token_ids import TokenIds
 from minibert.errors import ConfigError, TokenizerError
 from minibert.files.checkpoint import BertReader
 from minibert.modules import chain, kinds
 from minibert.modules.chain import AtOnce
 from minibert.modules.kinds import Features, Flow, Module, Pooling
 from minibert.repo import ModelRepo
-from minibert.token_ids import TokenIds
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array, Int
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Self
 
 from minibert.config import BertConfig
 from minibert.errors import ConfigError, ModelFileError, UnsupportedModuleError
-from minibert.escapes import printable
 from minibert.files.hub import module_folder, needed_files
-from minibert.jsonfile import read_array, read_object, read_optional
 from minibert.modules.kinds import MODULES
-from minibert.regular import is_there, open_regular
+from minibert.safe.escapes import printable
+from minibert.safe.jsonfile import read_array, read_object, read_optional
+from minibert.safe.regular import is_there, open_regular
 from minibert.similarity import SIMILARITY
 
 logger = logging.getLogger("minibert")

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from tokenizers import Encoding, Tokenizer, normalizers
 
+from minibert.engine.token_ids import TokenIds, starts_of
 from minibert.files.tokenizer_files import TokenizerFiles, build_tokenizer, encoding_errors, library_errors
-from minibert.token_ids import TokenIds, starts_of
 from minibert.typing import Array, Int
 
 

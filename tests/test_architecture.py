@@ -17,15 +17,15 @@ PACKAGE = Path(minibert.__file__).parent
 #: The floors of the house, the lowest first: modules, and wings (packages). An import goes to a lower floor, or stays
 #: in its wing. docs/architecture.md has the same list.
 FLOORS = (
-    ("errors", "escapes", "instead", "typing"),
-    ("arrays", "atomic", "inputs", "regular"),
-    ("jsonfile",),
+    ("errors", "instead", "typing"),
+    ("arrays", "inputs", "safe"),
     ("special",),
     ("ops",),
-    ("config", "params", "pooling", "quantization", "similarity", "token_ids"),
+    ("config", "params", "pooling", "quantization", "similarity"),
     ("model",),
     ("files",),
-    ("engine", "tokenization"),
+    ("engine",),
+    ("tokenization",),
     ("modules",),
     ("repo",),
     ("bert_model", "pipeline", "settings"),
@@ -46,7 +46,7 @@ WINGS = {
         ("__init__",),
     ),
     "engine": (
-        ("__init__", "cublaslt", "threads"),
+        ("__init__", "cublaslt", "threads", "token_ids"),
         ("rows",),
         ("packing",),
         ("fused", "tables"),
@@ -59,6 +59,7 @@ WINGS = {
     "files": (("__init__", "tokenizer_files"), ("checkpoint",), ("hub",)),
     "files.checkpoint": (("stored",), ("pickle_machine", "safetensors_file"), ("names", "torch_pickle"), ("__init__",)),
     "modules": (("__init__",), ("kinds",), ("chain",)),
+    "safe": (("__init__", "atomic", "escapes", "regular"), ("jsonfile",)),
 }
 #: Wings that may use nothing of another, though it is lower.
 APART = {"engine": {"files"}}

@@ -8,7 +8,7 @@ import pytest
 from cli_support import listing
 
 from minibert import SearchIndex
-from minibert.atomic import whole_file
+from minibert.safe.atomic import whole_file
 
 
 @pytest.fixture

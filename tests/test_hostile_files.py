@@ -17,10 +17,11 @@ import fuzz_folders
 import pytest
 from support import GOLDEN, copy_twin, edit_json, twin
 
-from minibert import BertModel, SearchIndex, SentenceEncoder, jsonfile
+from minibert import BertModel, SearchIndex, SentenceEncoder
 from minibert.errors import ConfigError, IndexFileError, ModelFileError, TokenizerError, WeightsError
 from minibert.files import tokenizer_files
 from minibert.files.hub import resolve
+from minibert.safe import jsonfile
 from minibert.tokenization import TextTokenizer
 
 MIB = 1 << 20
@@ -154,7 +155,8 @@ BOMBS = {
 MEASURE = """
 import json, re, sys
 from pathlib import Path
-from minibert import SearchIndex, jsonfile
+from minibert import SearchIndex
+from minibert.safe import jsonfile
 from minibert.files import tokenizer_files
 from minibert.files.checkpoint import open_safetensors
 from minibert.errors import MinibertError

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from minibert.errors import ConfigError
-from minibert.jsonfile import MAX_BYTES, read_array, read_object, read_optional
+from minibert.safe.jsonfile import MAX_BYTES, read_array, read_object, read_optional
 
 #: What is in the file, and a part of what is said of it; the rest of the message names the file.
 LIES = {

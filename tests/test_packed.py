@@ -18,6 +18,7 @@ from minibert.engine.devices import CpuEngine
 from minibert.engine.fused_numpy import FusedCpu
 from minibert.engine.packing import Packing
 from minibert.engine.threads import one_blas_thread
+from minibert.engine.token_ids import TokenIds
 from minibert.errors import TokenizerError, WeightsError
 from minibert.files import checkpoint
 from minibert.files.checkpoint import BertReader
@@ -25,7 +26,6 @@ from minibert.modules import chain
 from minibert.modules.kinds import Pooling
 from minibert.pipeline import Pipeline
 from minibert.repo import ModelRepo
-from minibert.token_ids import TokenIds
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 EACH_CARD = pytest.mark.parametrize("card", CARDS)

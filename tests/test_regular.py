@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from minibert import regular
 from minibert.errors import ConfigError, WeightsError
-from minibert.regular import is_there, open_regular, read_regular
+from minibert.safe import regular
+from minibert.safe.regular import is_there, open_regular, read_regular
 
 
 @pytest.fixture

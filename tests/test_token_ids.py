@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibert.token_ids import TokenIds, starts_of
+from minibert.engine.token_ids import TokenIds, starts_of
 
 #: The ids of some texts; without special tokens, a text may have none.
 TEXTS = st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=6), max_size=12)

@@ -18,7 +18,7 @@ from typing import Never
 
 from minibert.cli import arguments
 from minibert.errors import MinibertError
-from minibert.escapes import printable
+from minibert.safe.escapes import printable
 
 __all__ = ["main"]
 

@@ -14,8 +14,8 @@ from minibert.cli.files import model_folder, whole_folder
 from minibert.encoder import SentenceEncoder
 from minibert.errors import ConfigError, WeightsError
 from minibert.files.checkpoint import WEIGHTS_FILES, StoredTensor, open_bert, open_weights, save_safetensors
-from minibert.jsonfile import read_object
 from minibert.repo import ModelRepo
+from minibert.safe.jsonfile import read_object
 from minibert.typing import Array
 
 

@@ -19,8 +19,8 @@ from minibert.cli.files import output_file, refuse_own_input
 from minibert.cli.outputs import JsonLines, Output, npy_file, safetensors_file
 from minibert.cli.texts import Line, as_fields, open_lines
 from minibert.encoder import SentenceEncoder
-from minibert.escapes import printable_json
 from minibert.index import BUILTIN_NAME
+from minibert.safe.escapes import printable_json
 from minibert.typing import Array
 
 #: Texts that are computed, and held, at a time.

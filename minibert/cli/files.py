@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from minibert.atomic import beside, sync, whole_file
 from minibert.files import hub
+from minibert.safe.atomic import beside, sync, whole_file
 
 
 def model_folder(options: argparse.Namespace) -> Path:
@@ -26,7 +26,7 @@ def model_folder(options: argparse.Namespace) -> Path:
 
 @contextlib.contextmanager
 def output_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give the new file that becomes ``path``, as :func:`minibert.atomic.whole_file` does.
+    """Give the new file that becomes ``path``, as :func:`minibert.safe.atomic.whole_file` does.
 
     Raises:
         OSError: ``path`` is there already and ``overwrite`` is false, or no file can be written there. Raised

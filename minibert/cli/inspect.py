@@ -13,9 +13,9 @@ from typing import Any
 from minibert.cli.differences import differences
 from minibert.cli.files import model_folder
 from minibert.cli.opened import OpenedRepo
-from minibert.escapes import printable, printable_json
 from minibert.files.checkpoint import find_weights
 from minibert.modules.kinds import Pooling
+from minibert.safe.escapes import printable, printable_json
 
 _WIDTH = 88
 

@@ -13,10 +13,10 @@ from minibert.cli.index import build
 from minibert.cli.terminal import cut
 from minibert.cli.texts import read_questions
 from minibert.encoder import SentenceEncoder
-from minibert.escapes import printable, printable_json
 from minibert.files.hub import BUILTIN_MODEL
 from minibert.index import BUILTIN_NAME, Hit, SearchIndex
 from minibert.repo import ModelRepo
+from minibert.safe.escapes import printable, printable_json
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from minibert.engine.rows import RowRule
-from minibert.token_ids import starts_of
+from minibert.engine.token_ids import starts_of
 from minibert.typing import Array, Int, Shaped
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from minibert.errors import ConfigError, HubError
 from minibert.files.checkpoint import WEIGHTS_FILES
-from minibert.jsonfile import read_array
-from minibert.regular import open_regular
+from minibert.safe.jsonfile import read_array
+from minibert.safe.regular import open_regular
 from minibert.typing import PathLike
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from minibert.errors import ConfigError, TokenizerError
-from minibert.jsonfile import read_optional
-from minibert.regular import is_there, read_regular
+from minibert.safe.jsonfile import read_optional
+from minibert.safe.regular import is_there, read_regular
 
 #: The largest tokenizer.json or vocab.txt that is read, in bytes. That of XLM-RoBERTa has 17 MB.
 MAX_BYTES = 64 << 20

@@ -19,9 +19,9 @@ from minibert import ops, pooling
 from minibert.arrays import array_namespace
 from minibert.engine.threads import one_blas_thread
 from minibert.errors import ConfigError, UnsupportedModuleError, WeightsError
-from minibert.escapes import printable
 from minibert.files.checkpoint import load_module
-from minibert.jsonfile import read_object, read_optional
+from minibert.safe.escapes import printable
+from minibert.safe.jsonfile import read_object, read_optional
 from minibert.typing import Array, DType
 
 logger = logging.getLogger("minibert")

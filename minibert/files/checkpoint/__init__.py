@@ -15,9 +15,9 @@ from minibert.errors import WeightsError
 from minibert.files.checkpoint import names
 from minibert.files.checkpoint.safetensors_file import open_safetensors, save_safetensors
 from minibert.files.checkpoint.stored import StoredTensor
-from minibert.jsonfile import read_object
 from minibert.params import BertParams, Embeddings, Layer
-from minibert.regular import is_there
+from minibert.safe.jsonfile import read_object
+from minibert.safe.regular import is_there
 from minibert.typing import Array, DType
 
 __all__ = [

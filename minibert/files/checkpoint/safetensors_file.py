@@ -19,10 +19,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from minibert import jsonfile
 from minibert.errors import WeightsError
 from minibert.files.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
-from minibert.regular import open_regular
+from minibert.safe import jsonfile
+from minibert.safe.regular import open_regular
 from minibert.typing import Array
 
 MAX_HEADER_BYTES = 16 << 20  # BERT-large's has 42,000; the format's own limit is 100,000,000

@@ -20,7 +20,7 @@ import numpy as np
 from minibert.errors import WeightsError
 from minibert.files.checkpoint.pickle_machine import Machine, Tensor, UnsupportedError
 from minibert.files.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat16
-from minibert.regular import open_regular
+from minibert.safe.regular import open_regular
 from minibert.typing import Array
 
 MAX_INDEX_BYTES = 4 << 20  # of a pickle or a zip directory; BERT-large's have 75,000 and 22,000

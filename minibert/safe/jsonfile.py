@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minibert.errors import ConfigError
-from minibert.regular import is_there, read_regular
+from minibert.safe.regular import is_there, read_regular
 
 #: The largest configuration file that is read, in bytes; tokenizer.json has its own limit.
 MAX_BYTES = 16 << 20
