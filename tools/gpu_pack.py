@@ -38,14 +38,14 @@ from minibert.typing import Array
 
 MEBIBYTE = 1 << 20
 
-#: Tokens of the texts of each kind, special tokens included: the least and the most, in MiniLM's tokens. Their
-#: logarithms are spread evenly. Of the last kind there are fewer texts, by the factor beside it.
+#: Minimum and maximum number of tokens of the texts of each kind, in MiniLM's tokens, with special tokens. Their
+#: logarithms are spread evenly. The last kind has fewer texts, by the factor next to it.
 KINDS = {"short": (4, 24, 1), "mixed": (4, 256, 1), "tokens128": (128, 128, 1), "long": (512, 512, 8)}
-#: Characters that are tokenized at once.
+#: Number of characters that are tokenized at a time.
 _PIECE = 200_000
 
 
-#: The models with weights from a seed; in a dry run both are small.
+#: The models with seeded weights. In a dry run, both are small.
 SEEDED = {"base": Seeded(768, 12, 12), "large": Seeded(1024, 24, 16)}
 _DRY = Seeded(32, 2, 2)
 

@@ -274,7 +274,7 @@ def accuracy(stage: Stage) -> None:
         vectors = encoder.encode(sentences)
         taken = time.perf_counter() - start
         same.append(vectors)
-        # Compare with the published float32 weights on another machine, and with the packed float16 weights on this CPU.
+        # Compare with the published float32 weights on another machine, and the packed float16 weights on this CPU.
         row: dict[str, Any] = {"finite": bool(np.isfinite(vectors).all()), "seconds": round(taken, 3)}
         for name, reference in (("published", published), ("packed", same[0])):
             cosine = cosines(vectors, reference)
@@ -442,7 +442,7 @@ def own_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator
 def device_times(
     stage: Stage, encoder: SentenceEncoder, batches: Sequence[inside.Prepared], streams: int
 ) -> list[float]:
-    """Return the seconds of passes over prepared batches. Each pass is so long that every stream has several batches."""
+    """Return the seconds of passes over prepared batches. In each pass, every stream has several batches."""
     passes = 1 if stage.dry else max(1, -(-4 * streams // len(batches)))
     once = functools.partial(inside.pass_seconds, encoder, batches, streams, stage.gpu, passes)
     once()

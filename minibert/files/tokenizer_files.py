@@ -147,7 +147,7 @@ class TokenizerFiles(NamedTuple):
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
-    """Return the tokens of vocab.txt (one per line) with their ids. As in the library, the last of equal tokens wins."""
+    """Return the tokens of vocab.txt (one per line) with their ids. As in the library, the last equal token wins."""
     content = read_regular(path, TokenizerError, MAX_BYTES)
     if (count := content.count(b"\n")) > MAX_TOKENS:
         raise TokenizerError(f"{path} has {count:,} lines; at most {MAX_TOKENS:,} are read.")
