@@ -1,4 +1,4 @@
-"""README's examples give the shown output, all links are valid, and all numbers come from records."""
+"""README's examples give the shown output, links in the repository are valid, and numbers come from records."""
 
 import doctest
 import json

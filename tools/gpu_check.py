@@ -40,7 +40,7 @@ STAGES = (
     "sanitizer",
 )
 MODELS = ("minilm", "base", "large")
-#: The types of values in printed tables. Lists are only in the record.
+#: The maximum width of a name in a printed table; the limit of a value is four times as large.
 _WIDEST = 44
 
 Row = Mapping[str, Any]
