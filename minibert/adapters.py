@@ -1,7 +1,7 @@
-"""The method names by which LangChain and scikit-learn call an encoder; neither is imported.
+"""The methods that LangChain and scikit-learn call. Neither library is imported.
 
-LangChain: ``langchain_core.embeddings.Embeddings``. scikit-learn: the estimator and transformer protocols, so that
-an encoder can be a step of a ``Pipeline`` and be searched over by ``GridSearchCV``.
+LangChain: ``langchain_core.embeddings.Embeddings``. scikit-learn: the estimator and transformer protocols. So an
+encoder can be a step of a ``Pipeline``, and ``GridSearchCV`` can search over its parameters.
 """
 
 import copy
@@ -16,7 +16,7 @@ from minibert.typing import Array, Float
 
 
 class LangChainEmbeddings:
-    """LangChain's Embeddings, on top of ``encode_document`` and ``encode_query``."""
+    """LangChain's Embeddings, based on ``encode_document`` and ``encode_query``."""
 
     def encode_query(self, inputs: Any) -> Any:
         """Return the vectors of queries."""
@@ -40,7 +40,7 @@ class LangChainEmbeddings:
 
     async def aembed_documents(self, texts: Iterable[str]) -> list[list[float]]:
         """Return :meth:`embed_documents`, computed in another thread."""
-        import asyncio  # here, because it takes longer to import than the rest of minibert
+        import asyncio  # here, because its import takes longer than the rest of minibert
 
         return await asyncio.to_thread(self.embed_documents, texts)
 
@@ -52,14 +52,14 @@ class LangChainEmbeddings:
 
 
 class ScikitLearnTransformer:
-    """scikit-learn's transformer protocol, on top of ``encode``.
+    """scikit-learn's transformer protocol, based on ``encode``.
 
-    A class that mixes it in can be copied with :func:`copy.copy`.
+    A subclass must support :func:`copy.copy`.
 
     Attributes:
         _arguments: The arguments of the constructor, by name.
-        _own: The settings that the model has by itself, by name.
-        _settings: The settings as they are now.
+        _own: The model's own settings, by name.
+        _settings: The current settings.
     """
 
     _arguments: dict[str, Any]
@@ -71,7 +71,7 @@ class ScikitLearnTransformer:
         raise NotImplementedError
 
     def get_embedding_dimension(self) -> int:
-        """Return the width of a vector."""
+        """Return the number of dimensions of a vector."""
         raise NotImplementedError
 
     def fit(self, X: Any = None, y: Any = None) -> Self:  # noqa: ARG002, N803
@@ -79,7 +79,7 @@ class ScikitLearnTransformer:
         return self
 
     def transform(self, X: Any) -> Float[Array, "n D"]:  # noqa: N803
-        """Return the vectors of the texts in ``X``, as ``encode`` gives them."""
+        """Return ``encode`` of the texts in ``X``."""
         return self.encode(X)
 
     def fit_transform(self, X: Any, y: Any = None) -> Float[Array, "n D"]:  # noqa: ARG002, N803
@@ -89,19 +89,19 @@ class ScikitLearnTransformer:
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
         """Return the constructor's arguments, by name.
 
-        They are as they were given; a setting that was changed since has its present value.
+        Each argument has its original value. If its setting was changed later, it has the current value.
         """
         return {**self._arguments, **self._settings.different(chosen(self._arguments, self._own))}
 
     def set_params(self, **params: Any) -> Self:
-        """Change constructor arguments; the model is loaded again only where one of them asks for it.
+        """Change constructor arguments. The model is loaded again only if a changed argument is not a setting.
 
-        A setting that is None becomes what it is by default. Where an argument is refused, nothing is changed.
+        None resets a setting to its default. If an argument is refused, nothing changes.
 
         Raises:
             TypeError: A prompt is not a text.
-            ValueError: The constructor has no such argument, or refuses its value.
-            ModelFileError: Another model cannot be used.
+            ValueError: The constructor has no such argument, or the argument has an invalid value.
+            ModelFileError: A new model cannot be used.
         """
         if unknown := sorted(params.keys() - self._arguments.keys()):
             raise ValueError(f"{type(self).__name__} has no parameter {', '.join(unknown)}.")
@@ -111,7 +111,7 @@ class ScikitLearnTransformer:
             settings = self._settings.changed(**chosen(changed, self._own))
             self._arguments, self._settings = {**self._arguments, **changed}, settings
         else:
-            self.__dict__.update(type(self)(**{**present, **changed}).__dict__)  # once loaded
+            self.__dict__.update(type(self)(**{**present, **changed}).__dict__)  # if it loads
         return self
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:  # noqa: ARG002
@@ -126,7 +126,7 @@ class ScikitLearnTransformer:
         return True
 
     def __sklearn_tags__(self) -> Any:
-        sklearn = sys.modules["sklearn.utils"]  # nobody else calls this
+        sklearn = sys.modules["sklearn.utils"]  # only scikit-learn calls this method
         return sklearn.Tags(
             estimator_type=None,
             target_tags=sklearn.TargetTags(required=False),

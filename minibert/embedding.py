@@ -1,4 +1,4 @@
-"""From texts to vectors: what a call of ``encode`` asks for, and how it is computed."""
+"""From texts to vectors: the request of a call of ``encode``, and its computation."""
 
 import contextlib
 import copy
@@ -23,29 +23,29 @@ from minibert.typing import Array, Int, Precision
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
 
-#: Tokens of a text for which the products of its attention are too small for OpenBLAS to use threads: alone, they have
-#: threads for the products with the weights only, and of those it was tried that the bits are the same.
+#: Up to this number of tokens, the products in attention are too small for OpenBLAS to use threads. So a single short
+#: text uses BLAS threads only in the products with the weights. Tests showed that their bits stay the same.
 _SHORT_TEXT = 40
-#: Texts that are tokenized in one call, where the ids of all texts are needed before anything is computed.
+#: Number of texts to tokenize in one call, if the ids of all texts are needed before the computation.
 _HELD_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a call asks for; see :meth:`minibert.SentenceEncoder.encode`. To make one checks all of it.
+    """The request of a call of :meth:`minibert.SentenceEncoder.encode`. The constructor checks all values.
 
     Attributes:
         settings: The encoder's settings at the time of the call.
-        prompt: The text that goes before each.
-        output_value: As there.
-        precision: As there.
-        truncate_dim: As there; None becomes that of the settings.
+        prompt: The text before each input.
+        output_value: As in ``encode``.
+        precision: As in ``encode``.
+        truncate_dim: As in ``encode``. None is replaced by the value in the settings.
         normalize: Whether vectors are scaled to length 1.
-        batch_size: As there.
-        on_device: Whether sentence vectors stay where they are computed.
+        batch_size: As in ``encode``.
+        on_device: Whether sentence vectors stay on the device.
 
     Raises:
-        ValueError: A value is not one of those that it can have.
+        ValueError: An attribute has an invalid value.
     """
 
     settings: Settings
@@ -73,12 +73,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Truncation:
-    """What a call of ``encode`` cut off.
+    """What a call of ``encode`` truncated.
 
     Attributes:
-        count: How many texts were longer than the limit.
-        longest: Tokens of the longest text before the cut, special tokens included.
-        limit: ``max_seq_length`` at the time.
+        count: Number of texts that were longer than the limit.
+        longest: Number of tokens of the longest text before truncation, with special tokens.
+        limit: ``max_seq_length`` at the time of the call.
     """
 
     count: int
@@ -86,7 +86,7 @@ class Truncation:
     limit: int
 
     def including(self, lengths: Int[Array, "texts"]) -> Self:
-        """Return the same of these texts and more, which have so many tokens."""
+        """Return the sum of this and of more texts with these token counts."""
         count = self.count + int(np.count_nonzero(lengths > self.limit))
         return type(self)(count, max(self.longest, int(lengths.max(initial=0))), self.limit)
 
@@ -99,25 +99,25 @@ def embed(
     progress: Callable[[int], object],
     start: int = 0,
 ) -> tuple[Any, Int[Array, "texts"]]:
-    """Return what is requested of texts, and how many tokens each has before it is cut. Equal texts are computed once.
+    """Return the requested outputs, and the token count of each text before truncation. Equal texts are computed once.
 
     Args:
         texts: The texts.
-        request: What is asked for.
+        request: The request.
         pipeline: The model.
-        engine: What computes.
-        progress: Is called with a number of texts that are done.
+        engine: The device.
+        progress: A function that is called with a number of completed texts.
         start: The index of the first text, for messages.
 
     Returns:
-        The vectors, ``(N, D)``, or a list of what else is requested; and the lengths, ``(N,)``.
+        The vectors, ``(N, D)``, or a list of other outputs; and the lengths, ``(N,)``.
 
     Raises:
         TruncationError: A text is too long, and ``on_truncate`` is ``"error"``. Nothing was computed.
         VectorError: A vector has NaN or infinity.
     """
     unique = list(dict.fromkeys(texts))
-    which: slice | Int[Array, "texts"] = slice(None)  # of the unique ones, for each text
+    which: slice | Int[Array, "texts"] = slice(None)  # for each text, its index in unique
     if len(unique) < len(texts):
         numbers = dict(zip(unique, range(len(unique)), strict=True))
         which = np.fromiter(map(numbers.__getitem__, texts), np.intp, len(texts))
@@ -149,19 +149,19 @@ def embed(
         return outputs, lengths
     if request.output_value == "sentence_embedding":
         return engine.spread(outputs, which) if request.on_device else outputs[which], lengths[which]
-    first = {i: row for row, i in reversed(list(enumerate(which.tolist())))}  # its equals get copies of its arrays
+    first = {i: row for row, i in reversed(list(enumerate(which.tolist())))}  # equal texts get copies
     each = [outputs[i] if first[i] == row else copy.deepcopy(outputs[i]) for row, i in enumerate(which.tolist())]
     return each, lengths[which]
 
 
 class _Source(NamedTuple):
-    """Texts that are all different, and where their tokens come from.
+    """Unique texts and functions that give their tokens.
 
     Attributes:
         texts: The texts.
-        tokenize: As :func:`minibert.engine.batches.cut` takes it.
-        ids_of: Makes the ids of what ``tokenize`` returned for some texts.
-        index_of: Returns the index that the caller knows a text by.
+        tokenize: The argument of :func:`minibert.engine.batches.cut`.
+        ids_of: Converts the results of ``tokenize`` for some texts to ids.
+        index_of: Returns the index of a text in the caller's list.
     """
 
     texts: list[str]
@@ -173,7 +173,7 @@ class _Source(NamedTuple):
 def _compute(
     source: _Source, request: Request, pipeline: Pipeline, engine: Engine, progress: Callable[[int], object]
 ) -> Any:
-    """Return what is requested of texts that are all different: an array of vectors, or a list."""
+    """Return the requested outputs of unique texts: an array of vectors, or a list."""
     prompt_length = 0
     if request.prompt:
         prompt_length = pipeline.tokenizer.prompt_length(request.prompt, request.settings.max_seq_length)
@@ -186,7 +186,7 @@ def _compute(
         results = engine.empty(*shape) if request.on_device else np.empty(shape, engine.dtype)
 
     def require_finite(finite: Array, rows: Int[Array, "n"]) -> None:
-        """Raise VectorError for a text that is not finite, unless no token of it is pooled: then a maximum is -inf."""
+        """Raise VectorError if a text is not finite. Skip texts with no pooled token: their maximum is -inf."""
         if not finite.all():
             not_pooled = 0 if request.settings.include_prompt else prompt_length
             for row in rows[~finite & (lengths[rows] > not_pooled)].tolist():
@@ -202,13 +202,13 @@ def _compute(
         progress(len(batch.rows))
 
     _in_batches(source, request, pipeline, engine, work)
-    if request.on_device:  # all at once: whoever looks at a vector waits for the GPU
+    if request.on_device:  # check all vectors at once: each check waits for the GPU
         require_finite(engine.finite_rows(results), np.arange(texts))
     return results
 
 
 def _keep_vectors(results: Any, rows: Int[Array, "n"], features: Features, request: Request, fused: Fused) -> Array:
-    """Put the vectors of some texts among the results; return which are finite, as far as the host can see."""
+    """Store the vectors of some texts in the results. Return which are finite; vectors on the GPU count as finite."""
     vectors = features["sentence_embedding"][..., : request.truncate_dim]
     vectors = ops.l2_normalize(vectors) if request.normalize else vectors
     if request.on_device:
@@ -225,7 +225,7 @@ def _keep_features(
     request: Request,
     fused: Fused,  # noqa: ARG001
 ) -> Array:
-    """Put what is asked for, of some texts, among the results; return of which texts it is finite."""
+    """Store the requested features of some texts in the results. Return which texts have finite features."""
     finite = np.isfinite(features["token_embeddings"]).all(axis=(1, 2))
     finite &= np.isfinite(features["sentence_embedding"]).all(axis=1)
     features["sentence_embedding"] = features["sentence_embedding"][..., : request.truncate_dim]
@@ -237,10 +237,10 @@ def _keep_features(
 def _in_batches(
     source: _Source, request: Request, pipeline: Pipeline, engine: Engine, work: Callable[[Batch, Fused], None]
 ) -> None:
-    """Cut texts into batches, and call ``work`` on each, on as many threads as there are texts for."""
+    """Cut texts into batches and call ``work`` on each batch. Use at most one thread per text."""
 
     def quietly(batch: Batch, fused: Fused) -> None:
-        with np.errstate(all="ignore"):  # what overflows is found in the vectors
+        with np.errstate(all="ignore"):  # an overflow shows in the vectors
             work(batch, fused)
 
     settings, texts = request.settings, len(source.texts)
@@ -249,7 +249,7 @@ def _in_batches(
     if texts == 1:
         row = np.zeros(1, np.intp)
         batch = Batch(row, *source.tokenize(row))
-        # Left to itself, BLAS gives a short text the same bits where the rule says so, on no more threads than allowed.
+        # If the rule says so, BLAS threads give a short text the same bits. BLAS must not exceed num_threads.
         short = batch.tokens <= _SHORT_TEXT and pipeline.row_rule.threads and blas_threads() <= settings.num_threads
         with engine.worker(blas_threads=short) as fused:
             work_within_memory(batch, quietly, limits, fused)
@@ -258,12 +258,12 @@ def _in_batches(
         try:
             run(batches, quietly, limits, engine.worker)
         finally:
-            with contextlib.suppress(ValueError):  # after Ctrl-C while run ended: a thread is still in there
+            with contextlib.suppress(ValueError):  # after Ctrl-C at the end of run, a thread still uses it
                 batches.close()
 
 
 def _refuse_truncation(lengths: Int[Array, "texts"], limit: int, start: int) -> None:
-    """Raise TruncationError if a text has more tokens than the limit; the first text has the index ``start``."""
+    """Raise TruncationError if a text has more tokens than the limit. The index of the first text is ``start``."""
     cut = np.flatnonzero(lengths > limit)
     if len(cut):
         raise TruncationError(
@@ -287,7 +287,7 @@ def _not_finite(index: int, precision: str) -> VectorError:
 
 
 def _output(features: Features, output_value: OutputValue, position: int) -> Any:
-    """Return what ``output_value`` asks for, of the text at ``position`` in its group."""
+    """Return the output ``output_value`` of the text at ``position`` in its group."""
     if output_value is not None:
         return features[output_value][position]
     rows = len(features["input_ids"])

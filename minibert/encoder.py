@@ -30,26 +30,25 @@ logger = logging.getLogger("minibert")
 
 
 class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
-    """A sentence-transformers model, with its methods and their meanings, computed without PyTorch.
+    """A sentence-transformers model that runs without PyTorch. Its methods have the same names and meanings.
 
-    Once loaded, only its settings can change, by assignment or by :meth:`set_params`. A new value is checked at once;
-    a value that is refused changes nothing. ``encode`` can be called from many threads: each call uses the settings
-    that it finds when it begins.
+    After loading, only the settings can change, by assignment or with :meth:`set_params`. A new value is checked at
+    once. A refused value changes nothing. Many threads can call ``encode``. Each call uses the settings at its start.
 
     Attributes:
         prompts: Prompt texts by name.
-        default_prompt_name: The prompt that ``encode`` uses when it is given none, or None.
+        default_prompt_name: Name of the prompt that ``encode`` uses by default, or None.
         similarity_fn_name: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``.
-        truncate_dim: To how many dimensions vectors are cut, or None.
-        on_truncate: What happens when texts are longer than ``max_seq_length``: ``"warn"`` gives one
-            :class:`~minibert.errors.TruncationWarning` a call, ``"ignore"`` nothing, ``"error"`` a
-            :class:`~minibert.errors.TruncationError` that names the first such text, before anything is computed.
-        num_threads: On how many threads ``encode`` computes.
-        max_batch_tokens: How many tokens each of them computes at a time, but for a longer text. Memory grows with
-            it; the results do not depend on it.
-        max_seq_length: The most tokens of a text, special tokens included; what is longer is cut.
-        include_prompt: Whether the tokens of a prompt are pooled together with the text's own.
-        truncation: What the last call of ``encode`` cut off, whatever ``on_truncate`` says.
+        truncate_dim: Number of dimensions that vectors are truncated to, or None.
+        on_truncate: What happens if texts are longer than ``max_seq_length``: ``"warn"`` gives one
+            :class:`~minibert.errors.TruncationWarning` per call. ``"ignore"`` does nothing. ``"error"`` raises a
+            :class:`~minibert.errors.TruncationError` before any computation; the error names the first such text.
+        num_threads: Number of threads of ``encode``.
+        max_batch_tokens: Number of tokens that each thread computes at a time. A longer text is computed alone. Memory
+            grows with this number; the results do not depend on it.
+        max_seq_length: Maximum number of tokens of a text, with special tokens. Longer texts are truncated.
+        include_prompt: Whether pooling includes the tokens of the prompt.
+        truncation: What the last call of ``encode`` truncated, for every value of ``on_truncate``.
 
     Example:
         >>> encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
@@ -91,36 +90,37 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         """Load a model.
 
         Args:
-            model_name_or_path: A local folder, or a hub repo id. None is the built-in model, for English: 128
-                dimensions, 512 tokens; it needs no network.
-            device: ``"cpu"``, or ``"cuda"`` or ``"cuda:1"`` for an NVIDIA GPU, which needs CuPy. None is the CPU, with
-                or without a GPU: so what a program computes does not depend on whether a GPU is there, and nobody has
-                float16 without asking.
-            prompts: Prompt texts by name; they take precedence over the model's own.
-            default_prompt_name: The prompt that ``encode`` uses when it is given none.
-            cache_folder: Where hub repos are kept; by default the Hugging Face cache.
+            model_name_or_path: A local folder, or a hub repo id. None is the built-in English model. It has 128
+                dimensions and 512 tokens, and needs no network.
+            device: ``"cpu"``, or ``"cuda"`` or ``"cuda:1"`` for an NVIDIA GPU, which needs CuPy. None is always the
+                CPU. So the results of a program do not depend on the presence of a GPU, and float16 is never a
+                surprise.
+            prompts: Prompt texts by name. They take precedence over the prompts of the model.
+            default_prompt_name: Name of the prompt that ``encode`` uses by default.
+            cache_folder: Folder for hub repos. By default, it is the Hugging Face cache.
             revision: Branch, tag or commit of the hub repo.
-            local_files_only: Whether to use only what is in the cache.
-            token: Access token for private repos; by default the one that is logged in.
-            similarity_fn_name: Similarity function; by default the model's own, or ``"cosine"``.
-            truncate_dim: To how many dimensions vectors are cut; by default the model's own choice.
-            dtype: On a CPU ``float32`` (default) or ``float64``: the precision of arithmetic and vectors, whatever the
-                precision of the file. On a GPU ``float16`` (default), ``"bfloat16"`` or ``float32``: the precision of
-                weights and hidden states; sums, and the vectors, are in float32.
+            local_files_only: Whether to use only files in the cache.
+            token: Access token for private repos. By default, it is the token of the Hugging Face login.
+            similarity_fn_name: Similarity function. By default, the model defines it, or it is ``"cosine"``.
+            truncate_dim: Number of dimensions that vectors are truncated to. By default, the model defines it.
+            dtype: On a CPU, ``float32`` (default) or ``float64``. This is the precision of arithmetic and vectors, for
+                any precision of the file. On a GPU, ``float16`` (default), ``"bfloat16"`` or ``float32``. This is the
+                precision of weights and hidden states. Sums and vectors are in float32.
             on_truncate: See the class.
-            num_threads: How many threads compute; by default one for each core that the process may use. On a GPU, how
-                many streams; by default 2.
-            max_batch_tokens: See the class; by default up to 1024, and fewer for wider models; on a GPU 16,384.
-            max_seq_length: See the class; by default the model's own.
-            include_prompt: See the class; by default the model's own.
-            **torch_only: Further arguments of sentence-transformers; each raises, and says what to use instead.
+            num_threads: Number of threads. By default, it is the number of cores that the process may use. On a GPU,
+                it is the number of streams, by default 2.
+            max_batch_tokens: See the class. By default, it is up to 1024 (less for wider models), on a GPU 16,384.
+            max_seq_length: See the class. By default, the model defines it.
+            include_prompt: See the class. By default, the model defines it.
+            **torch_only: Other arguments of sentence-transformers. Each one raises an error that says what to use
+                instead.
 
         Raises:
             ModelFileError: A file of the repo cannot be used.
             HubError: The repo cannot be fetched.
             DeviceError: The device cannot be used.
             TypeError: A prompt is not a text, or there is no such argument.
-            ValueError: An argument has an unknown value, or only PyTorch could honour it.
+            ValueError: An argument has an unknown value, or it needs PyTorch.
         """
         arguments = dict(locals())
         del arguments["self"], arguments["torch_only"]
@@ -146,7 +146,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             "max_seq_length": positions,
             "include_prompt": True,
         }
-        Settings(**chosen(arguments, own), lengths=(0, positions))  # what is wrong is found before the weights are read
+        Settings(**chosen(arguments, own), lengths=(0, positions))  # find wrong settings before reading the weights
         self._pipeline = Pipeline.load(self._repo, self._engine)
         own["max_seq_length"], own["include_prompt"] = self._pipeline.max_seq_length, self._pipeline.include_prompt
         lengths = self._pipeline.tokenizer.special_tokens, positions
@@ -156,7 +156,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     @property
     def device(self) -> str:
-        """Where vectors are computed: ``"cpu"``, or a GPU's name such as ``"cuda:0"``."""
+        """The device that computes: ``"cpu"``, or the name of a GPU, such as ``"cuda:0"``."""
         return self._engine.name
 
     @property
@@ -166,31 +166,31 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     @property
     def fingerprint(self) -> str:
-        """What tells the model from every other: a hash of its files; see :attr:`minibert.repo.ModelRepo.fingerprint`.
+        """A hash of the model's files that identifies the model; see :attr:`minibert.repo.ModelRepo.fingerprint`.
 
-        Encoders with the same one give the same vectors, but for their settings. It is computed when first asked for,
-        of the files as they are then.
+        Encoders with the same fingerprint and the same settings give the same vectors. The first access computes the
+        hash from the files at that time.
         """
         return self._repo.fingerprint
 
     @property
     def tokenizer(self) -> Any:
-        """A copy of the ``tokenizers.Tokenizer``: what is changed in it does not change what ``encode`` returns."""
+        """A copy of the ``tokenizers.Tokenizer``. Changes to the copy do not change the results of ``encode``."""
         return self._pipeline.tokenizer.public_copy
 
     def close(self) -> None:
-        """Give back what is kept from call to call: on a GPU, streams and their memory. The weights stay.
+        """Free what the encoder keeps between calls: on a GPU, streams and their memory. The weights stay.
 
-        The encoder can be used afterwards; the next call makes what it needs anew.
+        The encoder is still usable. The next call creates what it needs again.
         """
         self._engine.close()
 
     def get_embedding_dimension(self) -> int:
-        """Return the width of the vectors that ``encode`` returns."""
+        """Return the number of dimensions of the vectors of ``encode``."""
         return self._pipeline.width(self.truncate_dim)
 
     def get_sentence_embedding_dimension(self) -> int:
-        """Return :meth:`get_embedding_dimension`, whose older name this is."""
+        """Return :meth:`get_embedding_dimension`. This is its older name."""
         return self.get_embedding_dimension()
 
     def get_max_seq_length(self) -> int:
@@ -198,12 +198,12 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         return self.max_seq_length
 
     def set_pooling_include_prompt(self, include_prompt: bool) -> None:
-        """Set :attr:`include_prompt`, under sentence-transformers' name."""
+        """Set :attr:`include_prompt`. sentence-transformers has this method name."""
         self.include_prompt = include_prompt
 
     @contextlib.contextmanager
     def truncate_embeddings(self, truncate_dim: int | None) -> Iterator[None]:
-        """Cut vectors to ``truncate_dim`` dimensions inside a ``with`` block."""
+        """Truncate vectors to ``truncate_dim`` dimensions inside a ``with`` block."""
         before, self.truncate_dim = self.truncate_dim, truncate_dim
         try:
             yield
@@ -213,7 +213,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     def tokenize(self, texts: Iterable[str]) -> dict[str, Int[Array, "B S"]]:
         """Return the model's inputs for ``texts``: ``input_ids``, ``token_type_ids`` and ``attention_mask``.
 
-        Texts are cut to :attr:`max_seq_length`, without a prompt, and padded to the longest.
+        Texts get no prompt. They are truncated to :attr:`max_seq_length` and padded to the length of the longest text.
         """
         return self._pipeline.pad(self._pipeline.tokenizer(as_texts(texts)[0], self.max_seq_length).ids)
 
@@ -326,41 +326,42 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         chunk_size: None = None,
         **other: Any,
     ) -> Any:
-        """Return the vectors of one text, ``(D,)``, or of many, ``(N, D)``.
+        """Return the vector of one text, ``(D,)``, or the vectors of many texts, ``(N, D)``.
 
         Args:
-            inputs: A text, or an iterable of texts in a definite order (list, tuple, generator, numpy array, pandas
-                or Arrow column).
-            prompt_name: The name, in :attr:`prompts`, of a text that is put before each input.
-            prompt: That text itself; it takes precedence over ``prompt_name``.
-            batch_size: The most texts that are computed together; by default, :attr:`max_batch_tokens` alone decides.
-                It changes memory and speed, never a result.
-            show_progress_bar: Whether to show one; by default only while the logger "minibert" is at INFO or below.
-            output_value: ``"sentence_embedding"``; ``"token_embeddings"`` for a list of ``(tokens, H)`` arrays, the
-                special tokens' vectors included; None for a dict of everything for each text, nothing of it padded.
-            precision: ``"float32"`` leaves the vectors as they were computed; see
-                :func:`~minibert.quantization.quantize_embeddings` for the others. Token vectors are quantized too;
-                the ranges of ``"int8"`` and ``"uint8"`` are those of all tokens of the call.
-            convert_to_numpy: False returns a list of vectors instead of one array; from an encoder on a GPU, one CuPy
-                array ``(N, D)`` there, which other libraries can take by DLPack.
+            inputs: A text, or an ordered iterable of texts (list, tuple, generator, numpy array, pandas or Arrow
+                column).
+            prompt_name: A name in :attr:`prompts`. Its text is put before each input.
+            prompt: The prompt text itself. It takes precedence over ``prompt_name``.
+            batch_size: Maximum number of texts that are computed together. By default, only :attr:`max_batch_tokens`
+                limits it. It affects memory and speed, but not the results.
+            show_progress_bar: Whether to show a progress bar. By default, it is shown if the level of the logger
+                "minibert" is INFO or below.
+            output_value: ``"sentence_embedding"``; ``"token_embeddings"`` for a list of ``(tokens, H)`` arrays, with
+                special tokens; None for a dict of all features for each text, without padding.
+            precision: ``"float32"`` does not change the vectors. For other values, see
+                :func:`~minibert.quantization.quantize_embeddings`. Token vectors are quantized too. The ranges of
+                ``"int8"`` and ``"uint8"`` come from all tokens of the call.
+            convert_to_numpy: If False, return a list of vectors instead of one array. On a GPU, return one CuPy array
+                ``(N, D)`` there; other libraries can take it with DLPack.
             convert_to_tensor: Must be False: vectors are numpy arrays.
-            device: None, or the encoder's own.
+            device: None, or the device of the encoder.
             normalize_embeddings: Whether to scale the vectors to length 1 (after ``truncate_dim``).
-            truncate_dim: To how many dimensions the vectors are cut; by default :attr:`truncate_dim`.
+            truncate_dim: Number of dimensions that vectors are truncated to. The default is :attr:`truncate_dim`.
             pool: Must be None: there are no process pools.
-            chunk_size: Must be None, likewise.
+            chunk_size: Must be None, for the same reason.
             **other: ``sentences``, the older name of ``inputs``.
 
         Returns:
-            float32 vectors (float64 from a float64 encoder), or those of ``precision``. No text at all gives
-            ``(0, D)``.
+            Vectors in float32 (in float64 from a float64 encoder) or in ``precision``. The shape is ``(0, D)`` if there
+            are no texts.
 
         Raises:
             TypeError: An input is not a text; the message names its index and type. Nothing was computed.
-            ValueError: An argument has an unknown value, or only PyTorch could honour it.
+            ValueError: An argument has an unknown value, or it needs PyTorch.
             TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
-            VectorError: A vector has NaN or infinity; the message has the text's index. Only a text of which no token
-                is pooled (pooling by ``max``, without the prompt) has the infinite vector that its definition gives.
+            VectorError: A vector has NaN or infinity; the message has the index of the text. There is one exception:
+                ``max`` pooling without the prompt gives an infinite vector if the text has no token to pool.
         """
         if "sentences" in other:
             warn_caller("encode(sentences=) is now called encode(inputs=).", FutureWarning)
@@ -370,7 +371,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         if device not in (None, self.device, self.device.removesuffix(":0")):
             raise DeviceError(f"device must be the encoder's own, {self.device!r}, or None; it is {device!r}.")
 
-        # What is asked.
+        # What the caller requests.
         settings = self._settings
         request = Request(
             settings=settings,
@@ -384,11 +385,11 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         )
         texts, single = as_texts(inputs)
 
-        # How the texts are cut into batches, and what computes them: see `embed`.
+        # `embed` makes the batches and computes them.
         outputs, lengths = self._embed(texts, request, show_progress_bar)
         self._report(Truncation(0, 0, settings.max_seq_length).including(lengths), len(texts), settings)
 
-        # What is returned.
+        # What the caller gets.
         if precision != "float32" and output_value == "token_embeddings":
             outputs = quantization.quantize_tokens(outputs, precision)
         elif precision != "float32":
@@ -409,26 +410,27 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         truncate_dim: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Iterator[Float[Array, "n D"]]:
-        """Yield the vectors of the texts in order, ``chunk_size`` at a time: any number, in constant memory.
+        """Yield the vectors of the texts in order, ``chunk_size`` at a time, in constant memory.
 
-        They are the very vectors of :meth:`encode`. ``inputs`` is read as far as it is needed. Texts that are too long
-        are reported at the end; with :attr:`on_truncate` ``"error"``, before the chunk that they are in.
+        The vectors are bit for bit those of :meth:`encode`. ``inputs`` is read one chunk at a time. Texts that are too
+        long are reported at the end. If :attr:`on_truncate` is ``"error"``, the error comes before their chunk.
 
         Args:
-            inputs: An iterable of texts in a definite order.
-            prompt_name: As in :meth:`encode`, like all that follow.
-            prompt: As there.
-            chunk_size: How many vectors to yield at a time. The last array may be shorter.
-            batch_size: As there.
-            normalize_embeddings: As there.
-            truncate_dim: As there.
-            progress: Is called again and again with a number of texts that are done, from any thread.
+            inputs: An ordered iterable of texts.
+            prompt_name: As in :meth:`encode`.
+            prompt: As in :meth:`encode`.
+            chunk_size: Number of vectors to yield at a time. The last array may be shorter.
+            batch_size: As in :meth:`encode`.
+            normalize_embeddings: As in :meth:`encode`.
+            truncate_dim: As in :meth:`encode`.
+            progress: A function that is called repeatedly, from any thread. Its argument is the number of texts that
+                were completed since the last call.
 
         Raises:
-            TypeError: An input is not a text; the message has its index. The chunks before it were yielded.
+            TypeError: An input is not a text; the message has its index. Earlier chunks were already yielded.
             ValueError: An argument has an unknown value.
             TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
-            VectorError: A vector has NaN or infinity; the message has the text's index.
+            VectorError: A vector has NaN or infinity; the message has the index of the text.
         """
         items = iterate(inputs)
         chunk_size = at_least_one("chunk_size", chunk_size)
@@ -460,7 +462,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         start: int = 0,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[Any, Int[Array, "texts"]]:
-        """Return what is requested of ``texts``, and how many tokens each has; see :func:`minibert.embedding.embed`."""
+        """Return the requested outputs for ``texts``, and their token counts; see :func:`minibert.embedding.embed`."""
         pipeline = self._pipeline.with_prompt_pooled(request.settings.include_prompt)
         with _progress_bar(len(texts), show_progress_bar) as bar:
             return embed(texts, request, pipeline, self._engine, progress or bar, start)
@@ -483,9 +485,9 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         chunk_size: None = None,
         **other: Any,
     ) -> Any:
-        """Return :meth:`encode` of search queries: with the prompt ``"query"``, unless another one is given.
+        """Return :meth:`encode` of search queries. The default prompt is ``"query"``.
 
-        All other arguments are those of :meth:`encode`.
+        All other arguments are the same as in :meth:`encode`.
         """
         if prompt_name is None and prompt is None:
             prompt_name = self._settings.prompt_name("query")
@@ -525,11 +527,11 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         chunk_size: None = None,
         **other: Any,
     ) -> Any:
-        """Return :meth:`encode` of the texts that are searched.
+        """Return :meth:`encode` of the documents of a search.
 
-        With the first of the prompts ``"document"``, ``"passage"`` and ``"corpus"`` that the model has, unless
-        another one is given. As in sentence-transformers, every model has a ``"document"`` prompt, which is empty
-        unless its configuration or the constructor says otherwise. All other arguments are those of :meth:`encode`.
+        The default prompt is the first of ``"document"``, ``"passage"`` and ``"corpus"`` that the model has. As in
+        sentence-transformers, every model has a ``"document"`` prompt. It is empty by default; the configuration or
+        the constructor can set it. All other arguments are the same as in :meth:`encode`.
         """
         if prompt_name is None and prompt is None:
             prompt_name = self._settings.prompt_name("document")
@@ -552,19 +554,25 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         )
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[Array, "n m"]:
-        """Return the similarity, by :attr:`similarity_fn_name`, of every row of one with every row of the other."""
+        """Return the similarity of every row of ``embeddings1`` with every row of ``embeddings2``.
+
+        :attr:`similarity_fn_name` names the function.
+        """
         return similarity.similarity(self.similarity_fn_name, embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[Array, "n"]:
-        """Return the similarity, by :attr:`similarity_fn_name`, of each row of one with the same row of the other."""
+        """Return the similarity of each row of ``embeddings1`` with the same row of ``embeddings2``.
+
+        :attr:`similarity_fn_name` names the function.
+        """
         return similarity.similarity_pairwise(self.similarity_fn_name, embeddings1, embeddings2)
 
     def prompt_for(self, kind: Literal["query", "document"]) -> str:
-        """Return what :meth:`encode_query` or :meth:`encode_document` puts before each text; empty for nothing."""
+        """Return the text that :meth:`encode_query` or :meth:`encode_document` puts before each text, or ``""``."""
         return self._settings.prompt(None, self._settings.prompt_name(kind))
 
     def _report(self, truncation: Truncation, texts: int, settings: Settings) -> None:
-        """Keep what a call cut off, and warn of it if that is wanted."""
+        """Store what a call truncated, and warn about it if ``on_truncate`` is ``"warn"``."""
         self.truncation = truncation
         if truncation.count and settings.on_truncate == "warn":
             warn_caller(
@@ -588,7 +596,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __copy__(self) -> Self:
-        """Return an encoder with the same model, which is never written to, and with settings of its own."""
+        """Return an encoder with the same model (it is read-only) and a copy of the settings."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__, _settings=self._settings.copied())
         return other
@@ -605,7 +613,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         return {**self.__dict__, "_engine": self.dtype.name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over model and settings. What depends on the machine is found anew: how to pack, how many threads."""
+        """Restore model and settings. Determine packing and number of threads again: they depend on the machine."""
         self.__dict__.update(state)
         self._engine = open_engine("cpu", state["_engine"])
         rule = self._engine.row_rule(self._pipeline.config)
@@ -614,7 +622,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             self.num_threads = self._engine.threads
         self._own = {**self._own, "num_threads": self._engine.threads}
 
-    if not TYPE_CHECKING:  # a type checker shall know that these are missing
+    if not TYPE_CHECKING:  # a type checker must report missing attributes
 
         def __getattr__(self, name: str) -> NoReturn:
             raise instead.missing(type(self).__name__, name, instead.METHODS)
@@ -625,7 +633,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
 @contextlib.contextmanager
 def _progress_bar(texts: int, show: bool | None) -> Iterator[Callable[[int], object]]:
-    """Give a function to call with a number of texts that are done; it moves a progress bar if one is to be shown."""
+    """Give a function that takes a number of completed texts and moves the progress bar, if there is one."""
     if show is None:
         show = logger.getEffectiveLevel() <= logging.INFO
     if not show:

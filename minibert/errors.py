@@ -1,7 +1,7 @@
 """The errors and warnings of minibert.
 
-Each message says the rule, the expected value, the received value and the remedy. All errors about
-a model repo have the base class :class:`ModelFileError`, so one ``except`` catches them all.
+Each message says the rule, the expected value, the received value and the remedy. All errors about a model repo have
+the base class :class:`ModelFileError`, so one ``except`` catches them all.
 """
 
 import sys
@@ -49,17 +49,17 @@ class TruncationError(MinibertError, ValueError):
 
 
 class VectorError(MinibertError, ValueError):
-    """A vector has NaN or infinity; the message names the text and what to look at."""
+    """A vector has NaN or infinity; the message names the text and the remedy."""
 
 
 class TruncationWarning(UserWarning):
-    """Some texts were truncated to ``max_seq_length`` tokens. Their vectors cover only a part of them."""
+    """Some texts were truncated to ``max_seq_length`` tokens. Their vectors cover only the tokens that remain."""
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn of the line that called minibert, however many of its own functions lie between.
+    """Show a warning at the line that called minibert, at any depth of calls inside minibert.
 
-    Python shows a warning once for each line: from a line of minibert's it would be shown once in all.
+    Python shows a warning once per line. At a line of minibert, it would appear only once per process.
     """
     level, frame = 1, sys._getframe()  # noqa: SLF001
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "minibert":

@@ -1,4 +1,4 @@
-"""SearchIndex: texts with their vectors, and the nearest of them to a question; exact, in numpy."""
+"""SearchIndex: texts with their vectors, and exact search for the nearest texts, in numpy."""
 
 import dataclasses
 import functools
@@ -21,16 +21,16 @@ from minibert.inputs import as_texts, require_int, require_text
 from minibert.safe.atomic import whole_file
 from minibert.typing import Array, Float, Int, PathLike
 
-#: What the built-in model is called, which has no other name.
+#: The name of the built-in model.
 BUILTIN_NAME = "built-in"
 
-#: The file's metadata begin with these. Another version has other tensors, or another meaning of one.
+#: The first entries of the file's metadata. The version changes if the tensors or their meanings change.
 _FORMAT = {"format": "minibert search index", "version": "1"}
-#: The attributes that are kept in the metadata.
+#: The attributes that the metadata hold.
 _STRINGS = ("model", "fingerprint", "similarity_fn_name", "document_prompt", "query_prompt")
-#: The settings of the encoder that change vectors, which are kept there, too, in JSON. Older files do not have them.
+#: The encoder's settings that change vectors. The metadata hold them, too, in JSON. Older files do not have them.
 _SETTINGS = {"max_seq_length": r"[1-9][0-9]{0,8}", "include_prompt": "true|false"}
-#: The tensors of the file, with their dtypes by safetensors' code.
+#: The tensors of the file, with safetensors' codes of their dtypes.
 _TENSORS = {"vectors": "F32", "numbers": "I64", "texts": "U8", "offsets": "I64"}
 
 
@@ -38,7 +38,7 @@ class Hit(NamedTuple):
     """A text that was found.
 
     Attributes:
-        score: Its similarity to the query, larger meaning more alike; a distance is its negative.
+        score: Its similarity to the query. Larger means more similar. A distance is negated.
         number: Its number, from :attr:`SearchIndex.numbers`.
         text: The text.
     """
@@ -50,22 +50,23 @@ class Hit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class SearchIndex:
-    """Texts with their vectors, to be searched by meaning: every text is compared with the query, none is passed over.
+    """Texts with their vectors, for search by meaning. Each query is compared with every text.
 
-    :meth:`build` and :meth:`load` make one. It says how queries are encoded, too, so that they fit the texts whatever
-    settings the encoder of a later day has: with :attr:`query_prompt`, and cut to the width of :attr:`vectors`.
+    :meth:`build` and :meth:`load` make an index. The index also defines how queries are encoded: with
+    :attr:`query_prompt`, and truncated to the width of :attr:`vectors`. So they fit the texts, even if a later encoder
+    has other settings.
 
     Attributes:
         texts: The N texts.
         vectors: Their vectors, ``(N, D)``, float32, as ``encode_document`` returns them.
-        numbers: The number of each text, ``(N,)``, int64, increasing; such as its line in a file, counted from 1.
-        model: What the model was called by who made the index; ``"built-in"`` for the built-in one.
+        numbers: The number of each text, ``(N,)``, int64, increasing; for example, its line in a file, counted from 1.
+        model: The model's name at the time of :meth:`build`; ``"built-in"`` for the built-in model.
         fingerprint: The model's :attr:`~minibert.encoder.SentenceEncoder.fingerprint`.
-        similarity_fn_name: By which function texts and queries are compared.
-        document_prompt: What went before each text when it was encoded.
-        query_prompt: What goes before each query.
-        max_seq_length: To how many tokens texts and queries are cut, or None in a file that does not say.
-        include_prompt: Whether the tokens of a prompt are pooled, or None in a file that does not say.
+        similarity_fn_name: The function that compares texts and queries.
+        document_prompt: The prompt before each text when it was encoded.
+        query_prompt: The prompt before each query.
+        max_seq_length: Maximum number of tokens of texts and queries, or None if the file does not say.
+        include_prompt: Whether pooling includes the tokens of the prompt, or None if the file does not say.
 
     Example:
         >>> from minibert import SearchIndex, SentenceEncoder
@@ -104,21 +105,21 @@ class SearchIndex:
         """Return an index of ``texts``, encoded by ``encoder.encode_document``.
 
         Args:
-            encoder: The model. Its ``similarity_fn_name`` will compare, its ``truncate_dim`` cuts the vectors.
-            texts: An iterable of texts in a definite order, at least one.
-            numbers: A number for each text, from 1 and increasing; by default 1, 2, 3, ...
-            document_prompt: The text that goes before each text; by default the encoder's own.
-            query_prompt: The text that will go before each query; by default the encoder's own.
+            encoder: The model. The index uses its ``similarity_fn_name`` and ``truncate_dim``.
+            texts: An ordered iterable of at least one text.
+            numbers: A number for each text, increasing, at least 1. The default is 1, 2, 3, ...
+            document_prompt: The prompt before each text. By default, the encoder defines it.
+            query_prompt: The prompt before each query. By default, the encoder defines it.
             batch_size: As in :meth:`~minibert.encoder.SentenceEncoder.encode`.
-            show_progress_bar: As there.
+            show_progress_bar: As in ``encode``.
 
         Raises:
-            TypeError: An item, or a prompt, is not a text; the message has its index.
+            TypeError: An item or a prompt is not a text; the message has the index of the item.
             ValueError: There is no text, the numbers do not fit, or a vector has NaN or infinity.
             TruncationError: A text is too long, and the encoder's ``on_truncate`` is ``"error"``.
         """
         texts = as_texts(texts)[0]
-        fingerprint = encoder.fingerprint  # before the vectors: encoding can take hours, in which files change
+        fingerprint = encoder.fingerprint  # before encoding: it can take hours, and files can change
         if query_prompt is not None:
             require_text("query_prompt", query_prompt)
         if not texts:
@@ -149,10 +150,10 @@ class SearchIndex:
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
-        """Return the index in a file that :meth:`save` wrote. All of it is checked, and nothing in it can run.
+        """Return the index from a file that :meth:`save` wrote. The whole file is checked. It cannot run code.
 
         Raises:
-            IndexFileError: The file is missing, damaged, of another version, or something else altogether.
+            IndexFileError: The file is missing, damaged, of another version, or not an index.
         """
         path = Path(path)
         try:
@@ -178,11 +179,11 @@ class SearchIndex:
         return cls(texts=texts, vectors=arrays["vectors"], numbers=arrays["numbers"], **attributes)
 
     def save(self, path: PathLike) -> None:
-        """Write the index to a file, in place of one that is there; whole or not at all.
+        """Write the index to a file. An existing file is replaced. The file is written completely or not at all.
 
-        It is a safetensors file: ``vectors``, float32 ``(N, D)``; ``numbers``, int64 ``(N,)``; ``texts``, uint8, all
-        texts in UTF-8, one behind the other; ``offsets``, int64 ``(N + 1,)``, where in them each begins, and the last
-        ends. Its metadata are the other attributes.
+        It is a safetensors file with four tensors: ``vectors``, float32 ``(N, D)``; ``numbers``, int64 ``(N,)``;
+        ``texts``, uint8, the concatenation of all texts in UTF-8; ``offsets``, int64 ``(N + 1,)``, the start of each
+        text in ``texts`` and the end of the last. The metadata hold the other attributes.
 
         Raises:
             OSError: The file cannot be written.
@@ -200,20 +201,20 @@ class SearchIndex:
             save_safetensors(new, tensors, {**_FORMAT, **strings, **settings})
 
     def search(self, encoder: SentenceEncoder, queries: str | Iterable[str], top_k: int = 5) -> list[list[Hit]]:
-        """Return the ``top_k`` best texts for each query, the best first; all of them where there are fewer.
+        """Return the ``top_k`` best texts for each query, the best first. A smaller index returns all its texts.
 
-        Of equal scores the one with the lower number comes first. A score depends on its two vectors alone, not on
-        what else is in the index or in the call.
+        If scores are equal, the lower number comes first. A score depends only on its two vectors, not on other texts
+        or queries.
 
         Args:
             encoder: An encoder with the model that made the index.
-            queries: A query, or an iterable of queries in a definite order.
-            top_k: How many texts to find.
+            queries: A query, or an ordered iterable of queries.
+            top_k: Number of texts to find.
 
         Raises:
             TypeError: A query is not a text.
-            ValueError: The encoder has another model or other settings, ``top_k`` is not at least 1, a query's vector
-                has NaN, or a score is beyond float32.
+            ValueError: The encoder has another model or other settings, ``top_k`` is less than 1, the vector of a query
+                has NaN, or a score is too large for float32.
             TruncationError: A query is too long, and the encoder's ``on_truncate`` is ``"error"``.
         """
         self.check_model(encoder)
@@ -228,8 +229,8 @@ class SearchIndex:
     def check_model(self, encoder: SentenceEncoder) -> None:
         """Raise ValueError unless ``encoder`` has the model and the settings that made the index.
 
-        The vectors of another model mean other things. Of the settings, ``max_seq_length`` is compared, and
-        ``include_prompt`` where there is a prompt. Prompts and the number of dimensions are the index's own.
+        Vectors of different models are not comparable. Two settings are compared: ``max_seq_length``, and
+        ``include_prompt`` if there is a prompt. The index itself stores prompts and the number of dimensions.
         """
         if encoder.fingerprint != self.fingerprint:
             raise ValueError(
@@ -261,14 +262,14 @@ class SearchIndex:
                 f"scores must be finite; that of text {number} is not: its vector, or the query's, is too large for "
                 "float32. Check the model, or build the index again."
             )
-        # All that are as good as the last of the best: partition alone would choose among equals as it likes.
+        # Take all texts with at least the k-th best score. With partition alone, the choice among equals is arbitrary.
         least = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else -np.inf
         rows = np.flatnonzero(scores >= least)
         rows = rows[np.argsort(-scores[rows], kind="stable")][:top_k]
         return [Hit(float(scores[row]), int(self.numbers[row]), self.texts[row]) for row in rows]
 
     def _scores(self, query: Float[Array, "D"]) -> Float[Array, "N"]:
-        """Return the score of each text: by a dot product of its own, whose bits depend on nothing but the two."""
+        """Return the score of each text. Each has its own dot product, so its bits depend only on the two vectors."""
         if self.similarity_fn_name == "cosine":
             return np.vecdot(self.vectors, ops.l2_normalize(query)) / self._lengths
         if self.similarity_fn_name == "dot":
@@ -281,13 +282,13 @@ class SearchIndex:
 
 
 def _name(encoder: SentenceEncoder) -> str:
-    """Return what the model of ``encoder`` is called."""
+    """Return the name of the encoder's model."""
     name = encoder.get_params()["model_name_or_path"]
     return BUILTIN_NAME if name is None else os.fspath(name)
 
 
 def _finite(vectors: Array, what: str) -> Array:
-    """Return ``vectors``, or raise ValueError."""
+    """Return ``vectors``, or raise ValueError if one is not finite."""
     rows = np.isfinite(vectors).all(axis=1)
     if not rows.all():
         raise ValueError(
@@ -298,12 +299,12 @@ def _finite(vectors: Array, what: str) -> Array:
 
 
 def _are_numbers(numbers: Array) -> bool:
-    """Return whether numbers, at least one, begin at 1 or above and increase."""
+    """Return whether ``numbers`` (at least one) are at least 1 and increase."""
     return bool(numbers[0] >= 1 and (numbers[1:] > numbers[:-1]).all())
 
 
 def _checked_strings(path: Path, metadata: dict[str, str]) -> dict[str, str]:
-    """Return the attributes that are kept in a file's metadata."""
+    """Check the attributes in a file's metadata and return them."""
     if metadata.get("format") != _FORMAT["format"]:
         raise IndexFileError(
             f'{path} must have metadata with the format "{_FORMAT["format"]}"; it is another safetensors file. '
@@ -326,7 +327,7 @@ def _checked_strings(path: Path, metadata: dict[str, str]) -> dict[str, str]:
 
 
 def _checked_settings(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """Return the settings that are kept in a file's metadata; older files have none."""
+    """Check the settings in a file's metadata and return them. Older files have none."""
     for name, pattern in _SETTINGS.items():
         if name in metadata and not re.fullmatch(pattern, metadata[name]):
             raise _damaged(path, f"{name} must match {pattern}; it is {metadata[name]!r}")
@@ -334,7 +335,7 @@ def _checked_settings(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _check_shapes(path: Path, found: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Raise IndexFileError unless a file has the tensors of an index, in dtypes and shapes that fit together."""
+    """Raise IndexFileError unless a file has the tensors of an index, and their dtypes and shapes match."""
     if found.keys() != _TENSORS.keys():
         raise _damaged(path, f"the tensors must be {', '.join(sorted(_TENSORS))}; they are {', '.join(sorted(found))}")
     for name, (dtype, _) in found.items():
@@ -352,7 +353,7 @@ def _check_shapes(path: Path, found: dict[str, tuple[str, tuple[int, ...]]]) -> 
 
 
 def _split(path: Path, blob: Array, offsets: Array) -> Iterator[str]:
-    """Yield the texts that lie one behind the other in ``blob``."""
+    """Yield the texts in ``blob``, which is their concatenation."""
     if offsets[0] != 0 or offsets[-1] != len(blob) or (offsets[1:] < offsets[:-1]).any():
         raise _damaged(path, f"offsets must go from 0 up to {len(blob)}, the bytes of the texts; they do not")
     content = blob.tobytes()

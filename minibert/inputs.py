@@ -1,4 +1,4 @@
-"""What an encoder accepts: one text, or many; and what it does not."""
+"""Checks of the inputs and arguments of an encoder."""
 
 import math
 import operator
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-#: Values of an Arrow column that are Python objects at a time.
+#: Number of values of an Arrow column that are converted to Python objects at a time.
 _ARROW_AT_ONCE = 1024
 
 #: Arguments of sentence-transformers that need PyTorch: what to use instead.
@@ -31,12 +31,12 @@ _INSTEAD = {
 def as_texts(inputs: Any) -> tuple[list[str], bool]:
     """Return ``inputs`` as a list of texts, and whether it was a single text.
 
-    A text is a ``str``. Many texts are any iterable of them in a definite order: list, tuple, generator, numpy
-    array, pandas or Arrow column.
+    A text is a ``str``. Many texts are any ordered iterable: list, tuple, generator, numpy array, pandas or Arrow
+    column.
 
     Raises:
-        TypeError: ``inputs``, or an item of it (the message has its index), is not a text.
-        ValueError: A text holds a lone surrogate, which is not a character (the message has its index).
+        TypeError: ``inputs`` or an item of it is not a text. The message has the index of the item.
+        ValueError: A text has a lone surrogate, which is not a character. The message has the index of the text.
     """
     if isinstance(inputs, np.ndarray) and inputs.ndim == 0:
         inputs = inputs.item()
@@ -46,12 +46,12 @@ def as_texts(inputs: Any) -> tuple[list[str], bool]:
 
 
 def iterate(inputs: Any) -> Iterator[Any]:
-    """Return an iterator over many inputs, unchecked; raise TypeError unless they are many, in a definite order."""
+    """Return an iterator over the inputs. Items are not checked. Raise TypeError if it is not an ordered iterable."""
     if isinstance(inputs, str):
         raise TypeError("encode_stream takes an iterable of texts in order; got a str. Use encode for a single one.")
     if isinstance(inputs, bytes | bytearray | Mapping | AbstractSet) or not isinstance(inputs, Iterable):
         raise TypeError(f"encode takes a text (str) or an iterable of texts in order; got {_describe(inputs)}.")
-    if getattr(inputs, "ndim", 1) != 1:  # a pandas DataFrame would give the names of its columns
+    if getattr(inputs, "ndim", 1) != 1:  # iterating a pandas DataFrame gives its column names
         raise TypeError(
             f"encode takes an array or a column of texts in one dimension; got {_describe(inputs)} of shape "
             f"{getattr(inputs, 'shape', None)}."
@@ -60,7 +60,7 @@ def iterate(inputs: Any) -> Iterator[Any]:
 
 
 def _arrow_values(column: Any) -> Iterator[Any]:
-    """Yield the values of an Arrow column, whose own iterator gives Arrow's scalars; converted some at a time."""
+    """Yield the values of an Arrow column in chunks. Its own iterator gives Arrow scalars, not Python objects."""
     if not callable(getattr(column, "slice", None)):
         yield from column.to_pylist()
         return
@@ -69,7 +69,7 @@ def _arrow_values(column: Any) -> Iterator[Any]:
 
 
 def checked(items: list[Any], start: int = 0) -> list[str]:
-    """Return ``items``, all of which must be texts; messages count them from ``start``. Raises as :func:`as_texts`."""
+    """Return ``items`` if all are texts, else raise as :func:`as_texts`. Messages count items from ``start``."""
     for index, item in enumerate(items, start):
         if not isinstance(item, str):
             raise TypeError(f"every input must be a text (str); item {index} is {_describe(item)}.")
@@ -84,7 +84,7 @@ def checked(items: list[Any], start: int = 0) -> list[str]:
 
 
 def _describe(item: object) -> str:
-    """Return the type of an unusable input, and what was probably meant."""
+    """Describe an unusable input for an error message, with a hint."""
     name = type(item).__name__
     is_nan = isinstance(item, float | np.floating) and math.isnan(item)
     if item is None or is_nan or name in {"NAType", "NaTType"}:  # the last two are pandas'
@@ -98,7 +98,7 @@ def _describe(item: object) -> str:
 
 
 def refuse_torch_only(where: str, arguments: Mapping[str, Any], unknown: type[Exception]) -> None:
-    """Raise ValueError on arguments that ask for PyTorch, and ``unknown`` on those that nobody knows."""
+    """Raise ValueError for arguments that need PyTorch, and ``unknown`` for unknown arguments."""
     for name, value in arguments.items():
         if name not in _INSTEAD:
             raise unknown(f"{where}() has no argument {name!r}.")
@@ -120,7 +120,7 @@ def require_int(name: str, value: Any) -> int:
 
 
 def require_bool(name: str, value: object) -> bool:
-    """Return ``value`` as a bool, or raise ValueError: a text such as "false" is none, and would count as true."""
+    """Return ``value`` as a bool, or raise ValueError. A text such as "false" is an error: it would count as true."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False; it is {value!r}.")  # noqa: TRY004
     return bool(value)
@@ -135,7 +135,7 @@ def at_least_one(name: str, value: Any) -> int:
 
 
 def require_text(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` is a str, and ValueError if it holds a lone surrogate."""
+    """Raise TypeError if ``value`` is not a str, and ValueError if it has a lone surrogate."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a text (str); it is {_describe(value)}.")
     if any("\ud800" <= character <= "\udfff" for character in value):

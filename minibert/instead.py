@@ -1,4 +1,4 @@
-"""Names of sentence-transformers that minibert does not have, and what to use in their place."""
+"""Names in sentence-transformers that minibert does not have, and what to use instead."""
 
 _THREADS = "encode computes on num_threads threads, and can be called from several threads"
 _WHERE = 'name the device when you load the model: SentenceEncoder(..., device="cuda")'
@@ -51,6 +51,6 @@ ITEMS = f"the modules of a SentenceEncoder cannot be taken out: {_INSIDE}."
 
 
 def missing(owner: str, name: str, instead: dict[str, str]) -> AttributeError:
-    """Return the error for an attribute that ``owner`` does not have, with what ``instead`` says of it."""
+    """Return the error for a missing attribute of ``owner``, with the hint in ``instead``, if any."""
     hint = f": {instead[name]}." if name in instead else ""
     return AttributeError(f"{owner} has no attribute {name!r}{hint}", name=name)

@@ -1,4 +1,4 @@
-"""A repo's model, loaded: the tokenizer, the transformer's parameters, and the modules after it."""
+"""The loaded model of a repo: the tokenizer, the transformer's parameters, and the modules after it."""
 
 import dataclasses
 import functools
@@ -27,18 +27,20 @@ from minibert.typing import Array, Int
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """From token ids to the features of each module, in sentence-transformers' names. Read-only once loaded.
+    """From token ids to the features of each module. The features have sentence-transformers' names.
+
+    A pipeline is read-only after loading.
 
     Attributes:
-        config: The transformer's sizes and choices.
-        tokenizer: Makes the ids.
+        config: The transformer's configuration.
+        tokenizer: The tokenizer.
         params: The transformer's parameters.
-        row_rule: How texts are packed for the bits of their vectors to depend on nothing but the text.
+        row_rule: The packing rule. With it, the bits of a vector depend only on its text.
         modules: The modules after the transformer.
-        at_once: Where these pool first, and then work on the vectors alone: their parts, with their weights where the
-            vectors are computed.
-        dimension: Width of a sentence vector.
-        max_seq_length: The most tokens of a text that the repo asks for.
+        at_once: The parts of ``modules``, with weights on the device, if the modules pool first and then use only the
+            vectors; else None.
+        dimension: Number of dimensions of a sentence vector.
+        max_seq_length: Maximum number of tokens of a text, from the repo.
     """
 
     config: BertConfig
@@ -52,7 +54,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, repo: ModelRepo, engine: Engine) -> Self:
-        """Return the model of ``repo``, its parameters where ``engine`` computes.
+        """Return the model of ``repo``, with its parameters on the device of ``engine``.
 
         Raises:
             ModelFileError: A file of the repo cannot be used, or two of them contradict each other.
@@ -74,16 +76,16 @@ class Pipeline:
         return cls(repo.config, tokenizer, params, row_rule, modules, at_once, dimension, max_seq_length)
 
     def width(self, truncate_dim: int | None) -> int:
-        """Return how many dimensions are left of a vector cut to ``truncate_dim``, in the sense of a slice."""
+        """Return the number of dimensions of ``vector[:truncate_dim]``."""
         return len(range(self.dimension)[:truncate_dim])
 
     @functools.cached_property
     def include_prompt(self) -> bool:
-        """Whether the tokens of a prompt are pooled together with the text's own: by the last pooling, if by any."""
+        """Whether the last Pooling module includes the tokens of the prompt; True if there is no Pooling."""
         return next((module.include_prompt for module in self.modules[::-1] if isinstance(module, Pooling)), True)
 
     def with_prompt_pooled(self, include_prompt: bool) -> Self:
-        """Return the same model, with the tokens of a prompt pooled together with the text's own, or left out."""
+        """Return the same model with another ``include_prompt``."""
         if include_prompt == self.include_prompt:
             return self
         modules = tuple(
@@ -107,15 +109,15 @@ class Pipeline:
         }
 
     def sentence_features(self, ids: TokenIds, fused: Fused, prompt_length: int = 0) -> Iterator[Features]:
-        """Yield the features of some texts, among them ``sentence_embedding``, by groups of texts, in order.
+        """Yield the features of the texts, with ``sentence_embedding``, in groups of texts, in order.
 
-        Those vectors are where they were computed, and in memory of their own. Where nothing else is needed for them,
-        the texts are one group, and there are no other features.
+        The vectors stay on the device, in their own memory. If the vectors need no other features, all texts are one
+        group, and there are no other features.
 
         Args:
-            ids: Token ids of each text, special tokens included.
-            fused: The operations to compute with.
-            prompt_length: How many of each text's first tokens are a prompt.
+            ids: Token ids of each text, with special tokens.
+            fused: The operations of the device.
+            prompt_length: Number of tokens of the prompt at the start of each text.
         """
         offsets = self._offsets(ids)
         packing = Packing.of(ids.lengths, offsets, self.row_rule)
@@ -141,9 +143,9 @@ class Pipeline:
         yield features
 
     def token_features(self, ids: TokenIds, fused: Fused, prompt_length: int = 0) -> Iterator[Features]:
-        """Yield all features of some texts, in the host's memory, by groups of equal length, in order.
+        """Yield all features of the texts, in host memory, in groups of equal length, in order.
 
-        ``sentence_embedding`` has the bits that it has in :meth:`sentence_features`.
+        ``sentence_embedding`` is bit for bit that of :meth:`sentence_features`.
         """
         packing = Packing.of(ids.lengths, self._offsets(ids), self.row_rule)
         vectors = [features["sentence_embedding"] for features in self.sentence_features(ids, fused, prompt_length)]
@@ -158,7 +160,7 @@ class Pipeline:
             yield features
 
     def _offsets(self, ids: TokenIds) -> Int[Array, "texts"] | None:
-        """Return a number for each text, of its own ids, for :meth:`Packing.of`; None where it needs none."""
+        """Return a number for each text, computed from its ids, if :meth:`Packing.of` needs them; else None."""
         return ids.sums() if self.row_rule.needs_offsets else None
 
     def _features(self, ids: TokenIds, packing: Packing, fused: Fused, prompt_length: int) -> Iterator[Features]:
@@ -173,10 +175,10 @@ class Pipeline:
     def _apply_modules(
         self, group: Group, ids: Int[Array, "tokens"], hidden: Array, layers: Sequence[Array], prompt_length: int
     ) -> Features:
-        """Return the features of a group of texts: the transformer's, and those of the modules after it."""
+        """Return the features of a group of texts from the transformer and from the modules after it."""
         input_ids, vectors = group.of(ids).astype(np.int64), group.of(hidden)
         attention_mask = np.ones_like(input_ids)
-        if group.tokens == 0:  # there must be a token to look at, even if it is masked
+        if group.tokens == 0:  # modules need at least one token, even if it is masked
             input_ids = attention_mask = np.zeros((group.texts, 1), np.int64)
             vectors = np.zeros((group.texts, 1, hidden.shape[1]), hidden.dtype)
             layers = [vectors] * len(layers)
@@ -196,7 +198,7 @@ class Pipeline:
 
 
 def open_flow(repo: ModelRepo, tokenizer: TextTokenizer) -> Flow:
-    """Return what the modules after the transformer of ``repo`` have to work with."""
+    """Return the input of the modules after the transformer of ``repo``."""
     widths = {"token_embeddings": repo.config.hidden_size}
     return Flow(widths, repo.config.num_hidden_layers, tokens=tokenizer.largest_id + 1)
 

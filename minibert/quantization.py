@@ -1,4 +1,4 @@
-"""Quantization of vectors to one byte or one bit a dimension, as sentence-transformers defines it."""
+"""Quantization of vectors to one byte or one bit per dimension, as sentence-transformers defines it."""
 
 import logging
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ def quantize_embeddings(
     ranges: Float[Array, "2 D"] | None = None,
     calibration_embeddings: Float[Array, "m D"] | Sequence[Float[Array, "D"]] | None = None,
 ) -> Num[Array, "*n E"]:
-    """Return ``embeddings`` at a lower precision.
+    """Return ``embeddings`` in a lower precision.
 
     Args:
-        embeddings: Vectors of floats: an array of rows, a list of vectors, or a single one.
+        embeddings: Vectors of floats: an array of rows, a list of vectors, or a single vector.
         precision: ``"float32"``; ``"int8"`` or ``"uint8"``, one of 256 steps between the smallest and the largest
             value of the dimension; ``"binary"`` (int8) or ``"ubinary"`` (uint8), the sign of each dimension, eight
-            to a byte, so that ``E = ceil(D / 8)``.
+            per byte, so that ``E = ceil(D / 8)``.
         ranges: Smallest and largest value of each dimension, for ``int8`` and ``uint8``.
-        calibration_embeddings: Vectors to take the ranges from; by default ``embeddings`` themselves.
+        calibration_embeddings: Vectors that define the ranges. The default is ``embeddings``.
 
     Raises:
-        ValueError: The precision is unknown, the vectors are integers already, the ranges have another shape, or
-            they would have to come from a single vector.
+        ValueError: The precision is unknown, the vectors are already integers, the ranges have a wrong shape, or a
+            single vector would define them.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; it is {precision!r}.")
@@ -55,7 +55,7 @@ def quantize_embeddings(
         raise ValueError(
             f"ranges must have shape (2, {embeddings.shape[-1]}), smallest and largest; got {ranges.shape}."
         )
-    # In float32 and in this order, as sentence-transformers: the largest value lands on 254 or 255 by rounding.
+    # In float32 and in this order, as in sentence-transformers: rounding decides if the largest value is 254 or 255.
     low, high = ranges
     step = (high - low) / 255
     step = np.where(step == 0, 1, step)
@@ -64,10 +64,10 @@ def quantize_embeddings(
 
 
 def quantize_tokens(vectors: Sequence[Float[Array, "tokens H"]], precision: Precision) -> list[Num[Array, "tokens E"]]:
-    """Return the token vectors of each text at a lower precision; the ranges are those of all tokens together.
+    """Return the token vectors of each text in a lower precision. The ranges come from all tokens together.
 
     Raises:
-        ValueError: As :func:`quantize_embeddings`.
+        ValueError: As in :func:`quantize_embeddings`.
     """
     if not vectors:
         return []
@@ -76,7 +76,7 @@ def quantize_tokens(vectors: Sequence[Float[Array, "tokens H"]], precision: Prec
 
 
 class Ranges:
-    """Smallest and largest value of each dimension, of vectors that come a part at a time."""
+    """Smallest and largest value of each dimension, for vectors that arrive in parts."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -84,14 +84,14 @@ class Ranges:
         self._high: Array = np.array(-np.inf, np.float32)
 
     def add(self, vectors: Float[Array, "n D"]) -> None:
-        """Take more vectors into account."""
+        """Include more vectors."""
         if len(vectors):
             self._count += len(vectors)
             self._low = np.minimum(self._low, vectors.min(axis=0))
             self._high = np.maximum(self._high, vectors.max(axis=0))
 
     def result(self, precision: str) -> Float[Array, "2 D"]:
-        """Return them, for ``precision``; few vectors are a warning, and a single one is a ValueError."""
+        """Return the ranges for ``precision``. Fewer than 100 vectors log a warning; fewer than 2 raise ValueError."""
         if self._count < 2:
             raise ValueError(
                 f"{precision} ranges cannot come from a single vector. Pass ranges= or calibration_embeddings= to "

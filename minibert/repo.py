@@ -1,6 +1,6 @@
-"""A model repo's description: which modules, which sizes, which prompts; everything but tokenizer and weights.
+"""The description of a model repo: modules, sizes and prompts; everything except tokenizer and weights.
 
-It reads what sentence-transformers 2 to 6 wrote, and bare transformers repos without ``modules.json``.
+minibert reads repos of sentence-transformers 2 to 6, and plain transformers repos without ``modules.json``.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from minibert.similarity import SIMILARITY
 
 logger = logging.getLogger("minibert")
 
-#: The transformer module's own config, under the names that sentence-transformers has given it.
+#: File names that sentence-transformers has used for the config of the transformer module.
 TRANSFORMER_CONFIGS = (
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -31,10 +31,10 @@ TRANSFORMER_CONFIGS = (
     "sentence_xlnet_config.json",
 )
 
-#: Arguments for loading, in the names of sentence-transformers 5.4 and of those before it.
+#: Arguments for loading: the names in sentence-transformers 5.4, and the older names.
 _KWARGS = {"model_kwargs": "model_args", "processor_kwargs": "tokenizer_args", "config_kwargs": "config_args"}
 
-#: Arguments for loading the model that do not change its vectors: minibert chooses the precision itself.
+#: Arguments for loading the model that minibert can ignore. It chooses the precision itself.
 _HARMLESS_MODEL_KWARGS = {
     "add_pooling_layer",
     "attn_implementation",
@@ -44,33 +44,33 @@ _HARMLESS_MODEL_KWARGS = {
     "use_safetensors",
 }
 
-#: The prompts that every model has unless it, or its user, says otherwise.
+#: The default prompts of every model. The model or its user can change them.
 DEFAULT_PROMPTS = {"query": "", "document": ""}
 
 
 class ModuleFolder(NamedTuple):
-    """A module after the transformer: its class, and the folder of its files.
+    """A module after the transformer: its class and its folder.
 
-    ``folder`` is None for the mean pooling of a repo that names no modules.
+    ``folder`` is None for the mean pooling of a repo without ``modules.json``.
     """
 
     kind: str
     folder: Path | None
 
 
-#: What sentence-transformers puts after a bare transformers model.
+#: The module that sentence-transformers adds after a plain transformers model.
 _MEAN_POOLING = ModuleFolder("Pooling", None)
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerSettings:
-    """What ``sentence_bert_config.json`` says.
+    """The content of ``sentence_bert_config.json``.
 
     Attributes:
-        max_seq_length: The most tokens of a text, special tokens included; None where the file does not say.
+        max_seq_length: Maximum number of tokens of a text, with special tokens; None if the file does not say.
         do_lower_case: Whether texts are lower-cased before the tokenizer.
-        tokenizer_overrides: Keys that take the place of those in ``tokenizer_config.json``.
-        config_overrides: Keys that take the place of those in ``config.json``.
+        tokenizer_overrides: Keys that override ``tokenizer_config.json``.
+        config_overrides: Keys that override ``config.json``.
     """
 
     max_seq_length: int | None = None
@@ -80,7 +80,7 @@ class TransformerSettings:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Return the settings in ``folder``; without such a file, the defaults."""
+        """Return the settings in ``folder``, or the defaults if there is no such file."""
         path = next((folder / name for name in TRANSFORMER_CONFIGS if is_there(folder / name)), None)
         if path is None:
             return cls()
@@ -110,16 +110,16 @@ class ModelRepo:
 
     Attributes:
         folder: The repo.
-        transformer_folder: The folder of the BertModel and its tokenizer: ``folder`` itself, or one inside it.
+        transformer_folder: The folder of the BertModel and its tokenizer: ``folder`` itself, or a folder inside it.
         config: The BertModel's config.
-        transformer: What ``sentence_bert_config.json`` says.
-        modules: The modules after the transformer, in their order.
+        transformer: The content of ``sentence_bert_config.json``.
+        modules: The modules after the transformer, in order.
         prompts: Prompt texts by name.
-        default_prompt_name: The prompt that ``encode`` uses when it is given none, or None.
+        default_prompt_name: Name of the prompt that ``encode`` uses by default, or None.
         similarity_fn_name: The model's similarity function, or None.
-        truncate_dim: To how many dimensions the vectors are cut, or None.
-        dtype: The precision that ``config.json`` says the weights were saved in, for information.
-        tokenizer_class: The tokenizer's class where ``tokenizer_config.json`` names none, or None.
+        truncate_dim: Number of dimensions that vectors are truncated to, or None.
+        dtype: The precision of the saved weights according to ``config.json``, for information.
+        tokenizer_class: The tokenizer's class if ``tokenizer_config.json`` names none, or None.
     """
 
     folder: Path
@@ -139,7 +139,7 @@ class ModelRepo:
         """Return the description of the repo in ``folder``.
 
         Raises:
-            ConfigError: A file is missing, malformed, or asks for what minibert does not implement.
+            ConfigError: A file is missing, malformed, or needs something that minibert does not implement.
             UnsupportedModuleError: ``modules.json`` names a module that minibert does not implement.
         """
         settings = read_optional(folder / "config_sentence_transformers.json")
@@ -151,14 +151,14 @@ class ModelRepo:
         if kind == "SentenceTransformer" and is_there(folder / "modules.json"):
             transformer_folder, modules = _modules(folder)
             transformer = TransformerSettings.from_folder(transformer_folder)
-        else:  # a bare transformers repo: sentence-transformers passes over what else of its own files is there
+        else:  # a plain transformers repo: sentence-transformers ignores its own other files there
             transformer_folder, modules = folder, (_MEAN_POOLING,)
             transformer, settings = TransformerSettings(), {}
         config_path = transformer_folder / "config.json"
         raw = read_object(config_path)
         config = BertConfig.from_file(config_path, transformer.config_overrides)
         path = folder / "config_sentence_transformers.json"
-        # Other models' functions, such as "maxsim", do not apply to single vectors.
+        # Functions of other model types, such as "maxsim", do not apply to single vectors.
         similarity = _optional(path, settings, "similarity_fn_name", str)
         return cls(
             folder=folder,
@@ -175,7 +175,7 @@ class ModelRepo:
         )
 
     def files(self) -> list[str]:
-        """Return the files of the repo that minibert reads, as paths relative to its folder, sorted."""
+        """Return the files of the repo that minibert reads, as sorted paths relative to its folder."""
         modules = [self.transformer_folder, *(path for _, path in self.modules if path is not None)]
         found = [path for folder in {self.folder, *modules} for path in folder.glob("*") if path.is_file()]
         return needed_files(
@@ -185,12 +185,12 @@ class ModelRepo:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What tells the model from every other: the SHA-256, in hexadecimal, of the names and contents of its files.
+        """A hash that identifies the model: the SHA-256 (hexadecimal) of the names and contents of its files.
 
-        It is that of what ``sha256sum`` prints about them, in the order of :meth:`files`. The files are read when it
-        is first asked for.
+        It is the hash of the output of ``sha256sum`` for these files, in the order of :meth:`files`. The first access
+        reads the files.
         """
-        import hashlib  # it loads OpenSSL, and most programs never come here
+        import hashlib  # it loads OpenSSL, and most programs do not need it
 
         listing = hashlib.sha256()
         for name in self.files():
@@ -199,17 +199,17 @@ class ModelRepo:
         return listing.hexdigest()
 
     def max_seq_length(self, model_max_length: int | None) -> int:
-        """Return the most tokens of a text, special tokens included.
+        """Return the maximum number of tokens of a text, with special tokens.
 
         Args:
             model_max_length: The tokenizer's limit, or None.
 
         Raises:
-            ConfigError: The limit that the repo states is beyond the model's position table.
+            ConfigError: The repo's limit is larger than the model's position table.
         """
         positions = self.config.max_position_embeddings
         stated = self.transformer.max_seq_length
-        if "model_max_length" in self.transformer.tokenizer_overrides:  # which win, as in sentence-transformers
+        if "model_max_length" in self.transformer.tokenizer_overrides:  # precedence as in sentence-transformers
             stated = model_max_length
         if stated is None:
             return positions if model_max_length is None else min(model_max_length, positions)
@@ -236,7 +236,7 @@ def _modules(folder: Path) -> tuple[Path, tuple[ModuleFolder, ...]]:
 
 
 def _module(path: Path, entry: Any) -> tuple[str, Path]:
-    """Return class and folder of a module. Its type is compared with known names; nothing is ever imported."""
+    """Return class and folder of a module. The class is compared with known names and never imported."""
     folder = path.parent / module_folder(path, entry)
     if not isinstance(entry.get("type"), str):
         raise ConfigError(f"{path}: each module must have a type; found {entry!r}.")
@@ -250,7 +250,7 @@ def _module(path: Path, entry: Any) -> tuple[str, Path]:
 
 
 def _refuse_other_inference(path: Path, config: dict[str, Any]) -> None:
-    """Raise ConfigError on what is left of sentence_bert_config.json if it could change the vectors."""
+    """Raise ConfigError if other keys of sentence_bert_config.json could change the vectors."""
     same = {
         "transformer_task": "feature-extraction",
         "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -259,7 +259,7 @@ def _refuse_other_inference(path: Path, config: dict[str, Any]) -> None:
     for key, value in same.items():
         if config.pop(key, value) not in (value, None):
             raise ConfigError(f"{path}: {key} must be {value!r}, as for every BertModel encoder.")
-    config.pop("unpad_inputs", None)  # how padding is handled, not what comes out
+    config.pop("unpad_inputs", None)  # it affects padding, not the vectors
     for key in ("processing_kwargs", "query_length", "document_length", "query_expansion"):
         if config.pop(key, None):
             raise ConfigError(f"{path}: {key} is not implemented, and would change the vectors.")
@@ -274,7 +274,7 @@ def _without_trust(path: Path, name: str, value: Any) -> dict[str, Any]:
 
 
 def _flag(path: Path, config: dict[str, Any], key: str) -> bool:
-    """Take a flag out of a config, and return it. A text is refused: "false" would count as true."""
+    """Remove a flag from a config and return it. A text is refused: "false" would count as true."""
     value = config.pop(key, False)
     if not isinstance(value, bool):
         raise ConfigError(f"{path}: {key} must be true or false; it is {value!r}.")

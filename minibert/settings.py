@@ -1,4 +1,4 @@
-"""What can be set on an encoder: one object, which is checked as a whole and copied as a whole."""
+"""The settings of an encoder: one object that is checked and copied as a whole."""
 
 import copy
 import dataclasses
@@ -12,14 +12,14 @@ from minibert.typing import OnTruncate
 
 logger = logging.getLogger("minibert")
 
-#: The prompts for each kind of text, by the names that models give them; of several, the first is used.
+#: The prompt names that models use for each kind of text. The first name that a model has is used.
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 _Value = TypeVar("_Value")
 
 
 class Prompts(dict[str, str]):
-    """Prompt texts by name. Every name and every text is checked when it is put in; None becomes an empty text.
+    """Prompt texts by name. Every new name and text is checked. None becomes an empty text.
 
     Raises:
         TypeError: A name or a prompt is not a text (str).
@@ -34,13 +34,13 @@ class Prompts(dict[str, str]):
         self.update({name: text})
 
     def setdefault(self, name: str, text: str | None = "") -> str:
-        """Return the prompt of this name; where there is none, put in ``text`` first."""
+        """Return the prompt with this name. If there is none, set it to ``text`` first."""
         if name not in self:
             self[name] = text
         return self[name]
 
     def update(self, *prompts: Any, **named: Any) -> None:
-        """Put in prompts; where one of them is refused, none is put in."""
+        """Add prompts. If one of them is refused, none is added."""
         if prompts and not isinstance(prompts[0], Mapping | tuple | list):
             raise TypeError(f"prompts must map names to texts; it is {prompts[0]!r}.")
         super().update({name: _prompt(name, text) for name, text in dict(*prompts, **named).items()})
@@ -51,7 +51,7 @@ class Prompts(dict[str, str]):
 
 
 def _prompt(name: object, text: str | None) -> str:
-    """Return the text of a prompt, which is checked together with its name."""
+    """Check a prompt and its name; return the prompt's text."""
     require_text("the name of a prompt", name)
     text = "" if text is None else text
     require_text(f"prompts[{name!r}]", text)
@@ -60,25 +60,25 @@ def _prompt(name: object, text: str | None) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What can be set on a loaded encoder. To make one checks all of it.
+    """The settings of a loaded encoder. The constructor checks all of them.
 
     Only :attr:`prompts` can change in place.
 
     Attributes:
         prompts: Prompt texts by name.
-        default_prompt_name: The prompt that ``encode`` uses when it is given none, or None.
+        default_prompt_name: Name of the prompt that ``encode`` uses by default, or None.
         similarity_fn_name: The function that compares vectors.
-        truncate_dim: To how many dimensions vectors are cut, or None.
-        on_truncate: What happens when texts are longer than ``max_seq_length``.
-        num_threads: On how many threads ``encode`` computes.
-        max_batch_tokens: How many tokens each of them computes at a time.
-        max_seq_length: The most tokens of a text, special tokens included.
-        include_prompt: Whether the tokens of a prompt are pooled together with the text's own.
-        lengths: The smallest and the largest ``max_seq_length`` that the model allows. It cannot be set.
+        truncate_dim: Number of dimensions that vectors are truncated to, or None.
+        on_truncate: What happens if texts are longer than ``max_seq_length``.
+        num_threads: Number of threads of ``encode``.
+        max_batch_tokens: Number of tokens that each thread computes at a time.
+        max_seq_length: Maximum number of tokens of a text, with special tokens.
+        include_prompt: Whether pooling includes the tokens of the prompt.
+        lengths: The smallest and the largest ``max_seq_length`` that the model allows. It is not a setting.
 
     Raises:
         TypeError: A prompt is not a text (str).
-        ValueError: A setting has a value that it cannot have.
+        ValueError: A setting has an invalid value.
     """
 
     prompts: dict[str, str]
@@ -108,20 +108,20 @@ class Settings:
         self._check_default_prompt()
 
     def changed(self, **values: Any) -> Self:
-        """Return the settings with other values; raises as the class does."""
+        """Return a copy with other values. Raises the errors of the constructor."""
         return dataclasses.replace(self, **values)
 
     def copied(self) -> Self:
-        """Return the same settings, with prompts of their own."""
+        """Return a copy. Its prompts are a copy too."""
         return dataclasses.replace(self, prompts=dict(self.prompts))
 
     def different(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those settings, by name, that are not equal to the value of their name."""
+        """Return the settings that differ from ``values``, by name."""
         own = {name: getattr(self, name) for name in NAMES}
         return {name: copy.copy(value) for name, value in own.items() if value != values[name]}
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
-        """Return what goes before each text: the given prompt, or the named one, or the default one, or nothing."""
+        """Return the text before each input: ``prompt``, or else the named prompt, the default prompt, or ``""``."""
         if prompt is not None:
             require_text("prompt", prompt)
             if prompt_name is not None:
@@ -132,11 +132,11 @@ class Settings:
             return self.prompts[prompt_name]
         if self.default_prompt_name is None:
             return ""
-        self._check_default_prompt()  # again: prompts can be removed
+        self._check_default_prompt()  # again: a prompt can be removed
         return self.prompts[self.default_prompt_name]
 
     def prompt_name(self, kind: Literal["query", "document"]) -> str | None:
-        """Return the name of the prompt for a kind of text; None where there is none."""
+        """Return the name of the prompt for a kind of text, or None."""
         return next((name for name in _PROMPT_NAMES[kind] if name in self.prompts), None)
 
     def _check_default_prompt(self) -> None:
@@ -144,7 +144,7 @@ class Settings:
             self._require_prompt("default_prompt_name", self.default_prompt_name)
 
     def _require_prompt(self, argument: str, name: str) -> None:
-        """Raise ValueError unless there is a prompt of this name."""
+        """Raise ValueError if there is no prompt with this name."""
         if not isinstance(name, str) or name not in self.prompts:
             raise ValueError(f"{argument} must be one of {', '.join(self.prompts)}; it is {name!r}.")
 
@@ -162,16 +162,17 @@ class Settings:
         return length
 
 
-#: The names of all that can be set.
+#: The names of all settings.
 NAMES = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "lengths")
 
 
 def chosen(arguments: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of those settings that arguments of the constructor name.
+    """Return the settings among the arguments of the constructor, by name.
 
     Args:
-        arguments: The arguments, by name; those that are no settings are left out.
-        own: The model's own settings. They stand where an argument is None; its prompts are added to the given ones.
+        arguments: The arguments, by name. Arguments that are not settings are ignored.
+        own: The model's own settings. They replace arguments that are None. If prompts are given, the model's other
+            prompts are kept.
     """
     values = {name: arguments[name] for name in NAMES if name in arguments}
     values = {name: own[name] if value is None else value for name, value in values.items()}
@@ -181,13 +182,13 @@ def chosen(arguments: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 
 
 class HasSettings(Protocol):
-    """What :class:`Setting` needs of the class that it is in."""
+    """A class that can have :class:`Setting` attributes."""
 
     _settings: Settings
 
 
 class Setting(Generic[_Value]):
-    """An attribute that reads and writes the setting of its name; a value that is refused changes nothing."""
+    """An attribute that reads and writes the setting with its name. A refused value changes nothing."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name

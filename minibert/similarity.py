@@ -1,8 +1,8 @@
-"""Similarity functions between vectors, as sentence-transformers names and defines them.
+"""Similarity functions between vectors, with the names and definitions of sentence-transformers.
 
-Each function takes ``(n, D)`` and ``(m, D)`` and returns ``(n, m)`` scores, larger meaning more alike; distances are
-returned as their negatives. A single vector stands for one row. Scores are float32, or float64 where a side is. Where a
-side is a CuPy array, scores are computed on its GPU, and stay there.
+Each function takes ``(n, D)`` and ``(m, D)`` and returns ``(n, m)`` scores. Larger means more similar; distances are
+negated. A single vector counts as one row. Scores are float32, or float64 if one side is float64. If one side is a CuPy
+array, the scores are computed on its GPU and stay there.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from minibert.typing import Array, Float, Num
 
 Vectors = Num[Array, "n D"] | Num[Array, "D"] | Sequence[Num[Array, "D"]]
 
-#: Elements of the largest temporary that the distance functions make at a time.
+#: Number of elements of the largest temporary array in the distance functions.
 _BLOCK = 1 << 22
 
 
@@ -34,7 +34,7 @@ def dot(a: Array, b: Array) -> Float[Array, "n m"]:
 def euclidean(a: Array, b: Array) -> Float[Array, "n m"]:
     """Return the negative Euclidean distance of every row of ``a`` to every row of ``b``.
 
-    From the differences themselves: ``|a|^2 + |b|^2 - 2ab`` cancels, and gives equal rows a distance.
+    It is computed from the differences. ``|a|^2 + |b|^2 - 2ab`` has cancellation: equal rows would get a distance.
     """
     return _by_difference(a, b, _negative_length)
 
@@ -44,7 +44,7 @@ def manhattan(a: Array, b: Array) -> Float[Array, "n m"]:
     return _by_difference(a, b, _negative_sum)
 
 
-#: By the names of ``similarity_fn_name``.
+#: The functions by ``similarity_fn_name``.
 SIMILARITY: dict[str, Callable[[Array, Array], Array]] = {
     "cosine": cosine,
     "dot": dot,
@@ -85,7 +85,7 @@ def _same_width(a: Vectors, b: Vectors) -> tuple[Array, Array]:
     """Return both as float32 matrices of the same width."""
     xp = array_namespace(_on_gpu(a, b))
     left, right = _matrix(a, xp), _matrix(b, xp)
-    if 0 in {left.size, right.size}:  # no vectors at all, such as [], are as wide as the others
+    if 0 in {left.size, right.size}:  # an empty list takes the width of the other side
         left, right = _as_wide(left, right), _as_wide(right, left)
     if left.shape[1] != right.shape[1]:
         raise ValueError(f"both sides must have vectors of the same width; got {left.shape[1]} and {right.shape[1]}.")
@@ -97,7 +97,7 @@ def _as_wide(matrix: Array, other: Array) -> Array:
 
 
 def _on_gpu(*sides: Any) -> Any:
-    """Return the first CuPy array among the sides, or among the vectors of a list; None if there is none."""
+    """Return the first CuPy array among the sides, or among the first vectors of lists; None if there is none."""
     for side in sides:
         first = side[0] if isinstance(side, list | tuple) and len(side) else side
         if array_namespace(first) is not np:
@@ -106,7 +106,7 @@ def _on_gpu(*sides: Any) -> Any:
 
 
 def _where(*sides: Any) -> contextlib.AbstractContextManager[Any]:
-    """Let this thread work on the GPU that one of the sides is on, if one is."""
+    """Return a context in which this thread uses the GPU of the sides, if there is one."""
     array = _on_gpu(*sides)
     where: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if array is None else array.device
     return where
@@ -118,7 +118,7 @@ def _dot_products(a: Array, b: Array) -> Float[Array, "n"]:
 
 
 def _matrix(vectors: Vectors, xp: Any) -> Float[Array, "n D"]:
-    if xp is not np and isinstance(vectors, list | tuple) and len(vectors):  # CuPy makes no array of arrays
+    if xp is not np and isinstance(vectors, list | tuple) and len(vectors):  # CuPy cannot convert a list of arrays
         vectors = xp.stack([xp.asarray(vector) for vector in vectors])
     matrix = xp.asarray(vectors)
     if matrix.shape == (0,):

@@ -1,4 +1,4 @@
-"""The rules of the code base: imports point down, the reference stays small, heavy things load late."""
+"""The rules of the code base: imports go only to lower layers, the reference is small, heavy imports are late."""
 
 import ast
 import json
@@ -14,8 +14,8 @@ import minibert
 
 PACKAGE = Path(minibert.__file__).parent
 
-#: The floors of the house, the lowest first: modules, and wings (packages). An import goes to a lower floor, or stays
-#: in its wing. docs/architecture.md has the same list.
+#: The layers of modules and packages, from lowest to highest. A module may import only from lower layers and from its
+#: own package. docs/architecture.md has the same list.
 FLOORS = (
     ("errors", "instead", "typing"),
     ("arrays", "inputs", "safe"),
@@ -36,7 +36,7 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-#: The floors inside each wing.
+#: The layers inside each package.
 WINGS = {
     "cli": (
         ("help_texts", "terminal"),
@@ -61,18 +61,18 @@ WINGS = {
     "modules": (("__init__",), ("kinds",), ("chain",)),
     "safe": (("__init__", "atomic", "escapes", "regular"), ("jsonfile",)),
 }
-#: Wings that may use nothing of another, though it is lower.
+#: Packages that must not import from some lower packages.
 APART = {"engine": {"files"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def address(path):
-    """Return the parts of a module's name below minibert; a package's own file is its __init__."""
+    """Return the parts of a module's name below minibert. The file of a package is its ``__init__``."""
     return path.relative_to(PACKAGE).with_suffix("").parts
 
 
 def modules_of(name):
-    """Return the parts of an imported name below minibert, cut to the module that it is in."""
+    """Return the parts of the imported module's name below minibert."""
     parts = name.split(".")[1:]
     for end in range(len(parts), 0, -1):
         path = PACKAGE.joinpath(*parts[:end])
@@ -84,7 +84,7 @@ def modules_of(name):
 
 
 def imported(path):
-    """Return the addresses of minibert's modules that a file imports anywhere."""
+    """Return the minibert modules that a file imports, at any place in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -96,13 +96,13 @@ def imported(path):
 
 
 def floor(floors, name):
-    """Return the number of the floor that a module or wing is on."""
+    """Return the number of the layer of a module or package."""
     return next(number for number, names in enumerate(floors) if name in names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    """A module imports only from lower floors of the house, and from lower floors of its wing."""
+    """A module imports only from lower layers, also inside its package."""
     own = address(path)
     for other in imported(path) - {own}:
         shared, floors = 0, FLOORS
@@ -114,7 +114,7 @@ def test_imports_point_down(path):
 
 
 def test_every_module_has_its_floor():
-    """No module or wing is left out, and none is listed that is not there."""
+    """The lists have every module and package, and no others."""
     for wing, floors in {"": FLOORS, **WINGS}.items():
         folder = PACKAGE.joinpath(*wing.split(".")) if wing else PACKAGE
         packages = {path.parent.name for path in folder.glob("*/__init__.py")}
@@ -123,7 +123,7 @@ def test_every_module_has_its_floor():
 
 
 def test_the_page_about_the_architecture_is_true():
-    """docs/architecture.md names every floor, in order, and every module of the engine."""
+    """docs/architecture.md names every layer, in order, and every module of the engine."""
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     house, engine = (
         [re.findall(r"`(\w+)/?`", row) for row in re.findall(r"^\| (`.+?`) \|", part, re.MULTILINE)]
@@ -136,12 +136,12 @@ def test_the_page_about_the_architecture_is_true():
 
 
 def test_the_reference_is_short():
-    """model.py can be read in one sitting: under 200 lines."""
+    """model.py is short: under 200 lines."""
     assert len((PACKAGE / "model.py").read_text("utf-8").splitlines()) < 200
 
 
 def names_cupy(source):
-    """Return whether a source imports CuPy, by whatever form, or uses a name of it."""
+    """Return whether a source imports CuPy in any form, or uses one of its names."""
     tops = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -157,7 +157,7 @@ def names_cupy(source):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_cupy_is_named_in_one_place(path):
-    """Only ``arrays`` and ``engine.cuda_device`` name CuPy, so nothing else can come to depend on it."""
+    """Only ``arrays`` and ``engine.cuda_device`` name CuPy. Nothing else may depend on it."""
     allowed = path in {PACKAGE / "arrays.py", PACKAGE / "engine" / "cuda_device.py"}
 
     assert allowed or not names_cupy(path.read_text("utf-8"))
@@ -203,7 +203,7 @@ def test_import_loads_nothing_heavy():
 
 
 def test_encoding_from_a_folder_loads_nothing_heavy():
-    """A vector from a local folder needs none of them either."""
+    """A vector from a local folder does not need them either."""
     code = (
         "import json, sys, minibert; minibert.SentenceEncoder(sys.argv[1]).encode('a');"
         "print(json.dumps(sorted(sys.modules)))"
@@ -215,6 +215,6 @@ def test_encoding_from_a_folder_loads_nothing_heavy():
 
 
 def test_every_public_name_is_documented():
-    """What ``import *`` gives has a docstring."""
+    """Every name of ``import *`` has a docstring."""
     for name in minibert.__all__:
         assert getattr(minibert, name).__doc__, name

@@ -1,4 +1,4 @@
-"""README's examples give what they show; its links, and those of docs/, lead somewhere; its numbers are on record."""
+"""README's examples give the shown output, links in the repository are valid, and numbers come from records."""
 
 import doctest
 import json
@@ -44,7 +44,7 @@ def test_search_example():
 
 
 def test_numbers_of_the_built_in_model():
-    """What docs/ says of its speed is in the record, and of its quality on the model's card."""
+    """Its speed in docs/ agrees with the record, and its quality with the model card."""
     record = json.loads((ROOT / "tools" / "results" / "builtin-avx2.json").read_text("utf-8"))
     pages = [(ROOT / "docs" / page).read_text("utf-8") for page in ("performance.md", "models.md")]
     said = " ".join(" ".join(pages).split())
@@ -60,10 +60,10 @@ def test_numbers_of_the_built_in_model():
     student, teacher = (re.search(rf"^\| {name} \| (\S+) \| (\S+) \|$", card, re.MULTILINE) for name in NAMES)
 
     assert f"{min(ratio['short'], ratio['mixed']):.0f} times as many short or mixed texts" in said
-    assert f"(long ones {ratio['long']:.0f} times, of which it reads twice as much)" in said
-    assert f"its first vector is there {median(record, 'cold', 'builtin', ''):.2f} s after" in said
+    assert f"({ratio['long']:.0f} times as many long texts, although it reads twice as many tokens of each)" in said
+    assert f"its first vector is ready {median(record, 'cold', 'builtin', ''):.2f} s after" in said
     (english, german), (english_teacher, german_teacher) = (map(float, row.groups()) for row in (student, teacher))
-    assert f"{english:.3f} (its teacher's {english_teacher:.3f}; German: {german:.3f} and {german_teacher:.3f})" in said
+    assert f"{english:.3f} (its teacher: {english_teacher:.3f}; German: {german:.3f} and {german_teacher:.3f})" in said
 
 
 def median(record, measure, model, workload):
@@ -81,19 +81,19 @@ def test_length_of_the_reference():
 
 
 def test_readme_is_short():
-    """A page, not a book: the rest is in docs/."""
+    """README is one page; everything else is in docs/."""
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 160
 
 
 PAGES = [ROOT / "README.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-#: Where the files of the repository are on the web: README's links must work on a package index, too.
+#: The repository's address on the web. README's links must also work on a package index.
 ON_THE_WEB = re.compile(
     r"https://(?:github\.com|raw\.githubusercontent\.com)/minibert/minibert/(?:(?:blob|tree)/)?main/"
 )
 
 
 def anchors(page):
-    """Return the anchors of a page's headings, as they are made on the web."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -101,7 +101,7 @@ def anchors(page):
 @pytest.mark.skipif(not (ROOT / "minibert").is_dir(), reason="the files of a checkout are not there")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    """Each link to a file of the repository leads to one, and to a heading that is there; README's are absolute."""
+    """Each link to a file of the repository has an existing file and heading; README's links are absolute."""
     targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
     assert targets or page.name == "command-line.md"
     for target in targets:

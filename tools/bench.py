@@ -1,14 +1,14 @@
-"""Measure minibert beside other float32 encoders on this machine's processor; make tables and a picture of it.
+"""Measure minibert and other float32 encoders on this machine's processor; make tables and a chart.
 
     python tools/bench.py setup DIR
     python tools/bench.py run DIR --texts short=FILE mixed=FILE long=FILE --out RESULTS.json
     python tools/bench.py table RESULTS.json
     python tools/bench.py chart RESULTS.json --out FILE.svg
 
-``setup`` makes environments, models and exports in DIR; what is there is kept, and what fails is said. ``run`` measures
-with what is there: throughput from strings to vectors, latency of one text, cold start, memory, installed size. Each
-number comes from a new process; the encoders take turns on the same distinct texts, and every round begins with the
-machine's sgemm peak. A time is shown only when the vectors are sentence-transformers'. Linux only.
+``setup`` makes environments, models and exports in DIR. It keeps existing ones and reports failures. ``run`` measures
+with the existing ones: throughput from strings to vectors, latency of one text, cold start, memory, installed size.
+Each number comes from a new process. The encoders take turns on the same distinct texts. Each round begins with the
+machine's sgemm peak. A time is shown only if the vectors agree with sentence-transformers. Linux only.
 """
 
 import argparse
@@ -36,20 +36,20 @@ from bench_tables import DISTURBED, OWN, REFERENCE, render, seconds
 WORKER = ROOT / "tools" / "bench_peers.py"
 MEASURES = ("throughput", "latency", "cold", "memory", "size")
 
-#: Vector instructions by the flag that Linux has for them, the widest first.
+#: Vector instructions and their flags in Linux, widest first.
 INSTRUCTIONS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"}
 
-#: How many starts of each encoder the cold start is the median of.
+#: Number of starts of each encoder. The cold start is their median.
 STARTS = 10
 
 
 class Workload(NamedTuple):
-    """What a model encodes in one pass.
+    """The texts of one pass of a model.
 
     Attributes:
         texts: Distinct texts.
-        tokens: How many tokens they have after the cut at the model's limit, special tokens included, padding not.
-        gflop: The useful operations on them, see :func:`count_flops`.
+        tokens: Number of tokens after truncation at the model's limit, with special tokens, without padding.
+        gflop: The useful operations for them; see :func:`count_flops`.
     """
 
     texts: list[str]
@@ -58,14 +58,14 @@ class Workload(NamedTuple):
 
 
 def count_flops(config: Mapping[str, int], lengths: Iterable[int]) -> int:
-    """Return the operations of BERT's matrix products on texts of these lengths, with the whole last layer."""
+    """Return the operations of BERT's matrix products for texts of these lengths, with the complete last layer."""
     hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     per_token = 2 * (4 * hidden**2 + 2 * hidden * inner)
     return layers * sum(per_token * length + 4 * hidden * length**2 for length in lengths)
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return the distinct lines of a file: no encoder may profit from a text that it has seen."""
+    """Return the distinct lines of a file. Repeated texts would favour encoders that compute equal texts once."""
     return list(dict.fromkeys(filter(None, path.read_text("utf-8").split("\n"))))
 
 
@@ -77,7 +77,7 @@ def thin(lengths: Sequence[int], every: int) -> list[int]:
 
 
 def make_workload(model: Path, texts: list[str], every: int) -> Workload:
-    """Return one text in ``every``, and what a model has to compute for them."""
+    """Return one text in ``every``, and the number of tokens and operations for them."""
     rows = tokenize(model)(texts)
     chosen = thin([len(row) for row in rows], every)
     lengths = [len(rows[i]) for i in chosen]
@@ -86,18 +86,18 @@ def make_workload(model: Path, texts: list[str], every: int) -> Workload:
 
 
 def farthest(vectors: Array, reference: Array) -> float:
-    """Return the largest difference between the numbers of two sets of vectors, each scaled to length 1."""
+    """Return the largest difference between two sets of vectors, each vector scaled to length 1."""
     a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (vectors, reference))
     return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
 
 
 def without_folders(text: str) -> str:
-    """Return a text with each path cut to its last name."""
+    """Return a text with each path shortened to its last name."""
     return re.sub(r"[^\s='\"]*/(?=[^\s/])", "", text)
 
 
 def work(python: Path, task: Mapping[str, Any], timeout: float = 900) -> dict[str, Any]:
-    """Return what a worker found, with the seconds from its start to its answer; or its ``error``."""
+    """Return the result of a worker, with the seconds from its start to its answer; or its ``error``."""
     if not python.exists():
         return {"error": "there is no environment for it"}
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
@@ -117,7 +117,7 @@ def work(python: Path, task: Mapping[str, Any], timeout: float = 900) -> dict[st
         killer = threading.Timer(timeout, process.kill)
         killer.start()
         try:
-            # The kernel shares cores out by session: without this, work in another session would halve the numbers.
+            # The kernel divides cores between sessions. Without this, work in another session would halve the numbers.
             with contextlib.suppress(OSError):
                 Path(f"/proc/{process.pid}/autogroup").write_text("-20", "utf-8")
             for line in process.stdout or ():
@@ -138,11 +138,11 @@ class Bench:
     """A run of the benchmark.
 
     Attributes:
-        results: What it found so far: everything that a results file holds.
+        results: The results so far: the whole content of a results file.
     """
 
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
-        """Look at what there is to measure with."""
+        """Find the installed peers and models."""
         self.options = options
         self.scratch = scratch
         self.cores = len(os.sched_getaffinity(0))
@@ -169,11 +169,11 @@ class Bench:
         self.able = {model: [name for name in self.peers if self.has_export(name, model)] for model in self.workloads}
 
     def environment(self, name: str) -> Path:
-        """Return the python that ``setup`` made for a peer."""
+        """Return the Python that ``setup`` made for a peer."""
         return self.options.folder / "envs" / PEERS[name].environment / "bin" / "python"
 
     def python(self, name: str) -> Path:
-        """Return the python that a peer is measured with."""
+        """Return the Python that runs the measurements of a peer."""
         return self.options.minibert_python if PEERS[name].environment == OWN else self.environment(name)
 
     def inspect(self, name: str) -> bool:
@@ -183,7 +183,7 @@ class Bench:
         packages = work(self.python(name), task)
         if "error" in packages:
             return self.miss(f"{name}: {packages['error']}")
-        # A checkout may be measured, whose size no RECORD tells; the environment of setup has an installed minibert.
+        # If a checkout is measured, it has no RECORD with sizes. The environment of setup has an installed minibert.
         installed = work(self.environment(name), task) if "size" in self.options.measure else {}
         self.results["peers"][name] = {
             "label": peer.label,
@@ -195,23 +195,23 @@ class Bench:
         return True
 
     def has_model(self, name: str) -> bool:
-        """Return whether there is a model."""
+        """Return whether a model exists."""
         there = (self.options.folder / "models" / name / "config.json").exists()
         return there or self.miss(f"there is no model {name}")
 
     def has_export(self, name: str, model: str) -> bool:
-        """Return whether what a peer loads in place of a model is there."""
+        """Return whether the export that a peer loads instead of a model exists."""
         there = (self.options.folder / "exports" / model / PEERS[name].export).exists()
         return there or not PEERS[name].export or self.miss(f"{name}: there is no export of {model}")
 
     def miss(self, what: str) -> bool:
-        """Say and record what is missing; return False."""
+        """Print and record what is missing; return False."""
         self.results["missing"].append(what)
         print(f"missing: {what}", flush=True)
         return False
 
     def open_model(self, name: str) -> dict[str, Workload]:
-        """Record the size of a model and of its workloads, and return these."""
+        """Record the size of a model and of its workloads; return the workloads."""
         folder = self.options.folder / "models" / name
         every = MODELS[name].every
         workloads = {kind: make_workload(folder, texts, every[kind]) for kind, texts in self.options.texts.items()}
@@ -228,11 +228,11 @@ class Bench:
         return workloads
 
     def path(self, model: str, workload: str) -> Path:
-        """Return where the texts of a workload are for the workers."""
+        """Return the file with the texts of a workload for the workers."""
         return self.scratch / f"{model}-{workload}.json"
 
     def turn(self, measure: str, model: str, workload: str, number: int) -> list[dict[str, Any]]:
-        """Let each peer measure once, and compare their vectors; in every round another peer is the first."""
+        """Run each peer once, and compare the vectors. Each round begins with another peer."""
         peers = self.able[model]
         shift = number % len(peers)
         rows, vectors = [], {}
@@ -263,7 +263,7 @@ class Bench:
         return rows
 
     def run(self) -> None:
-        """Measure what was asked for."""
+        """Run the requested measurements."""
         wanted = self.options.measure
         models = [model for model in self.workloads if self.able[model]]
         for number in range(self.options.rounds):
@@ -275,7 +275,7 @@ class Bench:
                 if "latency" in wanted:
                     self.add(self.turn("latency", model, "", number))
         for model in models if "cold" in wanted else ():
-            self.turn("cold", model, "", 0)  # not counted: it brings the files into memory
+            self.turn("cold", model, "", 0)  # not counted: it loads the files into the page cache
             for number in range(STARTS):
                 self.add(self.turn("cold", model, "", number))
 
@@ -287,12 +287,12 @@ class Bench:
         self.results["sgemm"].append(found)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Record rows, in the file too: a run takes long, and may be stopped."""
+        """Record rows, also in the file: a run takes long, and someone may stop it."""
         self.results["rows"] += rows
         self.save()
 
     def save(self) -> None:
-        """Write the results file, if one was asked for."""
+        """Write the results file, if it was requested."""
         if self.options.out:
             self.options.out.write_text(as_json(self.results), "utf-8")
 
@@ -307,7 +307,7 @@ def describe(row: Mapping[str, Any]) -> str:
 
 
 def as_json(results: Mapping[str, Any]) -> str:
-    """Return the contents of a results file, one row a line."""
+    """Return the content of a results file, one row per line."""
     head = json.dumps({key: value for key, value in results.items() if key != "rows"}, indent=1)
     rows = ",\n".join(f"  {json.dumps(row)}" for row in results["rows"])
     return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
@@ -320,19 +320,19 @@ def processor() -> str:
 
 
 def instructions(cpuinfo: str) -> str:
-    """Return the widest vector instructions that Linux tells of a processor; "" where it tells of none."""
+    """Return the widest vector instructions of the processor according to Linux, or ""."""
     flags = set(re.findall(r"\w+", cpuinfo))
     return next((name for flag, name in INSTRUCTIONS.items() if flag in flags), "")
 
 
 def commit() -> str:
-    """Return the commit of the checkout, with ``-dirty`` where it was changed since; "" outside of git."""
+    """Return the commit of the checkout, with ``-dirty`` if files have changed; "" outside of git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def names(allowed: Iterable[str]) -> Callable[[str], list[str]]:
-    """Return the parser of an argument with some of the allowed names, with commas between them."""
+    """Return a parser for an argument with some of the allowed names, separated by commas."""
     known = list(allowed)
 
     def parse(text: str) -> list[str]:
@@ -345,7 +345,7 @@ def names(allowed: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def text_file(argument: str) -> tuple[str, Path]:
-    """Return the workload and the file that an argument like ``short=FILE`` names."""
+    """Return the workload and the file of an argument such as ``short=FILE``."""
     workload, _, path = argument.partition("=")
     if workload not in WORKLOADS or not Path(path).is_file():
         raise argparse.ArgumentTypeError(f"{argument!r} is not WORKLOAD=FILE with one of {', '.join(WORKLOADS)}")
@@ -353,7 +353,7 @@ def text_file(argument: str) -> tuple[str, Path]:
 
 
 def arguments() -> argparse.Namespace:
-    """Return what the command line says."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
     setup = commands.add_parser("setup", help="make environments, models and exports")
@@ -385,7 +385,7 @@ def arguments() -> argparse.Namespace:
 
 
 def write_chart(results: Path, out: Path | None) -> None:
-    """Write the picture of a results file to a file, or to standard output."""
+    """Write the chart of a results file to a file or to standard output."""
     try:
         picture = draw(read_json(results))
     except ValueError as error:
@@ -397,7 +397,7 @@ def write_chart(results: Path, out: Path | None) -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     options = arguments()
     if options.command == "setup":
         set_up(options.folder.resolve(), options.models, options.minilm)

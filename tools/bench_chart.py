@@ -1,7 +1,7 @@
-"""The picture of a results file of tools/bench.py: throughput as a multiple of sentence-transformers', as SVG.
+"""The chart of a results file of tools/bench.py as SVG: throughput relative to sentence-transformers.
 
-A panel is a model, a group of bars its texts, a bar an encoder. The picture follows the reader's light or dark mode. It
-has a ground of its own, because a page can have another mode than the browser.
+Each model has a panel, each kind of texts a group of bars, each encoder a bar. The chart follows the reader's light or
+dark mode. It has its own background, because the mode of a page can differ from that of the browser.
 """
 
 import html
@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 from bench_tables import OWN, REFERENCE, Cell, Summary
 
 WIDTH, HEIGHT = 900, 420
-#: Where the bars of all panels begin and end, and the first and last panel.
+#: The vertical limits of the bars in all panels, and the horizontal limits of the panels.
 TOP, BOTTOM, LEFT, RIGHT = 134, 322, 58, 876
 GAP = 26
-#: The widest bar, and the narrowest that has room for a number.
+#: The maximum width of a bar, and the minimum width for a number.
 WIDEST, NARROWEST = 14.0, 11.0
 
 TITLE = "Throughput, compared with sentence-transformers"
 SUBTITLE = "Texts a second, from strings to vectors, as a multiple of sentence-transformers'. Higher is faster."
 
-#: What people call the models.
+#: The common names of the models.
 MODELS = {"minilm": "all-MiniLM-L6-v2", "base": "BERT-base", "large": "BERT-large", "builtin": "built-in model"}
 
 #: The multiplication sign.
@@ -51,17 +51,17 @@ text { font-family: system-ui, -apple-system, "Segoe UI", "Noto Sans", Helvetica
   .bar0 { fill: #1f6feb } .bar1 { fill: #6e7681 } .bar2 { fill: #a3834a } .bar3 { fill: #56857b }
   .bar4 { fill: #8f708c } .bar5 { fill: #9c6d5a } .bar6 { fill: #7a8454 }
 }"""
-#: How many encoders have a colour.
+#: Number of encoders that have a colour.
 COLOURS = 7
 
 
 class Panel(NamedTuple):
-    """A part of the picture.
+    """A part of the chart.
 
     Attributes:
-        model: The model whose bars it has.
-        left: Where it begins.
-        width: How wide it is.
+        model: The model of its bars.
+        left: Its left edge.
+        width: Its width.
     """
 
     model: str
@@ -70,7 +70,7 @@ class Panel(NamedTuple):
 
 
 class Chart:
-    """The picture of a results file."""
+    """The chart of a results file."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         """Collect the bars.
@@ -97,7 +97,7 @@ class Chart:
         self.step = 0.5 if self.most <= 3 else math.ceil(self.most / 6)
 
     def draw(self) -> str:
-        """Return the picture."""
+        """Return the SVG."""
         models = list(dict.fromkeys(model for model, *_ in self.cells))
         width = (RIGHT - LEFT - GAP * (len(models) - 1)) / len(models)
         panels = [Panel(model, LEFT + i * (width + GAP), width) for i, model in enumerate(models)]
@@ -118,7 +118,7 @@ class Chart:
         return "\n".join(lines) + "\n"
 
     def description(self) -> str:
-        """Return what the bars say, for those who do not see them."""
+        """Return a text with the values of the bars, for screen readers."""
         parts = []
         for model, kind in self.summary.workloads:
             cells = [(peer, *self.cells[model, kind, peer]) for peer in self.peers if (model, kind, peer) in self.cells]
@@ -128,7 +128,7 @@ class Chart:
         return " ".join(parts)
 
     def legend(self) -> Iterator[str]:
-        """Yield the names of the encoders beside their colours."""
+        """Yield the names of the encoders next to their colours."""
         x = 24.0
         for number, peer in enumerate(self.peers):
             label = self.summary.label(peer)
@@ -139,11 +139,11 @@ class Chart:
         yield text(x + 30, 85, f"{self.summary.label(REFERENCE)} = 1{TIMES}", "text")
 
     def y(self, ratio: float) -> float:
-        """Return how high a ratio is in the picture."""
+        """Return the height of a ratio in the chart."""
         return BOTTOM - (BOTTOM - TOP) * ratio / self.most
 
     def panel(self, panel: Panel) -> Iterator[str]:
-        """Yield the grid, the bars and the words of a model."""
+        """Yield the grid, the bars and the labels of a model."""
         config = self.results["models"][panel.model]["config"]
         size = f"{config['num_hidden_layers']} layers, width {config['hidden_size']}"
         right = panel.left + panel.width
@@ -163,7 +163,7 @@ class Chart:
         yield f'<line class="one" x1="{panel.left:.1f}" y1="{one:.1f}" x2="{right:.1f}" y2="{one:.1f}"/>'
 
     def group(self, model: str, kind: str, left: float, width: float) -> Iterator[str]:
-        """Yield the bars of a model's texts of a kind, and what these are."""
+        """Yield the bars and the label of one kind of texts of a model."""
         facts = self.results["models"][model]["workloads"][kind]
         bar = min(WIDEST, 0.84 * width / len(self.peers))
         middle = left + width / 2
@@ -175,7 +175,7 @@ class Chart:
         yield text(middle, BOTTOM + 33, f"≈ {facts['tokens'] / facts['texts']:.0f} tokens", "small", anchor="middle")
 
     def bar(self, number: int, cell: Cell, ratio: float, x: float, width: float) -> Iterator[str]:
-        """Yield a bar, with its number if it is minibert's; in the place of one whose vectors were wrong, words."""
+        """Yield a bar, with its number for minibert. If the vectors were wrong, yield a text instead."""
         middle = x + width / 2
         if cell.wrong:
             yield text(middle + 4, BOTTOM - 4, cell.show(""), "small", turned=True)
@@ -191,7 +191,7 @@ class Chart:
             yield text(middle + 4, BOTTOM - 6, f"{ratio:.2f}{TIMES}", "value mark", turned=True)
 
     def caption(self) -> Iterator[str]:
-        """Yield the lines that say what was measured, where and when, and what the marks mean."""
+        """Yield the lines about what was measured, where and when, and the meaning of the marks."""
         results = self.results
         machine = results["machine"]
         cells = [cell for cell, _ in self.cells.values()]
@@ -219,12 +219,12 @@ class Chart:
 
 
 def width_of(words: str) -> float:
-    """Return about how wide a line of text of 13 pixels is, in any of the fonts."""
+    """Return the approximate width of a line of text of 13 pixels, in any of the fonts."""
     return sum(4.7 if letter in " -.ijlrtfI" else 11 if letter in "mwMW@" else 8.2 for letter in words)
 
 
 def text(x: float, y: float, words: str, kind: str, *, anchor: str = "start", turned: bool = False) -> str:
-    """Return a line of text at a place; ``turned`` lets it run upwards."""
+    """Return a line of text at a position. With ``turned``, it runs upwards."""
     place = f'x="{x:.1f}" y="{y:.1f}"'
     if turned:
         place += f' transform="rotate(-90 {x:.1f} {y:.1f})"'
@@ -234,7 +234,7 @@ def text(x: float, y: float, words: str, kind: str, *, anchor: str = "start", tu
 
 
 def draw(results: Mapping[str, Any]) -> str:
-    """Return the picture of a results file, as SVG.
+    """Return the chart of a results file as SVG.
 
     Raises:
         ValueError: There is nothing to draw, or there are too many encoders.

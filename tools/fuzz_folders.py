@@ -1,17 +1,17 @@
-"""Mutated model folders: each must load and give vectors, or end in a documented error; quickly, and in little memory.
+"""Fuzzing of model folders. Each must give vectors or a documented error, quickly and with little memory.
 
 Tiny repos are made from those under ``tests/golden``: with safetensors, with shards, with both formats of
 ``pytorch_model.bin``, with every kind of tokenizer, with each module, and with a search index. A mutant is one of them
-with a few changes: to bytes, to JSON values, to a safetensors header, to the opcodes of a pickle, to lines; or with a
-pipe, a device or a link in the place of a file. It is loaded, and encodes some texts, in a worker process. A finding
-is anything but finite vectors, or an error that the documentation names; more than the time limit; more memory than
-the limit; or the death of the process. Vectors that are not finite are counted apart.
+with a few changes to bytes, JSON values, a safetensors header, the opcodes of a pickle, or lines; or with a pipe, a
+device or a link instead of a file. A worker process loads it and encodes some texts. These are findings: a result that
+is neither vectors nor a documented error, too much time, too much memory, or the death of the process. Vectors that
+are not finite are counted separately.
 
-A mutant depends on its number alone. To see one again:
+A mutant depends only on its number. To repeat one:
 
     python tools/fuzz_folders.py --seed NUMBER --count 1 --keep FOLDER
 
-Runs on Linux only: it reads the peak of memory from /proc.
+Linux only: it reads the peak memory from /proc.
 """
 
 import argparse
@@ -53,10 +53,10 @@ from minibert.errors import MinibertError
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 
-#: The most seconds, and bytes above its own size, that a mutant may take. Its files are small: their size is no matter.
+#: Maximum time in seconds, and memory in bytes above the worker's own, for a mutant. Its files are small.
 MAX_SECONDS = 5.0
 MAX_BYTES = 64 << 20
-#: What the system refuses to a worker on top of what it has: so that a finding does not stop the machine.
+#: Limit of further memory for a worker, enforced by the system, so that a finding does not stop the machine.
 ADDRESS_SPACE = 4 << 30
 
 TEXTS = ["", "a man is playing", "x " * 400, "Grüße [SEP] \x00\ufffd 漢字 e\u0301 😀", "[MASK] " * 3]
@@ -65,14 +65,14 @@ Files = dict[str, bytes]
 
 
 class Outcome(NamedTuple):
-    """What became of a mutant.
+    """The result for a mutant.
 
     Attributes:
-        number: Of the mutant.
+        number: The mutant's number.
         base: The repo that it was made from.
-        changes: What was changed in it.
+        changes: The changes in it.
         kind: ``"vectors"``, ``"not finite"``, the class of a documented error, or ``"FINDING"``.
-        detail: What was found.
+        detail: Details of the result.
     """
 
     number: int
@@ -126,7 +126,7 @@ def _with_tokenizer(twin: Files, weights: dict[str, Any], tokenizer: Files) -> F
 
 
 def _with_modules(twin: Files, weights: dict[str, Any]) -> Files:
-    """Return the twin with every module that has files of its own."""
+    """Return the twin with every module that has its own files."""
     config = json.loads(twin["config.json"])
     width, layers = config["hidden_size"], config["num_hidden_layers"]
     words = twin["vocab.txt"].decode().split()
@@ -176,7 +176,7 @@ def _push(value: Any) -> bytes:
 
 
 def _state_dict(weights: dict[str, Any], more: bytes) -> bytes:
-    """Return the opcodes of what torch.save pickles for a state_dict; ``more`` follows the size of each storage."""
+    """Return the opcodes of torch.save for a state_dict. ``more`` follows the size of each storage."""
     items = b""
     for number, (name, array) in enumerate(weights.items()):
         strides = tuple(stride // array.itemsize for stride in array.strides)
@@ -189,7 +189,7 @@ def _state_dict(weights: dict[str, Any], more: bytes) -> bytes:
 
 
 def write_zip(weights: dict[str, Any], pickled: bytes | None = None) -> bytes:
-    """Return a pytorch_model.bin as torch writes it since 1.6; ``pickled`` replaces its data.pkl."""
+    """Return a pytorch_model.bin as torch writes it since 1.6. ``pickled`` replaces its data.pkl."""
     contents = {"data.pkl": pickled or b"\x80\x02" + _state_dict(weights, b"") + b".", "version": b"3\n"}
     contents |= {f"data/{number}": array.tobytes() for number, array in enumerate(weights.values())}
     raw = io.BytesIO()
@@ -209,7 +209,7 @@ def write_legacy(weights: dict[str, Any]) -> bytes:
 
 
 def write(folder: Path, files: Files) -> None:
-    """Write the files into a folder, which is made."""
+    """Create a folder and write the files into it."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -228,7 +228,7 @@ def _span(rng: random.Random, content: bytes) -> tuple[int, int]:
 def _flip_bits(rng: random.Random, content: bytes) -> bytes:
     changed = bytearray(content)
     for _ in range(rng.choice([1, 1, 1, 2, 8, 64]) if content else 0):
-        # Most often near the start: there are the headers.
+        # Usually near the start, where the headers are.
         where = rng.randrange(min(len(content), rng.choice([16, 128, 2048, len(content)])))
         changed[where] ^= 1 << rng.randrange(8)
     return bytes(changed)
@@ -260,13 +260,13 @@ def change_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 class Raw(str):
-    """A piece of JSON text, as it is to be written."""
+    """A piece of JSON text that is written unchanged."""
 
     __slots__ = ()
 
 
 def _value(rng: random.Random, old: Any) -> Any:
-    """Return a value to put in the place of another."""
+    """Return a value that replaces another."""
     if type(old) in {int, float} and rng.random() < 0.5:
         return rng.choice([old + 1, old - 1, -old, old * 2, old * 1000, float(old), str(old), [old]])
     if isinstance(old, str) and rng.random() < 0.5:
@@ -358,7 +358,7 @@ def _key(rng: random.Random, container: Any) -> Any:
 
 
 def change_json(rng: random.Random, content: bytes) -> bytes:
-    """Return JSON with one value, key or item changed; what cannot be read, or is nested too deep, as bytes."""
+    """Return JSON with one value, key or item changed. Change unreadable or deeply nested JSON as bytes."""
     try:
         return _change_value(rng, json.loads(content))
     except (ValueError, RecursionError, OverflowError):  # the last: a number beyond float
@@ -370,7 +370,7 @@ def _change_value(rng: random.Random, value: Any) -> bytes:
     places = list(_containers(value))
     if not places:
         return _dump(_value(rng, value))
-    # As often in one of the few outer places as in one of the many inner ones.
+    # Choose the few outer places as often as the many inner ones.
     container = rng.choice(rng.choice([places, places[:10]]))
     key = _key(rng, container)
     how = rng.randrange(10)
@@ -395,7 +395,7 @@ def _change_value(rng: random.Random, value: Any) -> bytes:
 
 
 def _dump(value: Any) -> bytes:
-    """Return JSON text, with every Raw as it is."""
+    """Return JSON text with every Raw unchanged."""
     pieces: list[str] = []
 
     def mark(value: Any) -> Any:
@@ -417,7 +417,7 @@ _NUMBERS = [0.0, -0.0, 1e-45, 1e-30, 1e10, 1e20, 3e38, -3e38, float("inf"), floa
 
 
 def change_numbers(rng: random.Random, content: bytes) -> bytes:
-    """Return weights with some float32 numbers changed, in the rear part, where they lie."""
+    """Return weights with some float32 numbers changed. They are in the last part of the file."""
     changed = bytearray(content)
     number = struct.pack("<f", rng.choice(_NUMBERS))
     start = rng.randrange(len(content) // 8, max(len(content) // 4, len(content) // 8 + 1)) * 4
@@ -429,7 +429,7 @@ def change_numbers(rng: random.Random, content: bytes) -> bytes:
 
 
 def change_safetensors(rng: random.Random, content: bytes) -> bytes:
-    """Return a safetensors file with its header changed, and the length of the header right, or not."""
+    """Return a safetensors file with a changed header, with a right or wrong header length."""
     if len(content) < 8:
         return change_bytes(rng, content)
     length = int.from_bytes(content[:8], "little")
@@ -442,7 +442,7 @@ def change_safetensors(rng: random.Random, content: bytes) -> bytes:
 
 
 def change_zip(rng: random.Random, content: bytes) -> bytes:
-    """Return a zip file written anew, with an entry changed, left out, renamed or compressed."""
+    """Return a new zip file with an entry changed, removed, renamed or compressed."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = {name: archive.read(name) for name in archive.namelist()}
@@ -466,7 +466,7 @@ def change_zip(rng: random.Random, content: bytes) -> bytes:
 
 
 def change_pickle(rng: random.Random, content: bytes) -> bytes:
-    """Return pickles with an opcode left out, doubled, moved, or with another argument."""
+    """Return pickles with an opcode removed, doubled, moved, or with another argument."""
     try:
         starts = [position for _, _, position in pickletools.genops(content) if position is not None]
     except (ValueError, IndexError, UnicodeDecodeError, KeyError, OverflowError):
@@ -551,7 +551,7 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
 
 
 def changers(name: str, content: bytes) -> list[Callable[[random.Random, bytes], bytes]]:
-    """Return what can change a file of that name and content."""
+    """Return the possible mutations of a file with this name and content."""
     if name.endswith(".json"):
         return [change_json, change_json, change_json, change_json, change_bytes]
     if name.endswith(".safetensors") or name == "index":
@@ -564,13 +564,13 @@ def changers(name: str, content: bytes) -> list[Callable[[random.Random, bytes],
 
 
 def make_mutant(number: int, made: dict[str, Files], folder: Path) -> tuple[str, str]:
-    """Write a mutant; return the name of the repo that it is made from, and what was changed."""
+    """Write a mutant; return the name of its base repo, and the changes."""
     rng = random.Random(number)  # noqa: S311 - not for secrets
     base = rng.choice(list(made))
     files = dict(made[base])
     changes, special = [], {}
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        # Of an index's repo nothing else is changed: the others are for that.
+        # In the repo with an index, change only the index. The other repos cover the rest.
         name = rng.choice([name for name in files if base != "index" or name == "index"])
         if rng.random() < 0.05:
             special[name] = rng.choice(list(SPECIAL))
@@ -586,7 +586,7 @@ def make_mutant(number: int, made: dict[str, Files], folder: Path) -> tuple[str,
     return base, ", ".join(changes)
 
 
-# ---------------------------------------------------------------- what becomes of them
+# ---------------------------------------------------------------- results
 
 
 def run(folder: Path, base: str) -> str:
@@ -605,9 +605,9 @@ def run(folder: Path, base: str) -> str:
 
 
 def _documented(error: BaseException) -> bool:
-    """Return whether the documentation names the error: minibert's own, and the ValueErrors of known settings."""
+    """Return whether the error is documented: an error of minibert, or a ValueError of a known setting."""
     known = (
-        "default_prompt_name must be",  # of encode, after a repo's setting
+        "default_prompt_name must be",  # from encode, with a repo's setting
         "vectors to search must be finite",
         "scores must be finite",
         "the index has vectors of",
@@ -619,7 +619,7 @@ _ENCODER: list[SentenceEncoder] = []
 
 
 def examine(number: int, made: dict[str, Files], folder: Path) -> Outcome:
-    """Return what becomes of a mutant, which is written into ``folder``."""
+    """Write a mutant into ``folder`` and return its result."""
     base, changes = make_mutant(number, made, folder)
     size = sum(os.lstat(path).st_blocks * 512 for path in folder.rglob("*"))
     before = _status("VmRSS")
@@ -628,7 +628,7 @@ def examine(number: int, made: dict[str, Files], folder: Path) -> Outcome:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             kind, detail = run(folder, base), ""
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is what we look for
+    except BaseException as error:  # noqa: BLE001 - any other error is a finding
         if _documented(error):
             kind, detail = type(error).__name__, str(error)
         else:
@@ -641,13 +641,13 @@ def examine(number: int, made: dict[str, Files], folder: Path) -> Outcome:
 
 
 def _status(key: str) -> int:
-    """Return a number of /proc/self/status, in bytes."""
+    """Return a number from /proc/self/status in bytes."""
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 
 def work(numbers: Connection, outcomes: Connection, made: dict[str, Files], scratch: Path) -> None:
-    """Examine the mutants whose numbers come, until there is none, and send what becomes of them."""
+    """Receive numbers of mutants until None comes; examine each mutant and send its result."""
     import resource
 
     logging.disable()
@@ -664,7 +664,7 @@ def work(numbers: Connection, outcomes: Connection, made: dict[str, Files], scra
 
 
 class Worker:
-    """A process that examines mutants, and the mutant that it has now."""
+    """A process that examines mutants, and its current mutant."""
 
     def __init__(self, made: dict[str, Files], scratch: Path) -> None:
         theirs, self.numbers = multiprocessing.Pipe(duplex=False)
@@ -677,19 +677,19 @@ class Worker:
         self.number, self.since = -1, 0.0
 
     def give(self, number: int | None) -> None:
-        """Send the number of a mutant, or None: that was all."""
+        """Send the number of a mutant, or None for the end."""
         self.number, self.since = (-1 if number is None else number), time.monotonic()
         self.numbers.send(number)
 
     def stop(self) -> int | None:
-        """End the process, if it still runs, and return its exit code."""
+        """End the process if it still runs; return its exit code."""
         self.process.kill()
         self.process.join()
         return self.process.exitcode
 
 
 def fuzz(start: int, count: int, jobs: int, seconds: float) -> Iterator[Outcome]:
-    """Yield what becomes of the mutants from ``start`` on, as it is known."""
+    """Yield the results of the mutants from ``start`` on, when they are known."""
     made = bases()
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as scratch:

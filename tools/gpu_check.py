@@ -1,13 +1,13 @@
-"""Measure and check minibert on an NVIDIA GPU, beside sentence-transformers, and make README's tables of it.
+"""Measure and check minibert and sentence-transformers on an NVIDIA GPU, and make README's tables.
 
     python tools/gpu_check.py pack DIR --minilm FOLDER --stsb PAIRS.csv --texts CORPUS
     python tools/gpu_check.py run DIR --out FOLDER
     python tools/gpu_check.py table FOLDER/results.json
 
-``pack`` makes a folder that the machine with the GPU needs; that machine needs no network, and no installed minibert.
-``run`` goes through the stages there. Each is a process of its own, with a limit in time; what it finds is on disk at
-once, and after a failure the next stage goes on. With ``--stages``, ``run`` repeats only those, and keeps what the
-folder has of the others. With ``--dry`` it goes through all of them without a GPU, on tiny models.
+``pack`` makes a folder for the machine with the GPU. That machine needs no network and no installed minibert. ``run``
+runs the stages there. Each stage is a process with a time limit. Its results are written to disk at once. After a
+failure, ``run`` continues with the next stage. With ``--stages``, ``run`` repeats only these stages and keeps the
+results of the others. With ``--dry``, it runs all stages without a GPU, on tiny models.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from bench import names
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "results.json"
-#: In this order: what is needed most comes first.
+#: The stages in order. The most important come first.
 STAGES = (
     "versions",
     "tests",
@@ -40,14 +40,14 @@ STAGES = (
     "sanitizer",
 )
 MODELS = ("minilm", "base", "large")
-#: The numbers of a row that a printed table shows; lists are in the record only.
+#: The maximum width of a name in a printed table; the limit of a value is four times as large.
 _WIDEST = 44
 
 Row = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for; return 1 if a stage failed."""
+    """Run the command line; return 1 if a stage failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="make the folder that the machine with the GPU needs")
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_stages(options: argparse.Namespace) -> int:
-    """Run the stages, and merge what each found into the record as soon as it has ended; return the exit status."""
+    """Run the stages. After each stage, merge its results into the record. Return the exit status."""
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / RESULTS
     record: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"stages": {}}
@@ -114,14 +114,14 @@ def run_stages(options: argparse.Namespace) -> int:
 
 
 def run_stage(name: str, rows: Path, options: argparse.Namespace) -> str:
-    """Run a stage in a process of its own; return what went wrong with the process, "" if nothing did."""
+    """Run a stage in a new process; return the error of the process, or ""."""
     told = {"pack": options.folder, "out": rows}
     task = {key: str(path.resolve()) for key, path in told.items()}
     task |= {key: getattr(options, key) for key in ("models", "seconds", "quick", "dry")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "gpu_stages.py"), name, json.dumps(task)]
-    # A stage ends by itself when its time is over, between two measurements; a measurement that hangs is ended here.
+    # After its time limit, a stage stops itself between two measurements. A measurement that hangs is stopped here.
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         try:
             status = process.wait(options.seconds * 1.25 + 20)
@@ -134,7 +134,7 @@ def run_stage(name: str, rows: Path, options: argparse.Namespace) -> str:
 
 
 def as_json(record: Mapping[str, Any]) -> str:
-    """Return the contents of a record, one row a line."""
+    """Return the content of a record, one row per line."""
     head = {key: value for key, value in record.items() if key != "stages"}
     stages = []
     for name, stage in record["stages"].items():
@@ -145,7 +145,7 @@ def as_json(record: Mapping[str, Any]) -> str:
 
 
 def show(rows: Iterable[Row]) -> str:
-    """Return rows as a table with a column for each name; rows with the same names follow one another."""
+    """Return rows as tables with a column for each name. Rows with the same names are grouped."""
     text, names_before = [], None
     for row in rows:
         cells = {name: cell(value) for name, value in row.items() if not isinstance(value, list | dict)}

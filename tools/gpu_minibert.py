@@ -1,9 +1,8 @@
-"""What tools/gpu_check.py needs of minibert beyond its public interface, and of the GPU: all of it is in this file.
+"""All use of minibert's internals and of the GPU by tools/gpu_check.py.
 
-The encoder itself is public: ``SentenceEncoder(folder, device="cuda", dtype=...)``. From inside come the forward pass
-without the tokenizer, the streams, the choice among cuBLASLt's algorithms, and what the device is asked for, call by
-call. A dry run has no GPU: then CuPy is the stand-in of the tests, whose kernels run on the CPU, and times are the wall
-clock's.
+The encoder itself is public: ``SentenceEncoder(folder, device="cuda", dtype=...)``. Internal are the forward pass
+without the tokenizer, the streams, the choice among cuBLASLt's algorithms, and the single calls of the device. A dry
+run has no GPU: it uses the tests' replacement of CuPy, whose kernels run on the CPU, and wall-clock times.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ from minibert.typing import Array
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What a kernel reads and writes, in numbers a token: so many times H, and so many times I. See kernels/README.md.
+#: Memory traffic of each kernel, in numbers per token: multiples of H and of I. See kernels/README.md.
 TRAFFIC = {
     "attention": (4, 0),
     "add_layer_norm": (3, 0),
@@ -43,12 +42,12 @@ TRAFFIC = {
 }
 #: The environment variable that turns CUDA graphs on.
 _GRAPHS = "MINIBERT_CUDA_GRAPHS"
-#: What a forward pass asks of a device that takes time there.
+#: The methods of the device that take time in a forward pass.
 _TIMED = ("launch", "matmul", "upload")
 
 
 def stand_in() -> None:
-    """Put the tests' CuPy in the place of the real one, in this process; it needs g++."""
+    """Replace CuPy by that of the tests in this process. It needs g++."""
     sys.path.insert(0, str(ROOT / "tests"))
     folder = Path(os.environ.get("MINIBERT_EXECUTOR_FOLDER") or Path(tempfile.gettempdir()) / "minibert-executor")
     folder.mkdir(exist_ok=True)
@@ -59,10 +58,10 @@ def stand_in() -> None:
 
 
 class Gpu:
-    """The first GPU: its clock, its memory and its two ceilings."""
+    """The first GPU: its clock, its memory and its two peak rates."""
 
     def __init__(self) -> None:
-        """Make the context of the GPU, so that its memory counts for nobody."""
+        """Create the GPU's context, so that later measurements do not include its memory."""
         import cupy
 
         self.cupy = cupy
@@ -70,7 +69,7 @@ class Gpu:
         self.wait()
 
     def wait(self) -> None:
-        """Wait until the GPU has done all that it was asked for."""
+        """Wait until the GPU has finished all work."""
         self.cupy.cuda.runtime.deviceSynchronize()
 
     def mark(self) -> Any:
@@ -80,17 +79,17 @@ class Gpu:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Return the seconds from one mark to another, once the GPU has come so far."""
+        """Wait for the second mark and return the seconds between two marks."""
         end.synchronize()
         return float(self.cupy.cuda.get_elapsed_time(start, end)) / 1e3
 
     def release(self) -> None:
-        """Give back what CuPy keeps of what nobody uses any more: the memory of an encoder before."""
+        """Free the unused memory that CuPy keeps, for example of an earlier encoder."""
         gc.collect()
         self.cupy.get_default_memory_pool().free_all_blocks()
 
     def free(self) -> int:
-        """Return how many bytes are free; what CuPy keeps for later counts as taken."""
+        """Return the number of free bytes. Memory that CuPy keeps counts as used."""
         return int(self.cupy.cuda.runtime.memGetInfo()[0])
 
     def product(self, size: int) -> Callable[[], object]:
@@ -101,14 +100,14 @@ class Gpu:
         return lambda: self.cupy.matmul(a, b, out=out)
 
     def copy(self, size: int) -> Callable[[], object]:
-        """Return a call that copies so many bytes from one place of the GPU to another."""
+        """Return a call that copies this number of bytes inside the GPU's memory."""
         source, target = (self.cupy.empty(size, np.uint8) for _ in range(2))
         source.data.memset(1, size)
         current = self.cupy.cuda.get_current_stream
         return lambda: target.data.copy_from_device_async(source.data, size, current())
 
     def timed(self, call: Callable[[], object], times: int) -> list[float]:
-        """Return how long each call took on the GPU, after one that does not count."""
+        """Return the GPU time of each call, after one warm-up call."""
         call()
         marks = [self.mark()]
         for _ in range(times):
@@ -117,10 +116,10 @@ class Gpu:
         return [self.between(a, b) for a, b in itertools.pairwise(marks)]
 
     def mean(self, call: Callable[[], object], times: int, ahead: Callable[[], object]) -> float:
-        """Return how long a call takes on the GPU on average.
+        """Return the mean GPU time of a call.
 
-        ``ahead`` gives the GPU so much work that all calls are asked for before the first of them begins: then the time
-        is the GPU's, not the host's.
+        ``ahead`` keeps the GPU busy until the host has submitted all calls. So the time is that of the GPU, not of the
+        host.
         """
         call()
         self.wait()
@@ -132,13 +131,13 @@ class Gpu:
 
 
 class Prepared(NamedTuple):
-    """A batch, tokenized and packed: what is left is the GPU's work.
+    """A tokenized and packed batch. Only the GPU's work is left.
 
     Attributes:
         ids: The ids of all tokens, text after text.
-        packing: Where the tokens lie.
-        first: Where each text's first token lies, if the last layer computes only that one.
-        lengths: Tokens of each text.
+        packing: The positions of the tokens.
+        first: The position of each text's first token, if the last layer computes only this token.
+        lengths: Number of tokens of each text.
     """
 
     ids: Array
@@ -148,14 +147,14 @@ class Prepared(NamedTuple):
 
 
 def token_rows(encoder: SentenceEncoder, texts: Sequence[str]) -> list[Array]:
-    """Return the token ids of each text, cut as the encoder cuts them."""
+    """Return the token ids of each text, truncated as in the encoder."""
     inputs = encoder.tokenize(texts)
     lengths = inputs["attention_mask"].sum(axis=1).tolist()
     return [row[:length] for row, length in zip(inputs["input_ids"], lengths, strict=True)]
 
 
 def prepare(encoder: SentenceEncoder, texts: Sequence[str], budget: int) -> list[Prepared]:
-    """Return batches of the texts, the longest first, each of at most ``budget`` tokens, but at least one text."""
+    """Return batches of the texts, longest first. Each has at most ``budget`` tokens, but at least one text."""
     pipeline = encoder._pipeline  # noqa: SLF001
     batches: list[list[Array]] = []
     left = 0
@@ -177,7 +176,7 @@ def prepare(encoder: SentenceEncoder, texts: Sequence[str], budget: int) -> list
 
 
 def forward(encoder: SentenceEncoder, batch: Prepared, fused: Any) -> Any:
-    """Return the vectors of a batch, on the GPU; nobody waits for them."""
+    """Return the vectors of a batch on the GPU, without waiting for them."""
     pipeline = encoder._pipeline  # noqa: SLF001
     assert pipeline.at_once is not None, "the model must pool at once"  # noqa: S101
     pooling, normalize, _ = pipeline.at_once
@@ -188,9 +187,9 @@ def forward(encoder: SentenceEncoder, batch: Prepared, fused: Any) -> Any:
 def pass_seconds(
     encoder: SentenceEncoder, batches: Sequence[Prepared], streams: int, gpu: Gpu, passes: int = 1
 ) -> float:
-    """Return the seconds of some passes over prepared batches, on so many streams, by the GPU's own clock.
+    """Return the seconds of some passes over prepared batches on this number of streams, by the GPU's clock.
 
-    The streams take the batches in turns. The time is the longest from any stream's first mark to any stream's last.
+    The streams take the batches in turns. The time is the maximum from any stream's first mark to any stream's last.
     """
     work = iter([batch for _ in range(passes) for batch in batches])
     lock, ready = threading.Lock(), threading.Barrier(streams)
@@ -225,7 +224,7 @@ def pass_seconds(
 
 @contextlib.contextmanager
 def graphs(encoder: SentenceEncoder, *, wanted: bool) -> Iterator[None]:
-    """Let the encoder record small batches as CUDA graphs meanwhile, or not: it is given new streams."""
+    """In the block, switch recording of small batches as CUDA graphs on or off. The encoder gets new streams."""
     before = os.environ.get(_GRAPHS, "0")
     try:
         os.environ[_GRAPHS] = str(int(wanted))
@@ -237,14 +236,14 @@ def graphs(encoder: SentenceEncoder, *, wanted: bool) -> Iterator[None]:
 
 
 def count_graphs(encoder: SentenceEncoder) -> int:
-    """Return how many CUDA graphs the encoder's streams have."""
+    """Return the number of CUDA graphs of the encoder's streams."""
     idle = encoder._engine._idle  # type: ignore[attr-defined]  # noqa: SLF001
     return sum(len(fused._recordings._recordings) for _, fused in idle)  # noqa: SLF001
 
 
 @contextlib.contextmanager
 def stream_of(storage: Storage) -> Iterator[tuple[CudaDevice, tuple[int, int]]]:
-    """Let this thread work on a new stream of the first GPU; give the addresses of the stream and of its workspace."""
+    """Use a new stream of the first GPU in this thread; give the addresses of the stream and its workspace."""
     device = CudaDevice(0, storage)
     stream = device.new_stream()
     with device.on(stream):
@@ -254,13 +253,13 @@ def stream_of(storage: Storage) -> Iterator[tuple[CudaDevice, tuple[int, int]]]:
 def try_products(
     inputs: int, outputs: int, timed: Sequence[int], counts: Sequence[int], gpu: Gpu, ahead: Callable[[], object]
 ) -> Iterator[dict[str, Any]]:
-    """Yield how fast float16 products with weights of a shape are, and at last which of them have the same bits.
+    """Yield the speed of float16 products with weights of a shape, and last, which of them have the same bits.
 
     Args:
-        inputs: Rows of the weights.
-        outputs: Columns.
-        timed: Numbers of rows for which a row is yielded.
-        counts: Numbers of rows of which the last row tells the bits.
+        inputs: Number of rows of the weights.
+        outputs: Number of columns of the weights.
+        timed: Numbers of rows to measure; each yields a row.
+        counts: Numbers of rows whose bits are compared in the last row.
         gpu: The GPU.
         ahead: See :meth:`Gpu.mean`.
     """
@@ -269,7 +268,7 @@ def try_products(
     with stream_of(storage) as (device, at):
         ours = device._products  # noqa: SLF001
         library = ours._library  # noqa: SLF001
-        shapes = (_PERIOD, inputs), (inputs, outputs)  # not the numbers of a trial: a GPU is faster on simple ones
+        shapes = (_PERIOD, inputs), (inputs, outputs)  # not the trial's numbers: a GPU is faster with simple numbers
         different, weight = (device.upload(storage.narrow(normal(shape, np.float32))) for shape in shapes)
         same_bits = {}
         for rows in sorted({*timed, *counts}):
@@ -305,7 +304,7 @@ def try_products(
 def sum_in_parts(
     inputs: int, outputs: int, rows: int, gpu: Gpu, ahead: Callable[[], object]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the time of a float32 product, summed at once and by parts, and its error as a share of its size."""
+    """Yield the time and the relative error of a float32 product, with one sum and with partial sums."""
     storage = STORAGES["float32"]
     normal = np.random.default_rng(0).standard_normal
     x, weight = normal((rows, inputs), np.float32), normal((inputs, outputs), np.float32)
@@ -329,7 +328,7 @@ def sum_in_parts(
 
 
 def relative_rms(vectors: Array, truth: Array) -> float:
-    """Return the root mean square of the errors, as a share of that of the numbers themselves."""
+    """Return the root mean square of the errors, relative to that of the numbers."""
     return digits(np.sqrt(np.square(vectors - truth).mean() / np.square(truth).mean()))
 
 
@@ -339,13 +338,13 @@ def digits(number: float) -> float:
 
 
 class Op(NamedTuple):
-    """Something that the device was asked for.
+    """An operation of the device.
 
     Attributes:
         name: A kernel with its template arguments, a product with its shapes, or a method of the device.
-        flops: The operations of a product; 0 of anything else.
+        flops: The operations of a product; 0 for others.
         numbers: How many numbers a product reads and writes.
-        mark: The mark behind it.
+        mark: The mark after it.
     """
 
     name: str
@@ -356,7 +355,7 @@ class Op(NamedTuple):
 
 @contextlib.contextmanager
 def recorded(encoder: SentenceEncoder, gpu: Gpu) -> Iterator[list[Op]]:
-    """Give a list that gets everything that the encoder's device is asked for meanwhile, with a mark behind each."""
+    """Give a list that collects all operations of the encoder's device in the block, with a mark after each."""
     device = encoder._engine.device  # type: ignore[attr-defined]  # noqa: SLF001
     ops: list[Op] = []
 
@@ -378,7 +377,7 @@ def recorded(encoder: SentenceEncoder, gpu: Gpu) -> Iterator[list[Op]]:
 
 
 def describe(name: str, arguments: Sequence[Any]) -> tuple[str, int, int]:
-    """Return the name of an operation, its floating-point operations, and how many numbers a product moves."""
+    """Return the name of an operation, its floating-point operations, and the numbers that a product moves."""
     if name == "launch":
         return str(arguments[0].name), 0, 0
     shapes = [argument.shape for argument in arguments if hasattr(argument, "shape")]
@@ -391,19 +390,19 @@ def describe(name: str, arguments: Sequence[Any]) -> tuple[str, int, int]:
 
 
 def profile(encoder: SentenceEncoder, batch: Prepared, gpu: Gpu, ahead: Callable[[], object]) -> list[dict[str, Any]]:
-    """Return the time of each kernel and product of one forward pass, summed by name, the longest first.
+    """Return the time of each kernel and product in one forward pass, summed by name, longest first.
 
     Args:
         encoder: The encoder.
-        batch: What it computes.
+        batch: The batch.
         gpu: The GPU.
-        ahead: Gives the GPU so much work that all of the pass is asked for before its first kernel begins: then the
-            time between two marks is the GPU's, not the host's.
+        ahead: Keeps the GPU busy until the host has submitted the whole pass. So the time between two marks is that of
+            the GPU, not of the host.
     """
     config = encoder._pipeline.config  # noqa: SLF001
     itemsize = encoder._engine.storage.dtype.itemsize  # type: ignore[attr-defined]  # noqa: SLF001
     with encoder._engine.worker() as fused:  # noqa: SLF001
-        forward(encoder, batch, fused)  # its pinned memory is there for the next: to allocate some waits for the GPU
+        forward(encoder, batch, fused)  # the next pass reuses its pinned memory: an allocation waits for the GPU
     gpu.wait()
     with encoder._engine.worker() as fused:  # noqa: SLF001
         with recorded(encoder, gpu) as ops:
@@ -427,12 +426,12 @@ def profile(encoder: SentenceEncoder, batch: Prepared, gpu: Gpu, ahead: Callable
 
 
 def traffic_of(name: str) -> tuple[int, int]:
-    """Return what a kernel moves by :data:`TRAFFIC`; nothing if it is not listed there."""
+    """Return the memory traffic of a kernel in :data:`TRAFFIC`; 0 if it is not listed."""
     return next((counts for kernel, counts in TRAFFIC.items() if name.startswith(kernel)), (0, 0))
 
 
 def rates(row: Mapping[str, Any], total: float) -> dict[str, Any]:
-    """Return an operation's time, its share of the pass, and how fast it went; None where that is not known."""
+    """Return an operation's time, its share of the pass, and its speed; None if the speed is unknown."""
     seconds = max(row["us"], 1e-3) / 1e6
     return {
         "op": row["op"],

@@ -1,6 +1,6 @@
-"""What a machine with a GPU and without a network needs, as one folder; and the models that are made there from a seed.
+"""One folder with all files for a machine with a GPU and without a network; and models with seeded weights.
 
-:func:`pack` is the command ``gpu_check.py pack``; a folder of it holds::
+:func:`pack` is the command ``gpu_check.py pack``. Its folder holds::
 
     manifest.json   versions, sizes and SHA-256 of the files, and what the texts are
     minilm/         all-MiniLM-L6-v2, its weights in float16
@@ -38,35 +38,35 @@ from minibert.typing import Array
 
 MEBIBYTE = 1 << 20
 
-#: Tokens of the texts of each kind, special tokens included: the least and the most, in MiniLM's tokens. Their
-#: logarithms are spread evenly. Of the last kind there are fewer texts, by the factor beside it.
+#: Minimum and maximum number of tokens of the texts of each kind, in MiniLM's tokens, with special tokens. Their
+#: logarithms are spread evenly. The last kind has fewer texts, by the factor next to it.
 KINDS = {"short": (4, 24, 1), "mixed": (4, 256, 1), "tokens128": (128, 128, 1), "long": (512, 512, 8)}
-#: Characters that are tokenized at once.
+#: Number of characters that are tokenized at a time.
 _PIECE = 200_000
 
 
-#: The models with weights from a seed; in a dry run both are small.
+#: The models with seeded weights. In a dry run, both are small.
 SEEDED = {"base": Seeded(768, 12, 12), "large": Seeded(1024, 24, 16)}
 _DRY = Seeded(32, 2, 2)
 
 
 class PackError(Exception):
-    """The folder would be too large, the corpus is too short, or a file is not as it was packed."""
+    """The folder would be too large, the corpus is too short, or a file has changed since packing."""
 
 
 def pack(folder: Path, minilm: Path, stsb: Path, corpus: Path, count: int, most: int) -> None:
-    """Write the folder, whole or not at all.
+    """Write the folder, completely or not at all.
 
     Args:
-        folder: Where it shall be; nothing is there yet.
+        folder: The new folder. It must not exist.
         minilm: The folder of all-MiniLM-L6-v2.
         stsb: Sentence pairs with scores, as tools/sts.py reads them.
-        corpus: A text file, or a .gz of one, with a text in each line.
-        count: How many texts there are of each kind.
-        most: How many bytes the folder may have.
+        corpus: A text file with one text per line, or a .gz of it.
+        count: Number of texts of each kind.
+        most: Maximum size of the folder in bytes.
 
     Raises:
-        PackError: It would have more, or the corpus is too short.
+        PackError: The folder would be too large, or the corpus is too short.
     """
     encoder = SentenceEncoder(minilm, on_truncate="ignore")
     with whole_folder(folder, overwrite=False) as new:
@@ -102,7 +102,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def check(folder: Path) -> None:
-    """Raise PackError unless the files of a folder are those that were packed."""
+    """Raise PackError if the files of a folder have changed since packing."""
     for name, expected in read_json(folder / "manifest.json")["files"].items():
         if not (folder / name).is_file() or describe(folder / name) != expected:
             raise PackError(f"{folder / name} is not the file that was packed: copy the folder again.")
@@ -115,7 +115,7 @@ def read_texts(folder: Path) -> dict[str, list[str]]:
 
 
 def make_texts(encoder: SentenceEncoder, corpus: Path, count: int) -> dict[str, list[str]]:
-    """Return the texts of each kind, cut from a corpus; all are distinct."""
+    """Return distinct texts of each kind, cut from a corpus."""
     rng = np.random.default_rng(0)
     lengths = {}
     for kind, (least, longest, fewer) in KINDS.items():
@@ -136,7 +136,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def cut_texts(encoder: SentenceEncoder, lines: Iterator[str], lengths: Sequence[int]) -> Iterator[str]:
-    """Yield distinct texts of about so many tokens, cut from the lines one behind the other, at the ends of words."""
+    """Yield distinct texts with about these numbers of tokens, cut from the joined lines at the ends of words."""
     seen: set[str] = set()
     wanted = iter(lengths)
     length = next(wanted, None)
@@ -163,11 +163,11 @@ def cut_texts(encoder: SentenceEncoder, lines: Iterator[str], lengths: Sequence[
 
 
 def seeded_model(folder: Path, name: str, *, dry: bool = False) -> Path:
-    """Return the folder of a model with weights from a seed, made where it is not there yet.
+    """Return the folder of a model with seeded weights. Create it if it does not exist.
 
-    Both minibert and sentence-transformers read it. It has MiniLM's tokenizer and config but for the sizes, pools the
-    mean and takes 512 tokens. Its matrices are normal with a deviation of 0.02. So are its biases: those of 0 would
-    hide an encoder that forgets them.
+    minibert and sentence-transformers can read it. It has MiniLM's tokenizer and config except the sizes, mean pooling
+    and 512 tokens. Matrices and biases are normal with a standard deviation of 0.02. With biases of 0, an encoder that
+    ignores biases would pass.
     """
     made = folder / ("dry" if dry else "seeded")
     make(made, name, lambda new: write_seeded(new, folder / "minilm", _DRY if dry else SEEDED[name]))

@@ -1,4 +1,4 @@
-"""sentence-transformers on a GPU, as tools/gpu_check.py measures it; in a dry run on the CPU, in float32."""
+"""sentence-transformers on a GPU for tools/gpu_check.py. A dry run uses the CPU and float32."""
 
 import gc
 import importlib.metadata
@@ -13,15 +13,15 @@ import numpy as np
 from minibert.typing import Array
 
 AS_CALLED, AT_BEST, UNPADDED = "as called", "at its best", "unpadded"
-#: What each variant asks of transformers' attention.
+#: The implementation of transformers' attention for each variant.
 ATTENTION = {AS_CALLED: "", AT_BEST: "sdpa", UNPADDED: "flash_attention_2"}
-#: The batch sizes that are tried for the best one; in a dry run, the others.
+#: The batch sizes to try; and those of a dry run.
 BATCHES, DRY_BATCHES = (128, 256, 512, 1024), (2, 4)
 DEFAULT_BATCH = 32
 
 
 def missing(variant: str) -> str:
-    """Return why a variant cannot be measured here; "" if it can."""
+    """Return why a variant cannot be measured here, or ""."""
     if lacking := [name for name in ("torch", "sentence-transformers") if not installed(name)]:
         return f"{', '.join(lacking)} is not installed"
     if variant == UNPADDED and not installed("flash_attn") and not installed("kernels"):
@@ -30,7 +30,7 @@ def missing(variant: str) -> str:
 
 
 def installed(package: str) -> bool:
-    """Return whether a package is installed; a folder of its name, such as our kernels, does not count."""
+    """Return whether a package is installed. A folder with its name, such as our kernels, does not count."""
     return any(importlib.metadata.distributions(name=package))
 
 
@@ -51,7 +51,7 @@ def encode(model: Any, texts: Sequence[str], batch: int) -> Array:
 
 
 def best_batch(pass_over: Callable[[int], object], *, dry: bool) -> tuple[int, dict[str, float]]:
-    """Return the batch size of the fastest pass, and the seconds of each size: the better of two passes."""
+    """Return the fastest batch size, and the seconds of each size: the minimum of two passes."""
     seconds: dict[str, float] = {}
     for size in DRY_BATCHES if dry else BATCHES:
         times = []
@@ -64,17 +64,17 @@ def best_batch(pass_over: Callable[[int], object], *, dry: bool) -> tuple[int, d
 
 
 def tokenize(model: Any, texts: Sequence[str], **options: Any) -> Any:
-    """Return what the model's tokenizer makes of texts, cut at the model's own limit."""
+    """Return the output of the model's tokenizer for texts, truncated at the model's limit."""
     return model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, **options)
 
 
 def lengths(model: Any, texts: Sequence[str]) -> list[int]:
-    """Return how many tokens each text has."""
+    """Return the number of tokens of each text."""
     return list(map(len, tokenize(model, texts)["input_ids"]))
 
 
 def prepare(model: Any, texts: Sequence[str], batch: int) -> list[dict[str, Any]]:
-    """Return the texts as padded batches of token ids where the model is, the longest first."""
+    """Return the texts as padded batches of token ids on the model's device, longest first."""
     longest_first = [texts[i] for i in np.argsort(lengths(model, texts), kind="stable")[::-1]]
     parts = [longest_first[start : start + batch] for start in range(0, len(texts), batch)]
     inputs = [tokenize(model, part, padding=True, return_tensors="pt") for part in parts]
@@ -82,7 +82,7 @@ def prepare(model: Any, texts: Sequence[str], batch: int) -> list[dict[str, Any]
 
 
 def forward(model: Any, batches: Sequence[dict[str, Any]]) -> None:
-    """Ask for the vectors of prepared batches; they stay where they are, and nobody waits for them."""
+    """Compute the vectors of prepared batches. They stay on the device. Do not wait for them."""
     import torch
 
     with torch.inference_mode():
@@ -91,23 +91,23 @@ def forward(model: Any, batches: Sequence[dict[str, Any]]) -> None:
 
 
 def compiled(model: Any) -> Any:
-    """Return the model with its transformer compiled by torch, when it is first called, for any shape."""
+    """Return the model with its transformer compiled by torch at the first call, for any shape."""
     import torch
 
     transformer = model[0].auto_model
-    transformer.forward = torch.compile(transformer.forward, dynamic=True)  # which is what the model calls
+    transformer.forward = torch.compile(transformer.forward, dynamic=True)  # the model calls this
     return model
 
 
 def graphs() -> int:
-    """Return how many graphs torch has compiled in this process."""
+    """Return the number of graphs that torch has compiled in this process."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
 
 
 def release() -> None:
-    """Give back what torch keeps of models before, and forget how much it was."""
+    """Free the memory that torch keeps from earlier models, and reset its peak."""
     import torch
 
     gc.collect()
@@ -117,12 +117,12 @@ def release() -> None:
 
 
 def memory() -> int:
-    """Return the most bytes that torch has held on the GPU since :func:`release`."""
+    """Return torch's peak memory on the GPU since :func:`release`, in bytes."""
     import torch
 
     return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
 
 
 def median(times: Sequence[float]) -> float:
-    """Return the median, with five digits."""
+    """Return the median with five digits."""
     return float(f"{statistics.median(times):.5g}")

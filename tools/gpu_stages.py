@@ -1,4 +1,4 @@
-"""The stages of tools/gpu_check.py: what each measures or checks. Each runs in a process of its own."""
+"""The stages of tools/gpu_check.py, with their measurements and checks. Each runs in its own process."""
 
 import csv
 import functools
@@ -34,14 +34,14 @@ from minibert.typing import Array
 
 Row = Mapping[str, Any]
 
-#: One text in so many is taken, so that a pass is short.
+#: Measure one text in this many, so that a pass is short.
 EVERY = {"minilm": 1, "base": 2, "large": 4}
 DTYPES = ("float16", "bfloat16", "float32")
-#: About how many tokens the single texts have whose latency is measured.
+#: Approximate numbers of tokens of the single texts for the latency.
 ONE_TEXT = (8, 32, 128)
-#: Rows of the products that are timed; and of those whose bits are compared, as small batches have them.
+#: Numbers of rows of the products to time; and of the products whose bits are compared, as in small batches.
 ROWS, FEW_ROWS = (4096, 16384, 65536), (1, *(16 << n for n in range(11)))
-#: Rows, inputs and outputs of float32 products whose long sums are taken in parts: those of base and large.
+#: Rows, inputs and outputs of float32 products whose long sums are split into parts, from base and large.
 LONG_SUMS = ((8192, 3072, 768), (8192, 4096, 1024))
 BUDGETS = (4096, 8192, 16384, 32768, 65536, 131072)
 PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "sentence-transformers", "transformers", "tokenizers")
@@ -53,18 +53,18 @@ _COUNTERS += ",sm__throughput.avg.pct_of_peak_sustained_elapsed"
 
 
 class Stage:
-    """A stage at work.
+    """A running stage.
 
     Attributes:
-        pack: The folder that was packed.
-        models: Names of the models to measure with.
-        quick: Whether to measure few times.
-        dry: Whether there is no GPU, and everything is small.
+        pack: The packed folder.
+        models: Names of the models to measure.
+        quick: Whether to use few repetitions.
+        dry: Whether to run without a GPU, with small models.
         gpu: The GPU.
     """
 
     def __init__(self, out: Path, pack: Path, models: Sequence[str], seconds: float, *, quick: bool, dry: bool) -> None:
-        """Begin: rows go to the file ``out``, and no measurement begins after ``seconds``."""
+        """Begin the stage. Rows go to the file ``out``. No measurement begins after ``seconds``."""
         self.out, self.pack, self.models, self.quick, self.dry = out, pack, models, quick, dry
         self.seconds = seconds
         self.began = time.monotonic()
@@ -74,7 +74,7 @@ class Stage:
 
     @functools.cached_property
     def gpu(self) -> Gpu:
-        """Return the GPU, once it is needed."""
+        """Return the GPU. It is opened at the first access."""
         return Gpu()
 
     @functools.cached_property
@@ -83,20 +83,20 @@ class Stage:
         return gpu_pack.read_texts(self.pack)
 
     def left(self) -> float:
-        """Return the seconds that are left."""
+        """Return the remaining seconds."""
         return self.seconds - (time.monotonic() - self.began)
 
     def add(self, row: Row) -> None:
-        """Record a row, in the file too."""
+        """Record a row, also in the file."""
         self.rows.append(row)
         part = self.out.with_suffix(".part")
         part.write_text(json.dumps(self.rows), "utf-8")
         part.replace(self.out)
 
     def attempt(self, where: Row, measure: Callable[[], Iterable[Row]]) -> None:
-        """Record the rows that a measurement yields; where it fails, the rows before that, and the exception.
+        """Record the rows of a measurement. If it fails, record the earlier rows and the exception.
 
-        Before each row it is looked at the clock: when no time is left, that is recorded, and the measurement ends.
+        The time is checked before each row. If no time is left, this is recorded, and the measurement ends.
         """
         try:
             if self.left() > 0:
@@ -106,12 +106,12 @@ class Stage:
                         break
             if self.left() <= 0:
                 self.add({**where, "skipped": f"the stage's {self.seconds:g} s are over"})
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next measurement can still succeed
+        except Exception as error:  # noqa: BLE001 - after any error, the next measurement can succeed
             traceback.print_exc()
             self.add({**where, "error": f"{type(error).__name__}: {error}"[:2000]})
 
     def attempt_each(self, measure: Callable[["Stage", str], Iterable[Row]], reason: str = "", **where: str) -> None:
-        """Record the rows of each model; or the reason, if there is one, why none is measured."""
+        """Record the rows of each model, or the reason why it is not measured, if there is one."""
         for model in self.models:
             if reason:
                 self.add({"model": model, **where, "skipped": reason})
@@ -127,39 +127,39 @@ class Stage:
         return SentenceEncoder(self.model(name), device="cuda", dtype=dtype, on_truncate="ignore")
 
     def some(self, model: str, kind: str) -> list[str]:
-        """Return the texts of a kind that a model is measured with."""
+        """Return the texts of a kind for the measurements of a model."""
         every = EVERY[model] * (4 if self.quick else 1)
         texts = self.texts[kind][::every]
         return texts[:6] if self.dry else texts
 
     @functools.cached_property
     def single(self) -> dict[int, str]:
-        """Return texts whose latency is measured, by about how many tokens they have."""
+        """Return the texts for the latency, by their approximate number of tokens."""
         encoder = SentenceEncoder(self.pack / "minilm", on_truncate="ignore")
         texts = self.texts["mixed"]
         lengths = np.array([len(row) for row in inside.token_rows(encoder, texts)])
         return {about: texts[int(np.abs(lengths - about).argmin())] for about in ONE_TEXT}
 
     def latency(self, call: Callable[[], object]) -> Row:
-        """Return the median of many calls, but for the first of them."""
+        """Return the median of many calls, without the first ones."""
         times = durations(call, 0, *[5 if self.dry else 200] * 2)
         return {"measure": "latency", "seconds": median(times[len(times) // 10 :]), "times": times}
 
     def ahead(self, copies: int) -> Callable[[], object]:
-        """Return a call that keeps the GPU busy: for some 2 ms a copy, on an H200."""
+        """Return a call that keeps the GPU busy: about 2 ms per copy on an H200."""
         copy = self.gpu.copy(1 << 16 if self.dry else 4 << 30)
         copy()
         return lambda: [copy() for _ in range(1 if self.dry else copies)]
 
 
 def cosines(a: Array, b: Array) -> Array:
-    """Return the cosine of each vector with the same one of others, in float64."""
+    """Return the cosine of each vector with the corresponding vector of the others, in float64."""
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a.astype(np.float64), b.astype(np.float64)))
     return (a * b).sum(axis=1)
 
 
 def call(command: Sequence[str], seconds: float, **environment: str) -> tuple[int | None, str]:
-    """Return the exit status of a command, None if its time ran out, and the end of what it said."""
+    """Return the exit status of a command (None after a timeout) and the end of its output."""
     done = {**os.environ, **environment}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         try:
@@ -173,11 +173,11 @@ def call(command: Sequence[str], seconds: float, **environment: str) -> tuple[in
         return status, said.read()[-200_000:]
 
 
-# ---------------------------------------------------------------- what there is, and the tests
+# ---------------------------------------------------------------- the machine, and the tests
 
 
 def versions(stage: Stage) -> None:
-    """Record the machine, and the version of everything that computes."""
+    """Record the machine and the versions of the software."""
 
     def packages() -> Iterator[Row]:
         yield {
@@ -219,7 +219,7 @@ def versions(stage: Stage) -> None:
 
 
 def pytest_row(stage: Stage, arguments: Sequence[str], before: Sequence[str] = (), limit: float = 0) -> Iterator[Row]:
-    """Yield the summary and the failures of a run of the tests; tests that fail are no failure of the measurement."""
+    """Yield the summary and the failures of a test run. Failed tests do not count as a failed measurement."""
     command = [*before, sys.executable, "-m", "pytest", "-n", "0", "-q", "--tb=short", *arguments]
     status, said = call(command, min(stage.left(), limit or stage.left()))
     lines = said.strip().splitlines() or [""]
@@ -234,7 +234,7 @@ def pytest_row(stage: Stage, arguments: Sequence[str], before: Sequence[str] = (
 
 
 def tests(stage: Stage) -> None:
-    """Record a run of all tests that need a GPU: those of kernels and encoder, and those of CuPy's arrays."""
+    """Record a run of all tests that need a GPU: tests of kernels, encoder and CuPy arrays."""
     both = {"gpu": ["-m", "gpu and not slow"], "cupy": ["-k", "cupy and not fake"]}
     if stage.dry:
         both = {"executor": ["tests/test_unit_kernels.py", "-k", "executor and copy_rows"]}
@@ -244,7 +244,7 @@ def tests(stage: Stage) -> None:
 
 
 def sanitizer(stage: Stage) -> None:
-    """Record what each tool of NVIDIA's sanitizer finds in the kernels."""
+    """Record the findings of each tool of NVIDIA's sanitizer in the kernels."""
     for number, tool in enumerate(SANITIZERS):
         if shutil.which("compute-sanitizer") is None:
             stage.add({"tool": tool, "skipped": "compute-sanitizer is not on the PATH"})
@@ -255,11 +255,11 @@ def sanitizer(stage: Stage) -> None:
         stage.attempt({"tool": tool}, functools.partial(pytest_row, stage, arguments, before, share))
 
 
-# ---------------------------------------------------------------- is it right
+# ---------------------------------------------------------------- correctness
 
 
 def accuracy(stage: Stage) -> None:
-    """Record how near the GPU's vectors are to the CPU's, how well they rank, and the errors on the golden files."""
+    """Record the difference between GPU and CPU vectors, the STS score, and the errors on the golden files."""
     pairs = read_pairs(stage.pack / "sts.csv")
     published = np.load(stage.pack / "sts.npy")
     count = len(pairs.scores)
@@ -274,7 +274,7 @@ def accuracy(stage: Stage) -> None:
         vectors = encoder.encode(sentences)
         taken = time.perf_counter() - start
         same.append(vectors)
-        # Against the published float32 weights on the development machine; and the packed float16 ones on this CPU.
+        # Compare with the published float32 weights on another machine, and the packed float16 weights on this CPU.
         row: dict[str, Any] = {"finite": bool(np.isfinite(vectors).all()), "seconds": round(taken, 3)}
         for name, reference in (("published", published), ("packed", same[0])):
             cosine = cosines(vectors, reference)
@@ -303,13 +303,13 @@ def from_tests() -> Any:
 
 
 def compare_bits(stage: Stage, dtype: str) -> Iterator[Row]:
-    """Yield how many vectors have other bits in random batches than alone; or alone, played from CUDA graphs."""
+    """Yield the number of vectors whose bits change in random batches, or alone from CUDA graphs."""
     encoder = stage.encoder("minilm", dtype)
     texts = np.random.default_rng(0).permutation(stage.texts["mixed"])[:64].tolist()
     before = []
     for graphs in (False, True):
         with inside.graphs(encoder, wanted=graphs):
-            for _ in range(2 if graphs else 1):  # the second time, nearly all are played
+            for _ in range(2 if graphs else 1):  # in the second pass, nearly all come from graphs
                 alone = np.stack([encoder.encode(text) for text in texts])
             before.append(alone)
             rounds = from_tests().same_bits(encoder, texts, alone, 3 if stage.dry else 30, 4096)
@@ -344,7 +344,7 @@ def golden_errors(dtype: str) -> Iterator[Row]:
 
 
 def compare_peers(stage: Stage) -> None:
-    """Record the throughput of minibert and of sentence-transformers, from strings to vectors, in turns."""
+    """Record the throughput of minibert and sentence-transformers from strings to vectors, alternately."""
     for variant in peers.ATTENTION:
         if reason := peers.missing(variant):
             stage.add({"peer": variant, "skipped": reason})
@@ -352,7 +352,7 @@ def compare_peers(stage: Stage) -> None:
 
 
 def alternate(stage: Stage, model: str) -> Iterator[Row]:
-    """Yield the times of each encoder on each kind of texts; in every round another one is the first."""
+    """Yield the times of each encoder on each kind of texts. Each round begins with another encoder."""
     encoder = stage.encoder(model)
     others = {}
     for name in peers.ATTENTION:
@@ -393,7 +393,7 @@ def alternate(stage: Stage, model: str) -> Iterator[Row]:
 
 
 def throughput(stage: Stage) -> None:
-    """Record what the GPU computes in a second at 128 tokens a text, against its ceiling, and latency and start-up."""
+    """Record throughput at 128 tokens per text, compared with the GPU's peak, and latency and start-up."""
     rates: list[float] = []
 
     def ceiling() -> Iterator[Row]:
@@ -411,7 +411,7 @@ def throughput(stage: Stage) -> None:
 
 
 def device_row(lengths: Sequence[int], config: Row, times: Sequence[float], rates: Sequence[float]) -> dict[str, Any]:
-    """Return the tokens a second of a pass over texts of these lengths, and its share of the ceiling."""
+    """Return the tokens per second of a pass over texts of these lengths, and its share of the peak."""
     tokens, seconds = sum(lengths), median(times)
     flops = count_flops(config, lengths) / seconds
     share = round(flops / rates[0], 4) if rates else None
@@ -442,7 +442,7 @@ def own_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator
 def device_times(
     stage: Stage, encoder: SentenceEncoder, batches: Sequence[inside.Prepared], streams: int
 ) -> list[float]:
-    """Return the seconds of passes over prepared batches, each so long that every stream has several."""
+    """Return the seconds of passes over prepared batches. In each pass, every stream has several batches."""
     passes = 1 if stage.dry else max(1, -(-4 * streams // len(batches)))
     once = functools.partial(inside.pass_seconds, encoder, batches, streams, stage.gpu, passes)
     once()
@@ -450,7 +450,7 @@ def device_times(
 
 
 def peer_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterator[Row]:
-    """Yield the same rows of sentence-transformers at its best."""
+    """Yield the same rows for sentence-transformers with its best settings."""
     peers.release()
     free = stage.gpu.free()
     peer = peers.load(stage.model(model), peers.AT_BEST, dry=stage.dry)
@@ -466,7 +466,7 @@ def peer_throughput(stage: Stage, model: str, rates: Sequence[float]) -> Iterato
 def best_device_row(
     stage: Stage, peer: Any, texts: Sequence[str], row: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the row of the device alone, with the batch size that is the fastest."""
+    """Return the row of the device alone, with the fastest batch size."""
     lengths, found = peers.lengths(peer, texts), {}
     for size in peers.DRY_BATCHES if stage.dry else peers.BATCHES:
         batches = peers.prepare(peer, texts, size)
@@ -504,7 +504,7 @@ _FIRST = {
 
 
 def starts(stage: Stage, peer: str) -> Iterator[Row]:
-    """Yield the seconds from a new process to its first vector: with no kernel compiled before, and then with all."""
+    """Yield the seconds from a new process to its first vector, without and with kernels compiled before."""
     if peer != "minibert" and (reason := peers.missing(peers.AS_CALLED)):
         yield {"skipped": reason}
         return
@@ -525,7 +525,7 @@ def starts(stage: Stage, peer: str) -> Iterator[Row]:
 
 
 def products(stage: Stage) -> None:
-    """Record how fast the products of a layer are, how many algorithms have the same bits, and errors of long sums."""
+    """Record the speed of a layer's products, the number of algorithms with equal bits, and errors of long sums."""
     timed, counts = ((64, 128), (1, 16, 64, 128)) if stage.dry else (ROWS, FEW_ROWS)
     ahead = stage.ahead(1)
     for model in stage.models:
@@ -571,20 +571,20 @@ def sweep_model(stage: Stage, model: str) -> Iterator[Row]:
             }
 
 
-# ---------------------------------------------------------------- where the time goes
+# ---------------------------------------------------------------- profiles
 
 
 def profile(stage: Stage) -> None:
-    """Record the time of each kernel and product of one forward pass: by marks between them, and by Nsight Compute."""
+    """Record the time of each kernel and product in one forward pass, with marks and with Nsight Compute."""
     stage.attempt_each(profile_marks, by="marks")
     stage.attempt_each(profile_counters, "" if shutil.which("ncu") else "ncu is not on the PATH", by="ncu")
 
 
 def profile_marks(stage: Stage, model: str) -> Iterator[Row]:
-    """Yield the rows of a model; the first is the whole pass, timed without the marks."""
+    """Yield the rows of a model. The first is the whole pass, measured without marks."""
     encoder = stage.encoder(model)
     batch = inside.prepare(encoder, stage.some(model, "tokens128"), encoder.max_batch_tokens)[0]
-    ahead = stage.ahead(15)  # the host asks for a pass of BERT-large in less
+    ahead = stage.ahead(15)  # the host submits a pass of BERT-large in less time
     times = [inside.pass_seconds(encoder, [batch], 1, stage.gpu, passes=4) / 4 for _ in range(3)]
     tokens, rows = sum(batch.lengths), batch.packing.rows
     yield {"op": "pass", "tokens": tokens, "rows": rows, "us": round(1e6 * median(times), 1)}
@@ -592,7 +592,7 @@ def profile_marks(stage: Stage, model: str) -> Iterator[Row]:
 
 
 def profile_counters(stage: Stage, model: str) -> Iterator[Row]:
-    """Yield the time and the throughputs that Nsight Compute reads of each kernel, summed by its name."""
+    """Yield time and throughputs of each kernel from Nsight Compute, summed by name."""
     program = f"import gpu_stages\ngpu_stages.one_pass({str(stage.pack)!r}, {model!r}, dry={stage.dry})"
     share = min(stage.left(), 120)
     command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv", "--metrics", _COUNTERS]
@@ -606,7 +606,7 @@ def one_pass(pack: str, model: str, *, dry: bool) -> None:
     """Compute a batch twice, the second time with the profiler on."""
     with tempfile.TemporaryDirectory() as scratch:
         stage = Stage(Path(scratch) / "rows.json", Path(pack), [model], 600, quick=True, dry=dry)
-        import cupy  # the stand-in, in a dry run
+        import cupy  # in a dry run, the replacement
 
         encoder = stage.encoder(model)
         batch = inside.prepare(encoder, stage.some(model, "tokens128"), encoder.max_batch_tokens)
@@ -618,7 +618,7 @@ def one_pass(pack: str, model: str, *, dry: bool) -> None:
 
 
 def read_counters(said: str) -> list[Row]:
-    """Return the rows of what ``ncu --csv`` printed: sums of times, and means of shares, weighted by time."""
+    """Return rows from the output of ``ncu --csv``: sums of times, and means of shares weighted by time."""
     lines = [line for line in said.splitlines() if line.startswith('"')]
     kernels: dict[str, dict[str, dict[str, float]]] = {}
     for line in csv.DictReader(io.StringIO("\n".join(lines))):
@@ -653,7 +653,7 @@ STAGES: dict[str, Callable[[Stage], None]] = {
 
 
 def main() -> None:
-    """Run a stage; what it is to do comes as JSON."""
+    """Run a stage with arguments in JSON."""
     name, options = sys.argv[1], json.loads(sys.argv[2])
     pack, out, models = Path(options["pack"]), Path(options["out"]), options["models"]
     stage = Stage(out, pack, models, options["seconds"], quick=options["quick"], dry=options["dry"])

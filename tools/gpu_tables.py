@@ -1,4 +1,4 @@
-"""README's tables of a record of tools/gpu_check.py, in Markdown. Every number is one of the record's."""
+"""README's tables from a record of tools/gpu_check.py, in Markdown. Every number comes from the record."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ PEER = "sentence-transformers"
 
 
 class Record:
-    """What a record holds."""
+    """The content of a record."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         """Take the record."""
@@ -28,7 +28,7 @@ class Record:
 
 
 def render(record: Mapping[str, Any]) -> str:
-    """Return the tables, those without a number left out."""
+    """Return the tables, without those that have no numbers."""
     found = Record(record)
     parts = [
         introduction(found),
@@ -54,7 +54,7 @@ def render(record: Mapping[str, Any]) -> str:
 
 
 def introduction(found: Record) -> str:
-    """Return what was measured on which machine."""
+    """Return the description of the measurement and its machine."""
     facts = {key: value for row in found.rows("versions") for key, value in row.items()}
     ceilings = next(iter(found.rows("throughput", measure="ceilings")), {})
     packages = [name for name in ("cupy-cuda13x", "cupy-cuda12x", "torch", PEER, "transformers") if name in facts]
@@ -76,7 +76,7 @@ def number(rows: Sequence[Row], key: str, form: str, scale: float = 1) -> str:
 
 
 def ratio(rows: Sequence[Row], others: Sequence[Row]) -> str:
-    """Return how many times as many tokens the first ones do in a second."""
+    """Return the ratio of the tokens per second of the first rows to those of the second."""
     return f"{rows[0]['tokens_s'] / others[0]['tokens_s']:.2f}" if rows and others else NOTHING
 
 

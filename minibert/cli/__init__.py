@@ -1,7 +1,7 @@
 """The command line: ``minibert encode``, ``index``, ``search``, ``inspect``, ``convert`` and ``download``.
 
-Exit status: 0; 1 for an error, which standard error tells; 2 for wrong usage; 130, 143 or 129 when stopped by
-SIGINT, SIGTERM or SIGHUP; 141 when the reader of standard output went away.
+Exit status: 0; 1 for an error, with a message on standard error; 2 for wrong usage; 130, 143 or 129 after SIGINT,
+SIGTERM or SIGHUP; 141 if standard output was closed.
 """
 
 import argparse
@@ -24,13 +24,13 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv``, by default the process's own, and return the exit status."""
+    """Run the command line ``argv`` (by default, that of the process) and return the exit status."""
     options = arguments.parse(argv)
     if not _standard_streams(options):
         return 1
     try:
         with _terminable(), _one_line_messages():
-            # Imported now, so that --help and usage errors do not wait for what the commands need.
+            # Import late, so that --help and usage errors do not wait for the imports of the commands.
             importlib.import_module(f"minibert.cli.{options.command}").run(options)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -40,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except (MinibertError, MemoryError, OSError, TypeError, ValueError) as error:
         _abandon_stdout()
-        lines = [printable(line) for line in _message(error).split("\n")]  # what a file holds may be quoted in it
+        lines = [printable(line) for line in _message(error).split("\n")]  # a message can quote a file
         sys.stderr.write("\n".join(["minibert: error: " + lines[0], *lines[1:]]) + "\n")
         return 1
     return 0
 
 
 def _standard_streams(options: argparse.Namespace) -> bool:
-    """Give closed standard streams something to read and write; return whether results have somewhere to go."""
+    """Replace closed standard streams by the null device; return whether there is a place for results."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.stdin is None:
@@ -62,9 +62,9 @@ def _standard_streams(options: argparse.Namespace) -> bool:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP unwind the stack, so that what is half written gets removed.
+    """Make SIGTERM and SIGHUP unwind the stack, so that partial files are removed.
 
-    Only in the main thread: Python lets no other one set what a signal does.
+    Only in the main thread: in Python, other threads cannot set signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -74,7 +74,7 @@ def _terminable() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Only those with the default action: under nohup, SIGHUP is ignored and must stay so.
+    # Only signals with the default action: under nohup, SIGHUP is ignored, and this must not change.
     signals = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
     for number in signals:
         signal.signal(number, stop)
@@ -87,10 +87,10 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line_messages() -> Iterator[None]:
-    """Print warnings, and what the library logs, as single lines without a place in the source."""
+    """Print warnings and log messages of the library as single lines, without a source location."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        # What a file holds may be quoted in it.
+        # A message can quote the content of a file.
         sys.stderr.write(f"minibert: warning: {printable(' '.join(str(message).split()))}\n")
 
     class Handler(logging.Handler):
@@ -109,14 +109,14 @@ def _one_line_messages() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
-    """Return what ``error`` says; without the number that the system's own errors begin with."""
+    """Return the message of ``error``, without the error number of an OSError."""
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error)
 
 
 def _abandon_stdout() -> None:
-    """Send what standard output cannot take nowhere: or the interpreter would fail on it again at its exit."""
+    """Redirect standard output to the null device. Otherwise, the interpreter would fail on it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

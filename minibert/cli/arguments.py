@@ -8,12 +8,12 @@ from typing import Any, Literal
 from minibert import __version__
 from minibert.cli import help_texts
 
-#: The output formats, by the suffixes that stand for them.
+#: The output formats by file suffix.
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", ".safetensors": "safetensors"}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments in ``argv``, checked; wrong usage prints what is wrong and exits with status 2."""
+    """Parse and check ``argv``. Wrong usage prints a message and exits with status 2."""
     parser = _Parser(
         prog="minibert",
         description=help_texts.DESCRIPTION,
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's, with texts that keep their lines, and without abbreviations that a new option would break."""
+    """argparse's parser. It keeps the lines of texts. It has no abbreviations: a new option could break them."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,7 +139,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--top-k", metavar="N", type=_positive, default=5, help="how many texts to find for each question (default: 5)"
     )
     output.add_argument("--json", action="store_true", help="print JSON lines, for other programs")
-    parser.set_defaults(truncate_dim=None)  # an index says how wide its vectors are
+    parser.set_defaults(truncate_dim=None)  # the index defines the dimensions
     _add_prompts(parser, 'By default those of the index, or the model\'s own; "" for no prompt.')
     _add_computation(parser)
     _add_hub(parser)
@@ -233,7 +233,7 @@ def _add_hub(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_encode(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Fill in the defaults that depend on other arguments, and refuse what contradicts itself."""
+    """Set the defaults that depend on other arguments, and refuse contradictions."""
     if options.texts and options.input is not None:
         parser.error("TEXT and --input cannot be given together")
     if options.texts and options.input_format is not None:
@@ -276,7 +276,7 @@ def _check_search(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def _check_input_and_model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Fill in where the texts are and in which format."""
+    """Set the source and the format of the texts."""
     if options.input is None:
         options.input = "-"
     if options.input_format is None:
@@ -289,7 +289,7 @@ def _check_inspect(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 
 def _check_revision(parser: argparse.ArgumentParser, options: argparse.Namespace, model: str) -> None:
-    """Refuse a revision of no model."""
+    """Refuse a revision without a model."""
     if options.model is None and options.revision is not None:
         parser.error(f"--revision is for a repo of the hub: give its {model}")
 

@@ -1,4 +1,4 @@
-"""``minibert convert``: any repo that minibert reads, as one with safetensors weights under BertModel's names."""
+"""``minibert convert``: convert any repo that minibert reads to safetensors weights with BertModel's names."""
 
 import argparse
 import json
@@ -20,27 +20,27 @@ from minibert.typing import Array
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the converted repo; whole or not at all."""
+    """Write the converted repo, completely or not at all."""
     folder = model_folder(options)
     if folder.is_relative_to(options.output.resolve()):
         raise ValueError(f"OUTPUT_DIR must not hold the model itself; {options.output} does. Give another folder.")
     with whole_folder(options.output, overwrite=options.overwrite) as new:
-        SentenceEncoder(folder)  # raises unless all of the repo can be used
+        SentenceEncoder(folder)  # raises an error if a part of the repo cannot be used
         convert(ModelRepo.open(folder), new, np.dtype(options.dtype))
     if sys.stderr.isatty():
         sys.stderr.write(f"minibert: wrote {options.output} with {options.dtype} weights\n")
 
 
 def convert(repo: ModelRepo, target: Path, dtype: np.dtype[np.floating]) -> None:
-    """Write the repo to the empty folder ``target``: weights in ``dtype``, its other files as they are.
+    """Write the repo to the empty folder ``target``: the weights in ``dtype``, other files unchanged.
 
-    A repo's link to another file of the repo is followed; no other one is.
+    Links to files of the repo are followed, other links are not.
 
-    Only ``config.json`` changes: its dtype is float32 also with float16 weights, for transformers computes in
-    the dtype that it finds there.
+    Only ``config.json`` changes: its dtype is float32, even with float16 weights, because transformers computes in the
+    dtype in this file.
 
     Raises:
-        ConfigError: A file is a link that leads out of the repo.
+        ConfigError: A file is a link to a file outside the repo.
         WeightsError: A value is too large for ``dtype``.
     """
     weights_folders = set()
@@ -62,16 +62,16 @@ def convert(repo: ModelRepo, target: Path, dtype: np.dtype[np.floating]) -> None
         tensors = open_bert(folder, repo.config) if is_bert else open_weights(folder)
         _refuse_links_out(repo, {tensor.path for tensor in tensors.values()})
         converted = {name: _converted(tensor, dtype) for name, tensor in tensors.items()}
-        # Versions of transformers before 5 refuse files without it.
+        # Versions of transformers before 5 refuse files without this entry.
         metadata = {"format": "pt"}
         save_safetensors(target / folder.relative_to(repo.folder) / "model.safetensors", converted, metadata)
 
 
 def _refuse_links_out(repo: ModelRepo, files: Iterable[Path]) -> None:
-    """Raise ConfigError if a file is not in the repo: who has made the repo may not choose what else is copied."""
+    """Raise ConfigError if a file is outside the repo. Its author must not be able to copy other files of the user."""
     folder = repo.folder.resolve()
     allowed = [folder]
-    if folder.parent.name == "snapshots":  # of the hub's cache, whose files are links to those in blobs
+    if folder.parent.name == "snapshots":  # in the hub's cache, files are links to blobs
         allowed.append(folder.parent.parent / "blobs")
     for file in files:
         real = file.resolve()

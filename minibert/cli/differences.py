@@ -1,6 +1,6 @@
-"""In which points other runtimes give other vectors for a repo, or none.
+"""Reasons why other runtimes give different vectors for a repo, or no vectors.
 
-"sentence-transformers" is its version 6 with transformers 5; what is said of text-embeddings-inference is in its
+"sentence-transformers" means version 6 with transformers 5. The source for text-embeddings-inference is its
 ``router/src/lib.rs``, https://github.com/huggingface/text-embeddings-inference.
 """
 
@@ -13,7 +13,7 @@ from minibert.modules.kinds import Pooling
 
 
 def differences(opened: OpenedRepo) -> list[str]:
-    """Return a sentence or two about each point that applies to the repo."""
+    """Return one or two sentences about each reason that applies to the repo."""
     topics = (_pooling, _modules, _precision, _max_length, _tokenizer_json, _prompts, _weights)
     return [difference for topic in topics for difference in topic(opened)]
 
@@ -77,7 +77,7 @@ def _max_length(opened: OpenedRepo) -> Iterator[str]:
 
 
 def _tokenizer_json(opened: OpenedRepo) -> Iterator[str]:
-    """Yield what a runtime does that loads tokenizer.json as it is."""
+    """Yield the differences of a runtime that loads tokenizer.json as it is."""
     content = opened.tokenizer_files.json
     if not content:
         yield "There is no tokenizer.json: text-embeddings-inference, which needs one, cannot load the repo."
@@ -103,14 +103,14 @@ def _tokenizer_json(opened: OpenedRepo) -> Iterator[str]:
 
 
 def _casing_of(normalizer: Any) -> Casing:
-    """Return what the normalizer in a tokenizer.json says of casing."""
+    """Return the casing that the normalizer in a tokenizer.json defines."""
     lower_cases = strips_accents = False
     steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
     for step in steps:
         lower = step.get("type") == "Lowercase" or step.get("lowercase") is True
         strips = step.get("strip_accents")
         lower_cases |= lower
-        # null in a BertNormalizer: as it does with case.
+        # In a BertNormalizer, null means the same as for case.
         strips_accents |= step.get("type") == "StripAccents" or bool(lower if strips is None else strips)
     return Casing(lower_cases, strips_accents)
 

@@ -1,4 +1,4 @@
-"""``minibert download``: the files of a hub repo, into the cache."""
+"""``minibert download``: download the files of a hub repo to the cache."""
 
 import argparse
 import sys
@@ -7,5 +7,5 @@ from minibert.cli.files import model_folder
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the folder of the model, whose files are then all there."""
+    """Download all files of the model and print its folder."""
     sys.stdout.write(f"{model_folder(options)}\n")

@@ -1,4 +1,4 @@
-"""``minibert encode``: texts in, vectors out, in a stream: memory does not grow with the number of texts."""
+"""``minibert encode``: from texts to vectors, as a stream. Memory does not grow with the number of texts."""
 
 import argparse
 import collections
@@ -23,23 +23,23 @@ from minibert.index import BUILTIN_NAME
 from minibert.safe.escapes import printable_json
 from minibert.typing import Array
 
-#: Texts that are computed, and held, at a time.
+#: Number of texts that are held in memory and computed at a time.
 _CHUNK = 4096
-#: The precisions that take their ranges from all vectors.
+#: The precisions whose ranges come from all vectors.
 _IN_RANGES = {"int8", "uint8"}
 
-#: What is written for some texts: the fields of their JSON lines, and their vectors.
+#: The output for some texts: the fields of their JSON lines, and their vectors.
 _Chunk: TypeAlias = tuple[list[str], Array]
 
 
 def run(options: argparse.Namespace) -> None:
-    """Encode the texts and write their vectors; the file, if there is one, whole or not at all."""
+    """Encode the texts and write their vectors. An output file is written completely or not at all."""
     if not options.texts:
         refuse_own_input(options.output, options.input)
     if options.output is None:
         _encode(options, None)
         return
-    # The file is made first: hours of encoding must not end in a folder that cannot be written to.
+    # Create the file first: a wrong folder must fail before hours of encoding.
     with output_file(options.output, overwrite=options.overwrite) as path:
         shape = _encode(options, path)
     if sys.stderr.isatty():
@@ -47,13 +47,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _encode(options: argparse.Namespace, path: Path | None) -> tuple[int, int]:
-    """Write the vectors to a file, or to standard output if there is none; return the shape of them all."""
+    """Write the vectors to ``path``, or to standard output if it is None; return the shape of all vectors."""
     with contextlib.ExitStack() as stack:
         lines, count = stack.enter_context(_open(options))
         wanted = min(worth_a_bar(options), _CHUNK)
         start = list(itertools.islice(lines, wanted))
         if len(start) < wanted:
-            count = len(start)  # which a pipe does not tell
+            count = len(start)  # unknown for a pipe
         if options.precision in _IN_RANGES and len(start) == 1:
             raise ValueError(
                 f"--precision {options.precision} takes its ranges from all the texts together; there is only one. "
@@ -75,7 +75,7 @@ def _encode(options: argparse.Namespace, path: Path | None) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _open(options: argparse.Namespace) -> Iterator[tuple[Iterator[Line], int | None]]:
-    """Give the texts, of the command line or the input, and their number if it is known."""
+    """Give the texts, from the command line or the input, and their number if it is known."""
     if options.texts:
         yield map(Line, options.texts), len(options.texts)
         return
@@ -86,7 +86,7 @@ def _open(options: argparse.Namespace) -> Iterator[tuple[Iterator[Line], int | N
 def _chunks(
     encoder: SentenceEncoder, lines: Iterable[Line], options: argparse.Namespace, progress: Callable[[int], object]
 ) -> Iterator[_Chunk]:
-    """Yield the vectors as they are computed."""
+    """Yield the vectors when they are computed."""
     held = collections.deque[Line]()
 
     def texts() -> Iterator[str]:
@@ -110,9 +110,9 @@ def _chunks(
 
 
 def _quantized(chunks: Iterable[_Chunk], options: argparse.Namespace, path: Path | None) -> Iterator[_Chunk]:
-    """Yield vectors in the precision that is asked for.
+    """Yield vectors in the requested precision.
 
-    Ranges come from all vectors together. So these wait on the disk, beside the output, until the last one is there.
+    Ranges come from all vectors. So the vectors are kept on disk, in the folder of the output, until all are computed.
     """
     if options.precision not in _IN_RANGES:
         for fields, vectors in chunks:
@@ -142,7 +142,7 @@ def _quantized(chunks: Iterable[_Chunk], options: argparse.Namespace, path: Path
 
 @contextlib.contextmanager
 def _output(options: argparse.Namespace, path: Path | None, like: Array) -> Iterator[Output]:
-    """Give the output, for vectors like those of an empty array."""
+    """Give the output for vectors with the dtype and width of an empty array."""
     if path is None:
         yield JsonLines(sys.stdout.buffer, printable_json if sys.stdout.isatty() else str)
         return
@@ -152,7 +152,7 @@ def _output(options: argparse.Namespace, path: Path | None, like: Array) -> Iter
             output = _file_output(options, file, like)
         yield output
     except BaseException:
-        with contextlib.suppress(OSError):  # the disk is still full
+        with contextlib.suppress(OSError):  # the disk can still be full
             file.close()
         raise
     file.close()
@@ -165,7 +165,7 @@ def _file_output(options: argparse.Namespace, file: BinaryIO, like: Array) -> Ou
         return npy_file(file, like)
     model = BUILTIN_NAME if options.model is None else options.model
     metadata = {
-        "model": model.encode("utf-8", "backslashreplace").decode("utf-8"),  # a folder's name can be any bytes
+        "model": model.encode("utf-8", "backslashreplace").decode("utf-8"),  # a folder name can have any bytes
         "minibert": __version__,
         "precision": options.precision,
         "normalize": str(options.normalize).lower(),
@@ -175,7 +175,7 @@ def _file_output(options: argparse.Namespace, file: BinaryIO, like: Array) -> Ou
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Let an error of the block name the file: the system's own errors, of a full disk for example, do not."""
+    """Add the file name to an OSError of the block. Errors such as a full disk have no file name."""
     try:
         yield
     except OSError as error:

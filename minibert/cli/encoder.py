@@ -1,4 +1,4 @@
-"""The encoder that a command computes with."""
+"""The encoder of a command."""
 
 import argparse
 import contextlib
@@ -9,7 +9,7 @@ from minibert.encoder import SentenceEncoder
 
 
 def open_encoder(options: argparse.Namespace) -> SentenceEncoder:
-    """Return the encoder that the command line names; where it names none, the built-in one, and say so."""
+    """Return the encoder that the command line names. If it names none, print a note and return the built-in one."""
     encoder = SentenceEncoder(
         options.model,
         revision=options.revision,
@@ -28,18 +28,18 @@ def open_encoder(options: argparse.Namespace) -> SentenceEncoder:
 
 
 def worth_a_bar(options: argparse.Namespace) -> int:
-    """Return how many texts are more than a moment's work."""
+    """Return the number of texts from which a progress bar is useful."""
     return (options.batch_size or 32) + 1
 
 
 def shows_progress(texts: int | None, options: argparse.Namespace) -> bool:
-    """Return whether to show a progress bar for so many texts, or for an unknown number: on a terminal only."""
+    """Return whether to show a progress bar for this (or an unknown) number of texts. Only on a terminal."""
     return sys.stderr.isatty() and (texts is None or texts >= worth_a_bar(options))
 
 
 @contextlib.contextmanager
 def progress_bar(texts: int | None, options: argparse.Namespace) -> Iterator[Callable[[int], object]]:
-    """Give a function to call with a number of texts that are done; it moves a progress bar if one is to be shown."""
+    """Give a function that takes a number of completed texts and moves the progress bar, if there is one."""
     if not shows_progress(texts, options):
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""Files: the folder of a model, and outputs that appear whole or not at all."""
+"""Files: the folder of a model, and outputs that are written completely or not at all."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from minibert.safe.atomic import beside, sync, whole_file
 
 
 def model_folder(options: argparse.Namespace) -> Path:
-    """Return the folder of the model that the command line names, fetched from the hub if need be."""
+    """Return the folder of the model that the command line names. Fetch it from the hub if necessary."""
     return hub.resolve(
         options.model,
         revision=options.revision,
@@ -29,8 +29,8 @@ def output_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give the new file that becomes ``path``, as :func:`minibert.safe.atomic.whole_file` does.
 
     Raises:
-        OSError: ``path`` is there already and ``overwrite`` is false, or no file can be written there. Raised
-            before the block begins.
+        OSError: ``path`` exists and ``overwrite`` is false, or no file can be written there. Raised before the block
+            begins.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--output must lie in a folder; there is no folder {path.parent}. Create it first.")
@@ -43,7 +43,7 @@ def output_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def refuse_own_input(output: Path | None, source: str) -> None:
-    """Raise ValueError if a command would write its result to the file that it reads, whatever the two are called.
+    """Raise ValueError if a command would write its result to its input file. Two names can be the same file.
 
     Args:
         output: The file to write; None for standard output.
@@ -61,22 +61,22 @@ def refuse_own_input(output: Path | None, source: str) -> None:
 
 
 def _status(file: Path | TextIO) -> os.stat_result | None:
-    """Return what the system says of a file, or of a stream; None if there is no such file."""
+    """Return the status of a file or a stream; None if there is no such file."""
     try:
         return file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
-    except (AttributeError, OSError, ValueError):  # of a stream in memory
+    except (AttributeError, OSError, ValueError):  # a stream in memory
         return None
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a new folder beside ``path`` to fill; it becomes ``path`` when the block ends without an exception.
+    """Give a new folder next to ``path``. It becomes ``path`` if the block ends without an exception.
 
-    Whatever else ends the block, the new folder is removed and ``path`` is as it was.
+    After an exception, the new folder is removed, and ``path`` does not change.
 
     Raises:
-        OSError: ``path`` is not an empty folder, unless it is a model's folder and ``overwrite`` is true; or no
-            folder can be made there. Raised before the block begins.
+        OSError: ``path`` exists and is neither an empty folder nor, with ``overwrite``, a model's folder; or no folder
+            can be created there. Raised before the block begins.
     """
     path = path.resolve()
     if not path.parent.is_dir():
@@ -104,7 +104,7 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _exchange(path: Path, new: Path, old: Path) -> None:
-    """Rename ``new`` to ``path``, by way of ``old`` for what is at ``path``; no system replaces a folder in one go."""
+    """Rename ``path`` to ``old``, then ``new`` to ``path``. No system can replace a folder in one step."""
     try:
         if path.exists():
             path.rename(old)

@@ -1,4 +1,4 @@
-"""The texts of ``--help``: what each command does, and what follows its arguments."""
+"""The texts of ``--help``: the description of each command, and the text after its arguments."""
 
 DESCRIPTION = """\
 Turn texts into vectors with BERT models in the format of sentence-transformers.

@@ -1,4 +1,4 @@
-"""``minibert index``: texts and their vectors, into a file for ``minibert search``."""
+"""``minibert index``: write texts and their vectors to a file for ``minibert search``."""
 
 import argparse
 import sys
@@ -11,9 +11,9 @@ from minibert.index import SearchIndex
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the index; whole or not at all."""
+    """Write the index, completely or not at all."""
     refuse_own_input(options.output, options.input)
-    # The file is made first: hours of encoding must not end in a folder that cannot be written to.
+    # Create the file first: a wrong folder must fail before hours of encoding.
     with output_file(options.output, overwrite=options.overwrite) as path:
         index, _ = build(options)
         index.save(path)
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def build(options: argparse.Namespace) -> tuple[SearchIndex, SentenceEncoder]:
-    """Return an index of the texts that the command line names, with the numbers of their lines; and its encoder.
+    """Return an index of the texts of the command line, with their line numbers; and its encoder.
 
     Raises:
         ValueError: A line cannot be used, or all are blank.

@@ -1,4 +1,4 @@
-"""``minibert inspect``: what a model repo asks for, and where other runtimes would differ."""
+"""``minibert inspect``: the properties of a model repo, and differences of other runtimes."""
 
 import argparse
 import collections
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def facts(opened: OpenedRepo) -> dict[str, Any]:
-    """Return all that the report says, ready for JSON."""
+    """Return the content of the report as values for JSON."""
     repo, tensors = opened.repo, opened.tensors
     weights = {tensor.path for tensor in tensors}
     return {
@@ -63,7 +63,7 @@ def facts(opened: OpenedRepo) -> dict[str, Any]:
 
 
 def _modules(opened: OpenedRepo) -> Iterator[dict[str, Any]]:
-    """Yield class, folder and output width of each module, and what else matters of it."""
+    """Yield class, folder, output width and other properties of each module."""
     first, *widths = opened.dimensions
     folder = opened.repo.transformer_folder
     yield {"class": "Transformer", "folder": folder.relative_to(opened.repo.folder).as_posix(), "dimension": first}
@@ -76,7 +76,7 @@ def _modules(opened: OpenedRepo) -> Iterator[dict[str, Any]]:
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of the report as a person reads it; what the repo holds is escaped."""
+    """Yield the lines of the report as plain text. Content of the repo is escaped."""
     yield printable(report["folder"])
     for title, section in _sections(report):
         rows = [(printable(label), printable(str(value))) for label, value in section]
@@ -150,7 +150,7 @@ def _module(module: Mapping[str, Any]) -> str:
 
 
 def _size(count: int) -> str:
-    """Return a number of bytes, in decimal units."""
+    """Return a number of bytes in decimal units."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

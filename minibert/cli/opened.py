@@ -1,4 +1,4 @@
-"""A model repo, opened but for the values of its weights: what ``minibert inspect`` reports on."""
+"""An open model repo without the values of its weights. ``minibert inspect`` reports on it."""
 
 import dataclasses
 import unicodedata
@@ -20,7 +20,7 @@ from minibert.tokenization import TextTokenizer
 
 
 class Casing(NamedTuple):
-    """What a tokenizer does to letters before it splits a text."""
+    """How a tokenizer changes letters before it splits a text."""
 
     lower_cases: bool
     strips_accents: bool
@@ -32,15 +32,15 @@ class Casing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class OpenedRepo:
-    """A model repo, and everything in it but the values of the BertModel's weights.
+    """A model repo and its content, without the values of the BertModel's weights.
 
     Attributes:
         repo: Its description.
-        tokenizer_files: The tokenizer's files, as they are.
-        tokenizer: The tokenizer that they make.
+        tokenizer_files: The unchanged content of the tokenizer's files.
+        tokenizer: The tokenizer made from them.
         modules: The modules after the transformer.
-        stored: All tensors of the BertModel's checkpoint, in their order there.
-        tensors: Those that belong to the BertModel.
+        stored: All tensors of the BertModel's checkpoint, in their order in the file.
+        tensors: The tensors that belong to the BertModel.
     """
 
     repo: ModelRepo
@@ -55,7 +55,7 @@ class OpenedRepo:
         """Return the repo in ``folder``.
 
         Raises:
-            ModelFileError: As :class:`~minibert.encoder.SentenceEncoder`, but for the values of the weights.
+            ModelFileError: As in :class:`~minibert.encoder.SentenceEncoder`, but the values of weights are not checked.
         """
         repo = ModelRepo.open(folder)
         opened = cls(
@@ -76,12 +76,12 @@ class OpenedRepo:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Prompts by name, with the two empty ones that every model has unless it says otherwise."""
+        """Prompts by name, with the two empty default prompts of every model."""
         return {**DEFAULT_PROMPTS, **self.repo.prompts}
 
     @property
     def dimensions(self) -> list[int]:
-        """Width of the vectors after the transformer, and after each module."""
+        """Width of the vectors after the transformer and after each module."""
         flow = open_flow(self.repo, self.tokenizer)
         dimensions = [self.repo.config.hidden_size]
         for module in self.modules:
@@ -91,7 +91,7 @@ class OpenedRepo:
 
     @property
     def max_seq_length(self) -> int:
-        """The most tokens of a text."""
+        """Maximum number of tokens of a text."""
         return self.repo.max_seq_length(self.tokenizer.model_max_length)
 
     @property
@@ -105,14 +105,14 @@ class OpenedRepo:
 
     @property
     def casing(self) -> Casing:
-        """What happens to letters: seen, not read from flags."""
+        """The changes to letters. They are found with a test text, not from flags."""
         normalizer: Any = self.tokenizer.backend.normalizer
         seen = unicodedata.normalize("NFD", "É" if normalizer is None else normalizer.normalize_str("É"))
         return Casing("e" in seen, "\N{COMBINING ACUTE ACCENT}" not in seen)
 
     @property
     def casing_source(self) -> str:
-        """What decides about :attr:`casing`."""
+        """Which file decides about :attr:`casing`."""
         if self.repo.transformer.do_lower_case:
             return f"do_lower_case in {self.transformer_config}"
         config = self.tokenizer_files.config
@@ -126,7 +126,7 @@ class OpenedRepo:
 
     @property
     def transformer_config(self) -> str:
-        """The name that ``sentence_bert_config.json`` has in this repo."""
+        """The name of ``sentence_bert_config.json`` in this repo."""
         folder = self.repo.transformer_folder
         return next((name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), TRANSFORMER_CONFIGS[0])
 

@@ -1,4 +1,4 @@
-"""The formats of ``minibert encode``: vectors are written as they come, and their number when it is known."""
+"""The output formats of ``minibert encode``. Vectors are written chunk by chunk, and their number at the end."""
 
 import io
 import json
@@ -9,35 +9,35 @@ import numpy as np
 
 from minibert.typing import Array, Num
 
-#: safetensors' names of the dtypes that vectors have.
+#: safetensors' names of the dtypes of vectors.
 _DTYPES = {"float32": "F32", "float64": "F64", "int8": "I8", "uint8": "U8"}
 
 
 class Output(Protocol):
-    """Takes vectors, a chunk at a time.
+    """Writes vectors, chunk by chunk.
 
     Attributes:
-        count: How many vectors it has taken.
+        count: Number of vectors written.
     """
 
     count: int
 
     def write(self, fields: Sequence[str], vectors: Num[Array, "n D"]) -> None:
-        """Write some vectors; ``fields`` are the JSON objects they belong to, without the closing brace."""
+        """Write some vectors. ``fields`` are their JSON objects without the closing brace."""
 
     def finish(self) -> None:
-        """Write what is known at the end only."""
+        """Write the information that is known only at the end."""
 
 
 class JsonLines:
     """A line ``{..., "embedding": [...]}`` for each text.
 
-    Each number has the fewest digits that give the same float again; for float32 these are about half as many as a
-    Python float would have.
+    Each number has the fewest digits that identify the float. For float32, these are about half the digits of a Python
+    float.
     """
 
     def __init__(self, file: BinaryIO, escape: Callable[[str], str] = str) -> None:
-        """Write to ``file``, each line as ``escape`` returns it."""
+        """Write to ``file``. ``escape`` is applied to each line."""
         self._file = file
         self._escape = escape
         self.count = 0
@@ -46,7 +46,7 @@ class JsonLines:
         """Write some lines.
 
         Raises:
-            ValueError: A vector has a value that JSON does not have: NaN or infinity.
+            ValueError: A vector has NaN or infinity. JSON does not have these values.
         """
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
@@ -58,20 +58,20 @@ class JsonLines:
             line = f'{self._escape(start)},"embedding":[{",".join(map(str, vector))}]}}\n'
             self._file.write(line.encode())
         self.count += len(vectors)
-        self._file.flush()  # who reads a pipe gets them now
+        self._file.flush()  # the reader of a pipe gets them now
 
     def finish(self) -> None:
-        """Do nothing: lines do not say how many they are."""
+        """Do nothing: JSON lines do not hold their number."""
 
 
 class ArrayFile:
-    """A header and the values of one array. The header has room for any number of rows; it is written again at the end.
+    """A header and the values of one array. The header has space for any number of rows. It is rewritten at the end.
 
-    So the number of texts need not be known before they are encoded.
+    So the number of texts can be unknown before encoding.
     """
 
     def __init__(self, file: BinaryIO, header: Callable[[int], bytes], dtype: np.dtype[np.generic]) -> None:
-        """Write to ``file``, which must be at its start; ``header`` makes the header for a number of rows."""
+        """Write to ``file``. Its position must be 0. ``header`` returns the header for a number of rows."""
         self._file = file
         self._header = header
         self._dtype = dtype.newbyteorder("<")
@@ -84,18 +84,18 @@ class ArrayFile:
         self.count += len(vectors)
 
     def finish(self) -> None:
-        """Write how many rows there are."""
+        """Write the number of rows."""
         self._file.seek(0)
         self._file.write(self._header(self.count))
         self._file.flush()
 
 
 def npy_file(file: BinaryIO, like: Num[Array, "0 D"]) -> ArrayFile:
-    """Return a file for numpy.load, of vectors like those of an empty array."""
+    """Return a file for numpy.load, for vectors with the dtype and width of an empty array."""
 
     def header(rows: int) -> bytes:
         content = io.BytesIO()
-        # numpy leaves room in it for the first number of the shape to grow.
+        # numpy leaves space in the header for a larger first number of the shape.
         facts = {"descr": like.dtype.newbyteorder("<").str, "fortran_order": False, "shape": (rows, like.shape[1])}
         np.lib.format.write_array_header_1_0(content, facts)
         return content.getvalue()
@@ -104,7 +104,7 @@ def npy_file(file: BinaryIO, like: Num[Array, "0 D"]) -> ArrayFile:
 
 
 def safetensors_file(file: BinaryIO, like: Num[Array, "0 D"], metadata: Mapping[str, str]) -> ArrayFile:
-    """Return a safetensors file with one array ``embeddings``, of vectors like those of an empty array.
+    """Return a safetensors file with one array ``embeddings``, for vectors with the dtype and width of an empty array.
 
     ``metadata`` gets another entry, ``count``: the number of rows.
     """
@@ -117,7 +117,7 @@ def safetensors_file(file: BinaryIO, like: Num[Array, "0 D"], metadata: Mapping[
         }
         return json.dumps({"__metadata__": {**metadata, "count": str(rows)}, "embeddings": entry}).encode()
 
-    # The format lets spaces follow the header. Values begin at a multiple of 8 bytes.
+    # The format allows spaces after the header. Values begin at a multiple of 8 bytes.
     length = -(-len(content(10**15)) // 8) * 8
 
     def header(rows: int) -> bytes:

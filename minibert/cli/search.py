@@ -1,4 +1,4 @@
-"""``minibert search``: the texts that are nearest in meaning to a question."""
+"""``minibert search``: find the texts that are nearest in meaning to a question."""
 
 import argparse
 import dataclasses
@@ -20,12 +20,12 @@ from minibert.safe.escapes import printable, printable_json
 
 
 def run(options: argparse.Namespace) -> None:
-    """Answer the questions: those of the command line together, those of standard input one by one."""
+    """Answer the questions: all from the command line together, or those from standard input one by one."""
     refuse_own_input(None, options.input if options.index is None else options.index)
     index, encoder = build(options) if options.index is None else _load(options)
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal and not options.json else None
-    # A question that was just typed at this terminal stands above its answer already.
+    # If the user types the question in this terminal, it is already above its answer.
     headed = len(options.questions) > 1 or not (options.questions or (is_terminal and sys.stdin.isatty()))
     for number, (question, hits) in enumerate(_answers(index, encoder, options)):
         if options.json:
@@ -44,7 +44,7 @@ def _load(options: argparse.Namespace) -> tuple[SearchIndex, SentenceEncoder]:
 
     Raises:
         IndexFileError: The file cannot be used.
-        ValueError: The encoder would have another model than the index.
+        ValueError: The encoder and the index have different models.
     """
     index = SearchIndex.load(options.index)
     others = index.model != BUILTIN_NAME and index.fingerprint != ModelRepo.open(BUILTIN_MODEL).fingerprint
@@ -63,7 +63,7 @@ def _load(options: argparse.Namespace) -> tuple[SearchIndex, SentenceEncoder]:
 def _answers(
     index: SearchIndex, encoder: SentenceEncoder, options: argparse.Namespace
 ) -> Iterator[tuple[str, list[Hit]]]:
-    """Yield each question with what was found."""
+    """Yield each question with its hits."""
     if options.questions:
         yield from zip(options.questions, index.search(encoder, options.questions, options.top_k), strict=True)
         return

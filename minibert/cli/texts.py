@@ -1,4 +1,4 @@
-"""The texts and questions that a command is given: lines, or JSON lines, each with its number in the file."""
+"""Reading of texts and questions from lines or JSON lines. Each has its line number in the file."""
 
 import codecs
 import contextlib
@@ -16,12 +16,12 @@ _SPACE = " \t\r\n"
 
 
 class Line(NamedTuple):
-    """A text, as a line of the input gives it.
+    """A text from a line of the input.
 
     Attributes:
         text: The text.
-        fields: Of a JSON line: its object as it is written there, without the closing brace, and without an
-            ``embedding`` field. None for a line of a text file, or where fields were not asked for.
+        fields: The JSON object of a JSON line as it is written, without the closing brace and without an ``embedding``
+            field. None for a line of a text file, or if fields were not requested.
     """
 
     text: str
@@ -29,20 +29,20 @@ class Line(NamedTuple):
 
 
 def as_fields(line: Line) -> str:
-    """Return the fields of a line, or only its text, as a JSON object without the closing brace."""
+    """Return the fields of a line, or else its text, as a JSON object without the closing brace."""
     return f'{{"text":{json.dumps(line.text, ensure_ascii=False)}' if line.fields is None else line.fields
 
 
 def read_texts(source: str, kind: str) -> list[str]:
-    """Return the texts in the file ``source``, or in standard input if that is ``"-"``.
+    """Return the texts in the file ``source``. ``"-"`` is standard input.
 
     Args:
         source: The file.
-        kind: ``"text"``: each line is a text, also a blank one. ``"jsonl"``: each line is a JSON object with a
+        kind: ``"text"``: each line is a text, even a blank line. ``"jsonl"``: each line is a JSON object with a
             ``text`` field.
 
     Raises:
-        ValueError: A line is not UTF-8 or, of JSON lines, has no text; the message has its number.
+        ValueError: A line is not UTF-8, or a JSON line has no text; the message has the line number.
     """
     with _open(source) as (name, file):
         return [line.text for line in _lines(name, file, kind)]
@@ -50,18 +50,18 @@ def read_texts(source: str, kind: str) -> list[str]:
 
 @contextlib.contextmanager
 def open_lines(source: str, kind: str, *, with_fields: bool) -> Iterator[tuple[Iterator[Line], int | None]]:
-    """Give the lines of the input one by one, and their number: None for a pipe, whose end nobody knows.
+    """Give the lines of the input one by one, and their number. It is None for a pipe, because its end is unknown.
 
-    A regular file is read twice: all its lines are checked before the first one is given. Of a pipe, a line is
-    checked when its turn comes.
+    A regular file is read twice: all lines are checked before the first line is given. A line from a pipe is checked
+    when it is read.
 
     Args:
         source: As in :func:`read_texts`.
-        kind: As there.
+        kind: As in :func:`read_texts`.
         with_fields: Whether to give the fields of JSON lines.
 
     Raises:
-        ValueError: As there.
+        ValueError: As in :func:`read_texts`.
     """
     with _open(source) as (name, file):
         count = None
@@ -73,10 +73,10 @@ def open_lines(source: str, kind: str, *, with_fields: bool) -> Iterator[tuple[I
 
 
 def read_questions() -> Iterator[str]:
-    """Yield the lines of standard input that are not blank, each as soon as it is there.
+    """Yield the lines of standard input that are not blank, each as soon as it arrives.
 
     Raises:
-        ValueError: A line is not UTF-8; the message has its number.
+        ValueError: A line is not UTF-8; the message has the line number.
     """
     is_terminal = sys.stdin.isatty()
     if is_terminal:
@@ -98,7 +98,7 @@ def read_questions() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _open(source: str) -> Iterator[tuple[str, BinaryIO]]:
-    """Give the input's name for messages, and the input."""
+    """Give the name of the input for messages, and the input."""
     if source == "-":
         if sys.stdin.isatty():
             sys.stderr.write("minibert: reading texts from the terminal, one a line; Ctrl-D ends them\n")
@@ -111,18 +111,18 @@ def _open(source: str) -> Iterator[tuple[str, BinaryIO]]:
 def _is_regular(file: BinaryIO) -> bool:
     try:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except OSError:  # a stream in memory has no number
+    except OSError:  # a stream in memory has no file descriptor
         return False
 
 
 def _lines(name: str, file: BinaryIO, kind: str, *, with_fields: bool = False) -> Iterator[Line]:
     """Yield the lines of a file."""
-    # A file's own lines, never str.splitlines: to JSON, and to every other tool, U+2028 and its like do not end one.
+    # Use the file's own lines, not str.splitlines: in JSON and in other tools, U+2028 and similar do not end a line.
     for number, line in enumerate(file, 1):
         content = line
         if number == 1:
             content = line.removeprefix(codecs.BOM_UTF8)
-            if not content:  # nothing but the mark
+            if not content:  # only the byte order mark
                 continue
         content = content.removesuffix(b"\n").removesuffix(b"\r")
         where = f"{name}: line {number}"
@@ -169,7 +169,7 @@ def _without_embedding(content: str, record: Mapping[str, Any]) -> str:
 
 
 def _fields(content: str) -> Iterator[tuple[str, str]]:
-    """Yield each field of a valid JSON object that is not empty: its name, and how it is written."""
+    """Yield each field of a valid JSON object that is not empty: its name and its JSON text."""
     decoder = json.JSONDecoder()
     end = content.index("{")
     while content[end] != "}":
@@ -198,6 +198,6 @@ def _without_surrogates(where: str, text: str) -> str:
 
 
 def _shortened(value: object) -> str:
-    """Return ``value`` as JSON, not too long for a message."""
+    """Return ``value`` as JSON, shortened for a message."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,8 +1,7 @@
-"""From a model's name to a local folder: the folder itself, or a repo of the Hugging Face hub, cached.
+"""From a model's name to a local folder: the folder itself, or a cached repo of the Hugging Face hub.
 
-The cache, resumption and the environment variables (``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ...) are
-huggingface_hub's. Decided here: which repo a name stands for, which of its files are fetched, and what an
-error means to the user.
+huggingface_hub handles the cache, resumed downloads and the environment variables (``HF_HOME``, ``HF_HUB_OFFLINE``,
+``HF_TOKEN``, ...). This module decides which repo a name means, which files are fetched, and how errors are explained.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from minibert.typing import PathLike
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-#: BERT checkpoints older than the hub's "organisation/name": names without "/" that stand for themselves.
+#: BERT checkpoints that are older than the hub's "organisation/name". Their repo ids have no "/".
 TRANSFORMERS_NAMES = {
     "bert-base-cased",
     "bert-base-cased-finetuned-mrpc",
@@ -43,13 +42,13 @@ TRANSFORMERS_NAMES = {
     "bert-large-uncased-whole-word-masking-finetuned-squad",
 }
 
-#: The folder of the model that comes with minibert. Any program that reads sentence-transformers repos can load it.
+#: The folder of the built-in model. Any program that reads sentence-transformers repos can load it.
 BUILTIN_MODEL = Path(__file__).parents[1] / "builtin"
 
-#: The largest file of the cache that may hold a branch's commit; one has 40 bytes.
+#: Maximum size of a cache file with the commit of a branch. A commit has 40 bytes.
 MAX_REF_BYTES = 1024
 
-#: Read from the repo's root and from each module's folder, where they exist.
+#: Files that are read, if they exist, from the repo's root and from each module's folder.
 CONFIG_FILES: tuple[str, ...] = (
     "modules.json",
     "config_sentence_transformers.json",
@@ -71,19 +70,19 @@ def resolve(
     cache_folder: PathLike | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the local folder of a model: the folder itself, or a hub repo's snapshot, fetched if need be.
+    """Return the local folder of a model: the folder itself, or the snapshot of a hub repo, fetched if necessary.
 
     Args:
-        model_name_or_path: A folder or a hub repo; :func:`repo_id` says which repo a short name stands for. None is
-            the built-in model.
-        revision: The repo's branch, tag or commit; its main branch when None.
-        token: The hub token to send. True insists on the stored one, False sends none, None what is stored.
-        cache_folder: The cache; ``SENTENCE_TRANSFORMERS_HOME``, else huggingface_hub's own, when None.
-        local_files_only: Look in the cache alone and leave the network untouched.
+        model_name_or_path: A folder or a hub repo; see :func:`repo_id` for short names. None is the built-in model.
+        revision: The repo's branch, tag or commit. None is its main branch.
+        token: The hub token to send. True requires the stored token, False sends none, None sends the stored token if
+            there is one.
+        cache_folder: The cache. None is ``SENTENCE_TRANSFORMERS_HOME``, or else the cache of huggingface_hub.
+        local_files_only: Use only the cache, not the network.
 
     Raises:
         NotADirectoryError: The path is a file.
-        FileNotFoundError: There is nothing at this path.
+        FileNotFoundError: The path does not exist.
         ValueError: The name is neither a path nor a well-formed repo id, or the token cannot be sent.
         HubError: The repo is not in the cache and cannot be fetched.
         ConfigError: The repo's ``modules.json`` is malformed, or points out of the repo.
@@ -100,7 +99,7 @@ def resolve(
         raise FileNotFoundError(
             f"a model must be a folder or a hub repo id (organisation/name); there is no folder {name}."
         )
-    # HTTP libraries quote a header that they refuse in their errors: the token would be printed.
+    # HTTP libraries quote a refused header in their errors: this would print the token.
     if isinstance(token, str) and not re.fullmatch("[!-~]+", token):
         raise ValueError(
             "token must be printable ASCII without spaces; received one that is empty or has other "
@@ -124,23 +123,23 @@ def resolve(
 
 
 def repo_id(name: str) -> str:
-    """Return the hub repo that a name stands for; without "/" it is sentence-transformers' or an old BERT."""
+    """Return the hub repo for a name. A name without "/" is a repo of sentence-transformers or an old BERT."""
     return name if "/" in name or name.lower() in TRANSFORMERS_NAMES else f"sentence-transformers/{name}"
 
 
 def needed_files(listing: Collection[str], module_folders: Sequence[str]) -> list[str]:
-    """Return the files of a repo that minibert reads, of all those in ``listing``, sorted.
+    """Return the files in ``listing`` that minibert reads, sorted.
 
-    These are the configuration and tokenizer files at the root and in the modules' folders ("" is the root),
-    and each module's weights, of the first kind that is there. Old repos hold the same weights for many
-    frameworks: several times the size.
+    These are the configuration and tokenizer files at the root and in the modules' folders ("" is the root), and the
+    weights of each module, in the first kind that exists. Old repos hold the same weights for many frameworks: all of
+    them have several times the size.
     """
     root = PurePosixPath()
     modules = {PurePosixPath(folder) for folder in module_folders}
     needed = []
     for folder in {root, *modules}:
         here = {path.name: str(path) for path in map(PurePosixPath, listing) if path.parent == folder}
-        # At the root, others are about training and deployment: data_config.json, ort_config.json.
+        # At the root, other configs are for training and deployment: data_config.json, ort_config.json.
         patterns = CONFIG_FILES if folder == root else (*CONFIG_FILES, "*_config.json")
         if folder in modules:
             patterns += next((kind for kind in WEIGHTS_FILES if kind[0] in here), ())
@@ -149,15 +148,15 @@ def needed_files(listing: Collection[str], module_folders: Sequence[str]) -> lis
 
 
 def module_folders(modules_json: Path) -> list[str]:
-    """Return the folders that a ``modules.json`` names, each known to be inside the repo."""
+    """Return the folders that a ``modules.json`` names; check that they are inside the repo."""
     return [module_folder(modules_json, module) for module in read_array(modules_json)]
 
 
 def module_folder(modules_json: Path, module: object) -> str:
-    """Return the folder that an entry of ``modules.json`` names, known to be inside the repo.
+    """Return the folder that an entry of ``modules.json`` names; check that it is inside the repo.
 
     Raises:
-        ConfigError: It names none, or one outside the repo.
+        ConfigError: It names no folder, or a folder outside the repo.
     """
     folder = module.get("path") if isinstance(module, dict) else None
     if not isinstance(folder, str) or not _is_inside(folder):
@@ -169,27 +168,27 @@ def module_folder(modules_json: Path, module: object) -> str:
 
 def _is_inside(folder: str) -> bool:
     """Return whether a relative path stays in its folder, on every system."""
-    path = PureWindowsPath(folder)  # its rules know each separator and root that POSIX knows, and more
+    path = PureWindowsPath(folder)  # its rules include all separators and roots of POSIX
     return folder.isprintable() and not path.anchor and ".." not in path.parts
 
 
 def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None, local_only: bool) -> str:
-    """Return the cached snapshot of a repo, after fetching what is needed of it if the hub answers."""
+    """Return the cached snapshot of a repo. If the hub answers, fetch the needed files first."""
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     _require_readable_ref(repo, revision or "main", cache)
     download = partial(hub.snapshot_download, repo, revision=revision, cache_dir=cache)
-    # No patterns: what the hub lists and minibert never fetches must not make a snapshot "incomplete".
+    # No patterns: files that minibert never fetches must not make a snapshot "incomplete".
     cached = partial(download, local_files_only=True, allow_patterns=[])
     if local_only:
         return cached()
     try:
-        # The library's own timeout for such a request, which it does not set here by itself: a hub may never answer.
+        # The library has a timeout for such requests, but does not set it here. Without it, this could wait forever.
         info = hub.model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
     except RevisionNotFoundError:
         raise
-    except _hub_errors() as error:  # offline, no network, hub down: as in snapshot_download, the cache serves
+    except _hub_errors() as error:  # offline, no network, hub down: use the cache, as snapshot_download does
         try:
             return cached()
         except LocalEntryNotFoundError:
@@ -206,9 +205,9 @@ def _snapshot(hub: "HfApi", repo: str, revision: str | None, cache: Path | None,
 
 
 def _require_readable_ref(repo: str, revision: str, cache: Path | None) -> None:
-    """Raise ConfigError if the file in which the cache keeps a branch's commit is a pipe or a device, or too large.
+    """Raise ConfigError if the cache file with the commit of a branch is a pipe, a device, or too large.
 
-    huggingface_hub reads it whole, whatever it is.
+    huggingface_hub reads the whole file without such a check.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -219,11 +218,11 @@ def _require_readable_ref(repo: str, revision: str, cache: Path | None) -> None:
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """Return the classes of what huggingface_hub raises when it cannot do its work.
+    """Return the classes of the errors that huggingface_hub raises if it fails.
 
-    Its own errors and those of requests are OSError; those of httpx and httpx2, which newer versions rest on,
-    derive from an HTTPError. RuntimeError is a download by hf_xet that broke off; ValueError is an answer that
-    is not JSON: from a login page, say.
+    Its own errors and those of requests are OSError. Newer versions use httpx and httpx2, whose errors derive from an
+    HTTPError. RuntimeError means that a download by hf_xet stopped early. ValueError means that an answer is not JSON,
+    for example a login page.
     """
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
@@ -231,11 +230,11 @@ def _hub_errors() -> tuple[type[Exception], ...]:
 
 
 def _explain(error: Exception, repo: str, revision: str | None) -> str:
-    """Return what an error of huggingface_hub means and what to do about it, in one line."""
+    """Return the meaning of an error of huggingface_hub, and the remedy, in one line."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # why the hub could not be asked
+        error = error.__cause__  # why the hub could not be reached
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated. Ask for access on its page on the hub, then pass token= or set HF_TOKEN."
     if isinstance(error, errors.RepositoryNotFoundError):

@@ -1,9 +1,9 @@
-"""Tokenizer files: how the ``tokenizers`` library is set up from the files of a repo.
+"""Tokenizer files: set up the ``tokenizers`` library from the files of a repo.
 
-transformers 5 does not simply load ``tokenizer.json``: for most classes it takes the vocabulary and the added tokens
-from there and rebuilds the rest from the flags in ``tokenizer_config.json``, which therefore win over what
-``tokenizer.json`` says of casing. So does this module. What transformers does: ``tokenization_utils_tokenizers.py``
-and ``models/{bert,xlm_roberta}/tokenization_*.py``,
+transformers 5 does not simply load ``tokenizer.json``. For most classes, it takes only the vocabulary and the added
+tokens from this file. It rebuilds the rest from the flags in ``tokenizer_config.json``. So the flags for casing take
+precedence over ``tokenizer.json``. This module does the same. The code in transformers is in
+``tokenization_utils_tokenizers.py`` and ``models/{bert,xlm_roberta}/tokenization_*.py``,
 https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers
 """
 
@@ -19,30 +19,30 @@ from minibert.errors import ConfigError, TokenizerError
 from minibert.safe.jsonfile import read_optional
 from minibert.safe.regular import is_there, read_regular
 
-#: The largest tokenizer.json or vocab.txt that is read, in bytes. That of XLM-RoBERTa has 17 MB.
+#: Maximum size of tokenizer.json or vocab.txt, in bytes. XLM-RoBERTa has 17 MB.
 MAX_BYTES = 64 << 20
-#: The most brackets, commas and colons of tokenizer.json. That of LaBSE, with 501,153 tokens, has a million.
+#: Maximum number of brackets, commas and colons in tokenizer.json. LaBSE, with 501,153 tokens, has a million.
 MAX_ITEMS = 2_000_000
-#: The most tokens of a vocabulary. The library's tables take about 400 bytes for each.
+#: Maximum number of tokens of a vocabulary. The library's tables take about 400 bytes per token.
 MAX_TOKENS = 1_000_000
-#: The most bytes of the pieces of a Unigram vocabulary, all together; XLM-RoBERTa has about 2.3 million. The library
-#: keeps them as a tree, in which a byte takes up to 340 bytes.
+#: Maximum number of bytes of all pieces of a Unigram vocabulary. XLM-RoBERTa has about 2.3 million. The library stores
+#: them as a tree, which takes up to 340 bytes per byte.
 MAX_PIECES_BYTES = 3_000_000
-#: The most characters of a piece; sentencepiece makes them of 16 at most. One of some 100,000 makes a tree so deep that
-#: the library overflows the stack when it gives it back, and the process dies.
+#: Maximum number of characters of a piece. sentencepiece makes at most 16. With about 100,000, the tree is so deep that
+#: the library overflows the stack when it frees the tree, and the process dies.
 MAX_PIECE_LENGTH = 1_000
-#: How many times longer the steps of a normalizer, all together, may make a text. Thirty steps "replace a by aa" make
-#: it a billion times longer.
+#: Maximum factor by which all steps of a normalizer may make a text longer. Thirty steps "replace a by aa" make it a
+#: billion times longer.
 MAX_GROWTH = 1_000
-#: The most bytes of a table of characters, in base64; that of XLM-RoBERTa has some 300,000.
+#: Maximum number of bytes of a table of characters, in base64. XLM-RoBERTa has about 300,000.
 MAX_CHARSMAP_BYTES = 4_000_000
-#: The most bytes of the added tokens, all together. The library searches for them with an automaton, in which a byte
-#: takes 70 bytes, and of which a million are made in a second or two.
+#: Maximum number of bytes of all added tokens. The library searches for them with an automaton. It takes 70 bytes per
+#: byte, and one or two seconds per million bytes to build.
 MAX_ADDED_BYTES = 1_000_000
-#: What ends a line, or stands before its end, in vocab.txt: white space by Unicode's rules, as the library has it.
+#: White space that is removed at the end of a line in vocab.txt: Unicode's white space, as in the library.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
-#: The names of special tokens in tokenizer_config.json, in the order in which transformers adds them.
+#: The names of special tokens in tokenizer_config.json. transformers adds them in this order.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BERT_SPECIAL = {
     "unk_token": "[UNK]",
@@ -66,7 +66,7 @@ class TokenizerFiles(NamedTuple):
     """The tokenizer files of a folder.
 
     Attributes:
-        folder: Where they lie.
+        folder: The folder.
         config: ``tokenizer_config.json``, with the overrides of ``sentence_bert_config.json``.
         json: ``tokenizer.json``.
         special_map: ``special_tokens_map.json``.
@@ -81,7 +81,7 @@ class TokenizerFiles(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path, overrides: Mapping[str, Any]) -> "TokenizerFiles":
-        """Return the files in ``folder``; those that are absent are empty."""
+        """Return the files in ``folder``. Missing files count as empty."""
         try:
             return cls(
                 folder=folder,
@@ -95,7 +95,7 @@ class TokenizerFiles(NamedTuple):
 
     @property
     def max_length(self) -> int | None:
-        """The limit that the files state, in tokens; None where it is absent or transformers' placeholder."""
+        """The limit in the files, in tokens; None if it is absent or transformers' placeholder."""
         limit = self.config.get("model_max_length", self.config.get("max_len"))
         if limit is None:
             return None
@@ -105,7 +105,7 @@ class TokenizerFiles(NamedTuple):
 
     @property
     def truncation_side(self) -> str:
-        """Which end a text that is too long loses: ``"right"`` or ``"left"``."""
+        """The side from which long texts are truncated: ``"right"`` or ``"left"``."""
         truncation = self.json.get("truncation")
         direction = truncation.get("direction", "right") if isinstance(truncation, dict) else "right"
         side = self.config.get("truncation_side", str(direction).lower())
@@ -114,7 +114,7 @@ class TokenizerFiles(NamedTuple):
         return side
 
     def added_tokens(self) -> dict[int, AddedToken]:
-        """Return the added tokens by id: from tokenizer_config.json, or else from the older files beside it."""
+        """Return the added tokens by id, from tokenizer_config.json, or else from the older files."""
         if "added_tokens_decoder" in self.config:
             return {int(i): _added_token(token) for i, token in self.config["added_tokens_decoder"].items()}
         special = {_content(token) for token in self.named_tokens().values()}
@@ -131,13 +131,13 @@ class TokenizerFiles(NamedTuple):
         return {role: files[role] for role in _SPECIAL if files.get(role) is not None}
 
     def extra_tokens(self) -> list[Any]:
-        """Return further special tokens, which have no role."""
+        """Return the special tokens that have no role."""
         files = self.config if "added_tokens_decoder" in self.config else {**self.config, **self.special_map}
         extra = files.get("extra_special_tokens") or files.get("additional_special_tokens") or []
         return list(extra.values() if isinstance(extra, dict) else extra)
 
     def vocabulary(self) -> Any:
-        """Return the vocabulary of tokenizer.json, or that of vocab.txt."""
+        """Return the vocabulary of tokenizer.json or vocab.txt."""
         if self.json:
             return self.json.get("model", {}).get("vocab", {})
         path = self.folder / "vocab.txt"
@@ -147,7 +147,7 @@ class TokenizerFiles(NamedTuple):
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
-    """Return the tokens of vocab.txt, one a line, with their ids; of equal ones the last counts, as in the library."""
+    """Return the tokens of vocab.txt (one per line) with their ids. As in the library, the last equal token wins."""
     content = read_regular(path, TokenizerError, MAX_BYTES)
     if (count := content.count(b"\n")) > MAX_TOKENS:
         raise TokenizerError(f"{path} has {count:,} lines; at most {MAX_TOKENS:,} are read.")
@@ -173,18 +173,18 @@ def _require_vocabulary(path: Path, vocabulary: Any) -> None:
 
 
 def _require_modest(path: Path, normalizer: Any) -> None:
-    """Raise TokenizerError if a normalizer could make texts very much longer."""
+    """Raise TokenizerError if a normalizer could make texts much longer."""
     growth = 1
     for step in _steps(normalizer):
         if step.get("type") == "Replace":
             pattern, content = step.get("pattern"), step.get("content", "")
             exact = isinstance(pattern, dict) and pattern.get("String")
-            growth *= max(1, len(content)) if exact else 1 + len(content)  # an expression may match between characters
+            growth *= max(1, len(content)) if exact else 1 + len(content)  # a regex can match between characters
         elif step.get("type") == "Precompiled":
             encoded = step.get("precompiled_charsmap") or ""
             _require_bytes(path, "a precompiled_charsmap", [encoded], MAX_CHARSMAP_BYTES)
             charsmap = base64.b64decode(encoded, validate=True)
-            # The size of a table of characters, the table, and what takes their place, each closed by a NUL.
+            # Format: the size of a table of characters, the table, the replacements. Each replacement ends with a NUL.
             replacements = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
             growth *= max(1, *map(len, replacements.split(b"\0")))
     if growth > MAX_GROWTH:
@@ -195,7 +195,7 @@ def _require_modest(path: Path, normalizer: Any) -> None:
 
 
 def _steps(normalizer: Any) -> list[Any]:
-    """Return the steps of tokenizer.json's normalizer, also those of sequences inside sequences."""
+    """Return the steps of tokenizer.json's normalizer, with those of nested sequences."""
     if not isinstance(normalizer, dict):
         return []
     if normalizer.get("type") != "Sequence":
@@ -204,21 +204,21 @@ def _steps(normalizer: Any) -> list[Any]:
 
 
 def _require_bytes(path: Path, what: str, texts: list[str], most: int) -> None:
-    """Raise TokenizerError if texts have more than ``most`` bytes together."""
+    """Raise TokenizerError if all texts together have more than ``most`` bytes."""
     size = len("".join(texts).encode("utf-8"))
     if size > most:
         raise TokenizerError(f"{path}: {what} must have at most {most:,} bytes; received {size:,}.")
 
 
 class _Built(NamedTuple):
-    """The library's tokenizer, before tokens are added, and the largest id of its vocabulary."""
+    """The library's tokenizer without added tokens, and the largest id of its vocabulary."""
 
     tokenizer: Tokenizer
     largest_id: int
 
 
 def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> _Built:
-    """Return BERT's tokenizer: WordPiece after BERT's own clean-up, with the flags of tokenizer_config.json."""
+    """Return BERT's tokenizer: BERT's normalizer and WordPiece, with the flags of tokenizer_config.json."""
     vocabulary = files.vocabulary()
     if isinstance(vocabulary, list):
         vocabulary = {entry[0] if isinstance(entry, list) else entry: i for i, entry in enumerate(vocabulary)}
@@ -235,11 +235,11 @@ def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> _Built:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    return _Built(tokenizer, max(vocabulary.values()))  # asking the tokenizer for all of its vocabulary takes longer
+    return _Built(tokenizer, max(vocabulary.values()))  # faster than the tokenizer's get_vocab
 
 
 def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
-    """Return XLM-RoBERTa's tokenizer, which the multilingual MiniLM and e5 models use: a Unigram model."""
+    """Return XLM-RoBERTa's tokenizer, a Unigram model. The multilingual MiniLM and e5 models use it."""
     vocabulary = files.vocabulary()
     if not isinstance(vocabulary, list):
         raise TokenizerError(f"{files.folder}: XLMRobertaTokenizer needs a tokenizer.json with a Unigram vocabulary.")
@@ -271,12 +271,12 @@ def _as_is(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
 
 
 class _Recipe(NamedTuple):
-    """How a tokenizer class of transformers is set up.
+    """How to set up a tokenizer class of transformers.
 
     Attributes:
         build: Makes the library's tokenizer from the files and the named special tokens.
-        special: The special tokens of the class, by role, where the files name none.
-        around: The roles of the tokens before and after a text; None where tokenizer.json says.
+        special: The default special tokens of the class, by role.
+        around: The roles of the tokens before and after a text; None if tokenizer.json defines them.
     """
 
     build: Callable[["TokenizerFiles", Mapping[str, Any]], _Built]
@@ -287,7 +287,7 @@ class _Recipe(NamedTuple):
 _BERT = _Recipe(_bert, _BERT_SPECIAL, ("cls_token", "sep_token"))
 _AS_IS = _Recipe(_as_is, {}, None)
 
-#: By the tokenizer_class that the files name, or that name without "Fast".
+#: The recipes by the tokenizer_class in the files, with or without "Fast".
 _RECIPES = {
     "BertTokenizer": _BERT,
     "DistilBertTokenizer": _BERT,
@@ -300,13 +300,13 @@ _RECIPES = {
 
 @contextlib.contextmanager
 def library_errors(folder: Path) -> Iterator[None]:
-    """Turn whatever the tokenizers library raises on unusable files into a TokenizerError."""
+    """Convert every error of the tokenizers library about unusable files to a TokenizerError."""
     try:
         yield
     except (TokenizerError, MemoryError):
         raise
     except BaseException as error:
-        # It raises bare Exception, and where its Rust code panics, a BaseException of a class that it does not export.
+        # It raises plain Exception. If its Rust code panics, it raises a BaseException of a class that it hides.
         if not isinstance(error, Exception) and not _is_panic(error):
             raise
         raise TokenizerError(f"{folder}: the tokenizer files cannot be used: {error!r}.") from error
@@ -314,11 +314,11 @@ def library_errors(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def encoding_errors(folder: Path) -> Iterator[None]:
-    """Turn what the tokenizers library raises where its files make it fail on a text into a TokenizerError."""
+    """Convert an error of the tokenizers library on a text to a TokenizerError, if the files are its cause."""
     try:
         yield
     except BaseException as error:
-        if type(error) is not Exception and not _is_panic(error):  # what is wrong with the texts is a TypeError
+        if type(error) is not Exception and not _is_panic(error):  # a wrong text gives a TypeError
             raise
         raise TokenizerError(
             f"{folder}: the tokenizer failed on a text: {error}. Its files do not fit together. Download them again."
@@ -330,11 +330,11 @@ def _is_panic(error: BaseException) -> bool:
 
 
 def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[Tokenizer, dict[str, str], int]:
-    """Return the library's tokenizer, the content of its special tokens by role, and the largest id of all its tokens.
+    """Return the library's tokenizer, its special tokens by role, and the largest id of all its tokens.
 
     Args:
         files: The tokenizer files of a folder.
-        default_class: The class where ``tokenizer_config.json`` names none; by default BertTokenizer.
+        default_class: The class if ``tokenizer_config.json`` names none. None is BertTokenizer.
 
     Raises:
         TokenizerError: The files cannot be used, or are for a class that minibert does not implement.
@@ -361,7 +361,7 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
 
 
 def _add_tokens(backend: Tokenizer, files: TokenizerFiles, named: Mapping[str, Any]) -> None:
-    """Register the added and the special tokens, in transformers' order, which decides the ids of new ones."""
+    """Register the added and the special tokens, in transformers' order. The order defines the ids of new tokens."""
     by_id = files.added_tokens()
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     pending = [token for _, token in sorted(by_id.items()) if token.content not in known]
@@ -390,7 +390,7 @@ def _charsmap(normalizer: Any) -> bytes | None:
 
 
 def _content(token: Any) -> str:
-    """Return the text of a token, written in the files as a string or as an object with flags."""
+    """Return the text of a token. In the files, it is a string or an object with flags."""
     content = token.get("content") if isinstance(token, dict) else token
     if not isinstance(content, str):
         raise TypeError(f"a special token must be a string, or an object with a content; found {token!r}")
@@ -398,7 +398,7 @@ def _content(token: Any) -> str:
 
 
 def _added_token(token: Any, *, special: bool = False) -> AddedToken:
-    """Return a token of the files as the tokenizers library's AddedToken."""
+    """Convert a token in the files to an AddedToken of the tokenizers library."""
     if not isinstance(token, dict):
         return AddedToken(_content(token), special=special, normalized=not special)
     flags = {k: bool(token[k]) for k in ("single_word", "lstrip", "rstrip", "normalized", "special") if k in token}

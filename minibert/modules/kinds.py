@@ -1,8 +1,8 @@
-"""The modules that a sentence-transformers repo chains after the transformer.
+"""The modules after the transformer in a sentence-transformers repo.
 
-``modules.json`` names them; each has a folder with its configuration and, if it has any, its weights. A module
-reads some features of a batch and writes others; ``token_embeddings`` comes from the transformer, and
-``sentence_embedding`` is what ``encode`` returns.
+``modules.json`` names them. Each module has a folder with its configuration and its weights, if it has weights. A
+module reads some features of a batch and writes others. ``token_embeddings`` comes from the transformer. ``encode``
+returns ``sentence_embedding``.
 """
 
 import copy
@@ -26,19 +26,19 @@ from minibert.typing import Array, DType
 
 logger = logging.getLogger("minibert")
 
-#: The features of a batch, by sentence-transformers' names: input_ids, attention_mask, token_embeddings,
+#: The features of a batch, with sentence-transformers' names: input_ids, attention_mask, token_embeddings,
 #: all_layer_embeddings, prompt_length, token_weights_sum, sentence_embedding.
 Features = dict[str, Any]
 
 
 @dataclasses.dataclass
 class Flow:
-    """What the modules of a chain have to work with, at one point of it.
+    """The features at one point of a chain of modules.
 
     Attributes:
-        widths: The features that exist there, and the width of their vectors.
-        num_hidden_layers: The transformer's.
-        tokens: How many ids the tokenizer can give.
+        widths: The existing features and the widths of their vectors.
+        num_hidden_layers: Number of layers of the transformer.
+        tokens: Number of ids that the tokenizer can return.
     """
 
     widths: dict[str, int]
@@ -53,11 +53,11 @@ class Module(Protocol):
 
     @classmethod
     def from_folder(cls, folder: Path, dtype: DType) -> Self:
-        """Return the module that the files in ``folder`` describe, its weights in ``dtype``."""
+        """Load the module from ``folder``, with weights in ``dtype``."""
         ...
 
     def connect(self, flow: Flow) -> None:
-        """Check that the module can work after what is in ``flow``, and enter there what it writes.
+        """Check the features that the module reads, and add the features that it writes to ``flow``.
 
         Raises:
             ConfigError: A feature that it reads is missing or has another width.
@@ -65,18 +65,18 @@ class Module(Protocol):
         ...
 
     def placed(self, place: Callable[[Array], Any]) -> Self:  # noqa: ARG002
-        """Return the module with ``place`` applied to its weights; only of modules that work on sentence vectors."""
+        """Return the module with ``place`` applied to its weights. Only for modules that work on sentence vectors."""
         return self
 
     def __call__(self, features: Features) -> None:
-        """Add to ``features``, or replace in it, what the module computes."""
+        """Add or replace the module's results in ``features``."""
         ...
 
 
 class Pooling(Module):
-    """From token vectors to one vector a text, by one or several modes of :mod:`minibert.pooling`."""
+    """From token vectors to one vector per text, with one or several modes of :mod:`minibert.pooling`."""
 
-    #: The booleans of older configs, in the order in which their results are put side by side.
+    #: The flags of older configs, in the order in which their results are concatenated.
     LEGACY: ClassVar[Mapping[str, str]] = {
         "pooling_mode_cls_token": "cls",
         "pooling_mode_max_tokens": "max",
@@ -127,7 +127,7 @@ class Pooling(Module):
 
 
 class InPlace:
-    """What Normalize and Dense share: which feature is read, and which is written."""
+    """Common code of Normalize and Dense: which feature they read, and which they write."""
 
     SENTENCE: ClassVar[str] = "sentence_embedding"
     NAMES: ClassVar[tuple[str, ...]] = (SENTENCE, "token_embeddings")
@@ -148,7 +148,7 @@ class Normalize(InPlace, Module):
 
     @classmethod
     def from_folder(cls, folder: Path, dtype: DType) -> Self:  # noqa: ARG003
-        path = folder / "config.json"  # written since sentence-transformers 6; before, there was nothing to say
+        path = folder / "config.json"  # written since sentence-transformers 6
         return cls(path, read_optional(path))
 
     def connect(self, flow: Flow) -> None:
@@ -159,7 +159,7 @@ class Normalize(InPlace, Module):
 
 
 class Dense(InPlace, Module):
-    """A linear layer with an activation, and optionally a residual connection around it."""
+    """A linear layer with an activation and an optional residual connection."""
 
     KEYS: ClassVar[frozenset[str]] = frozenset(
         (
@@ -172,7 +172,7 @@ class Dense(InPlace, Module):
             "use_residual",
         )
     )
-    #: torch's activation classes without parameters, by the names that a config may give them.
+    #: torch's activation classes without parameters, by their names in a config.
     ACTIVATIONS: ClassVar[Mapping[str, Callable[[Array], Array]]] = {
         "torch.nn.modules.linear.Identity": ops.identity,
         **{
@@ -217,7 +217,7 @@ class Dense(InPlace, Module):
 
     @classmethod
     def _activation(cls, path: Path, name: object) -> Callable[[Array], Array]:
-        """Return the activation; one that is not torch's own falls back to Tanh, as in sentence-transformers."""
+        """Return the activation. A class outside torch is replaced by Tanh, as in sentence-transformers."""
         if isinstance(name, str) and not name.startswith("torch."):
             warnings.warn(
                 f"{path}: activation_function {name!r} is not torch's own, and never run; Tanh stands in for it.",
@@ -277,7 +277,7 @@ class LayerNorm(Module):
 
 
 class WordWeights(Module):
-    """Multiplies each token vector by a weight of its word, such as its idf."""
+    """Multiplies each token vector by a weight of its word, for example its idf."""
 
     def __init__(self, path: Path, weights: Array) -> None:
         self.path = path
@@ -306,7 +306,7 @@ class WordWeights(Module):
 
 
 class WeightedLayerPooling(Module):
-    """Replaces the last layer's token vectors by a weighted mean over several layers'."""
+    """Replaces the last layer's token vectors by a weighted mean of several layers."""
 
     needs_all_layers: ClassVar[bool] = True
 
@@ -339,7 +339,7 @@ class WeightedLayerPooling(Module):
 
 
 class Dropout(Module):
-    """Nothing: dropout acts in training only."""
+    """Does nothing: dropout acts only in training."""
 
     @classmethod
     def from_folder(cls, folder: Path, dtype: DType) -> Self:  # noqa: ARG003
@@ -352,7 +352,7 @@ class Dropout(Module):
         pass
 
 
-#: The modules that are implemented, by the class name that ends a ``type`` in modules.json.
+#: The implemented modules, by the class name at the end of ``type`` in modules.json.
 MODULES: Mapping[str, type[Module]] = {
     "Dense": Dense,
     "Dropout": Dropout,
@@ -365,7 +365,7 @@ MODULES: Mapping[str, type[Module]] = {
 
 
 def load(kind: str, folder: Path | None, dtype: DType) -> Module:
-    """Return the module of class ``kind`` in ``folder``; with no folder, as its constructor makes it.
+    """Return the module of class ``kind`` in ``folder``; without a folder, with the constructor's defaults.
 
     Raises:
         UnsupportedModuleError: minibert does not implement ``kind``.
@@ -379,7 +379,7 @@ def load(kind: str, folder: Path | None, dtype: DType) -> Module:
 
 
 def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Return ``x @ weight.T + bias``; on a CPU, with a product for each row, whose bits then depend on no other row."""
+    """Return ``x @ weight.T + bias``. A CPU uses one product per row, so its bits do not depend on other rows."""
     if array_namespace(x) is not np:
         return ops.linear(x, weight, bias)
     with one_blas_thread():

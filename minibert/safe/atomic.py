@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: everything that minibert writes for a user is written here."""
+"""Atomic writing of files. minibert writes all files of users with this module."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ from minibert.typing import PathLike
 
 @contextlib.contextmanager
 def whole_file(path: PathLike) -> Iterator[Path]:
-    """Give a new, empty file to write to; it takes the place of ``path`` when the block ends without an exception.
+    """Give a new, empty file for writing. It replaces ``path`` if the block ends without an exception.
 
-    The new file lies in the folder of ``path``. It is on the disk before it is renamed. If anything fails, it is
-    removed, and ``path`` is as it was. A symbolic link stays one: the file that it names is replaced. A file that is
-    replaced hands on its permissions.
+    The new file is in the folder of ``path``. It is synced to disk before it is renamed. If anything fails, it is
+    removed, and ``path`` does not change. If ``path`` is a symbolic link, its target is replaced. The new file gets the
+    permissions of the file that it replaces.
 
     Raises:
-        FileExistsError: ``path`` is something other than a regular file. Raised before the block begins.
+        FileExistsError: ``path`` exists and is not a regular file. Raised before the block begins.
         OSError: The file cannot be written. The error names ``path``.
     """
     target = Path(path).resolve()
@@ -41,18 +41,18 @@ def whole_file(path: PathLike) -> Iterator[Path]:
 
 
 def beside(path: Path) -> Path:
-    """Return a name in the folder of ``path`` that nothing has."""
+    """Return an unused name in the folder of ``path``."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def sync(path: Path) -> None:
-    """Wait until the file is on the disk: a rename that outlives a power cut must not find it empty."""
+    """Wait until the file is on disk. Otherwise, a renamed file could be empty after a power failure."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def _name(error: OSError, new: Path, path: PathLike) -> None:
-    """Let an error about the new file name the file that was asked for: nobody has heard of the other."""
+    """Change the file name in an error from the temporary file to ``path``, which the user knows."""
     if error.filename is not None and os.fspath(error.filename) == os.fspath(new):
         error.filename = os.fspath(path)
     words = (part.replace(str(new), os.fspath(path)) if isinstance(part, str) else part for part in error.args)

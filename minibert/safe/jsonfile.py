@@ -1,4 +1,4 @@
-"""JSON files of a model repo, read with suspicion."""
+"""Safe reading of a model repo's JSON files, which are not trusted."""
 
 import itertools
 import json
@@ -9,12 +9,12 @@ from typing import Any
 from minibert.errors import ConfigError
 from minibert.safe.regular import is_there, read_regular
 
-#: The largest configuration file that is read, in bytes; tokenizer.json has its own limit.
+#: Maximum size of a configuration file in bytes. tokenizer.json has its own limit.
 MAX_BYTES = 16 << 20
-#: The most brackets, commas and colons of a JSON text. The values between them take at most 150 bytes each: 60 MB. The
-#: text itself takes up to 9 times its size, for one rare character makes Python keep 4 bytes for each.
+#: Maximum number of brackets, commas and colons in a JSON text. The values between them take at most 150 bytes each:
+#: 60 MB. The text itself takes up to 9 times its size: with one rare character, Python uses 4 bytes per character.
 MAX_ITEMS = 400_000
-#: How deep arrays and objects may be nested. Files of a repo go to about 10; Python's own repr fails at about 1,000.
+#: Maximum depth of nested arrays and objects. Files of a repo have about 10; Python's own repr fails at about 1,000.
 MAX_DEPTH = 100
 
 
@@ -23,7 +23,7 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITE
 
     Raises:
         ConfigError: The file is missing, not a regular file or unreadable, is larger than ``max_bytes``, has more
-            than ``max_items``, is not JSON, repeats a key, or holds something other than an object.
+            than ``max_items``, is not JSON, repeats a key, or does not hold an object.
     """
     value = _read(path, max_bytes, max_items)
     if not isinstance(value, dict):
@@ -32,7 +32,7 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITE
 
 
 def read_array(path: Path, max_bytes: int = MAX_BYTES) -> list[Any]:
-    """Return the JSON array in the file ``path``; raises as :func:`read_object` does."""
+    """Return the JSON array in the file ``path``. Raises the errors of :func:`read_object`."""
     value = _read(path, max_bytes, MAX_ITEMS)
     if not isinstance(value, list):
         raise ConfigError(f"{path} must hold a JSON array; it holds {_kind(value)}.")
@@ -40,18 +40,18 @@ def read_array(path: Path, max_bytes: int = MAX_BYTES) -> list[Any]:
 
 
 def read_optional(path: Path, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> dict[str, Any]:
-    """Return the JSON object in the file ``path``, or an empty one where there is nothing of that name."""
+    """Return the JSON object in the file ``path``, or an empty one if the file does not exist."""
     return read_object(path, max_bytes, max_items) if is_there(path) else {}
 
 
 def parse(content: bytes, max_items: int = MAX_ITEMS) -> Any:
-    """Return the value of a JSON text; it takes at most 9 times the text's size, and 150 bytes for each item.
+    """Return the value of a JSON text. It takes at most 9 times the text's size, plus 150 bytes per item.
 
     Raises:
-        ValueError: It is not JSON, repeats a key in an object, has half a character, has more than ``max_items``, or
+        ValueError: It is not JSON, repeats a key in an object, has a lone surrogate, has more than ``max_items``, or
             is nested deeper than :data:`MAX_DEPTH`.
     """
-    # The values are bounded before there are any: "[],[],[]" takes 24 times its size.
+    # Count the values before creating them: "[],[],[]" takes 24 times its size.
     items = len(content) - len(content.translate(None, b"[{,:"))
     if items > max_items:
         raise ValueError(f"it has {items:,} brackets, commas and colons; at most {max_items:,} are read")
@@ -59,18 +59,18 @@ def parse(content: bytes, max_items: int = MAX_ITEMS) -> Any:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError(str(error)) from error
-    # A bracket behind a quotation mark belongs to a text such as "[unused1]", or this would not be JSON.
+    # In JSON, a bracket directly after a quotation mark is always inside a text, such as "[unused1]".
     opened = content.count(b"{") + content.count(b"[") - content.count(b'"[')
     if opened > MAX_DEPTH:
         _require_flat(value)
-    # Python lets half of a character's two escapes pass for a character, of which no text can be made.
+    # Python accepts an escaped lone surrogate, but it cannot be encoded as UTF-8.
     if re.search(rb"\\u[dD][89a-fA-F]", content):
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return ``pairs`` as a dict; a repeated key is a ValueError (two readers could differ about it)."""
+    """Return ``pairs`` as a dict. A repeated key is a ValueError, because two readers could disagree about it."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -94,11 +94,11 @@ def _read(path: Path, max_bytes: int, max_items: int) -> Any:
 
 
 def _require_flat(value: Any) -> None:
-    """Raise ValueError if the arrays and objects in an array or object are nested more than MAX_DEPTH deep."""
+    """Raise ValueError if arrays and objects are nested more than MAX_DEPTH deep."""
     level = [value]
     for _ in range(MAX_DEPTH):
         containers = [inner.values() if type(inner) is dict else inner for inner in level]
-        if not {list, dict} & set(map(type, itertools.chain.from_iterable(containers))):  # fast: it is made in C
+        if not {list, dict} & set(map(type, itertools.chain.from_iterable(containers))):  # fast: it runs in C
             return
         level = [inner for inner in itertools.chain.from_iterable(containers) if type(inner) in {list, dict}]
     raise ValueError(f"its arrays and objects are nested more than {MAX_DEPTH} deep")

@@ -1,4 +1,4 @@
-"""Regular files of a repo, opened with suspicion: a pipe would be waited for, a device would be read without end."""
+"""Safe opening of a repo's files. Only regular files are opened: a pipe can block, a device can be endless."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ _KINDS = {
 
 
 def is_there(path: Path) -> bool:
-    """Return whether something has this name: a file, or also a link to nothing, which must not pass for absent."""
+    """Return whether this name exists. A broken link exists too: it must not count as a missing file."""
     return os.path.lexists(path)
 
 
@@ -26,17 +26,17 @@ def open_regular(path: Path, refusal: type[ModelFileError], max_bytes: int | Non
 
     Args:
         path: The file.
-        refusal: The class of the error where the file must not be read.
-        max_bytes: The largest size of a file that is opened.
+        refusal: The class of the error for a refused file.
+        max_bytes: Maximum size of the file.
 
     Raises:
-        FileNotFoundError: There is nothing of this name.
-        ModelFileError: The file is not regular, is too large, or cannot be opened; of the class ``refusal``.
+        FileNotFoundError: The name does not exist.
+        ModelFileError: The file is not regular, is too large, or cannot be opened. The class is ``refusal``.
     """
     try:
-        # Some devices act when they are opened: so look first. What is there can change: so look again.
+        # Check before opening, because opening has effects on some devices. Check again later: the file can change.
         _require_regular(path, path.stat(), refusal, max_bytes)
-        # No waiting for the other end of a pipe. Windows lacks this flag, and knows another one for bytes.
+        # O_NONBLOCK: do not wait for the other end of a pipe. Windows does not have it; it needs O_BINARY for bytes.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags), "rb")
     except FileNotFoundError:
@@ -54,15 +54,15 @@ def open_regular(path: Path, refusal: type[ModelFileError], max_bytes: int | Non
 
 
 def read_regular(path: Path, refusal: type[ModelFileError], max_bytes: int) -> bytes:
-    """Return the content of a regular file; never more than ``max_bytes`` are read.
+    """Return the content of a regular file. It never reads more than ``max_bytes``.
 
     Raises:
-        FileNotFoundError: As :func:`open_regular`.
-        ModelFileError: As there, or the file cannot be read.
+        FileNotFoundError: As in :func:`open_regular`.
+        ModelFileError: As in :func:`open_regular`, or the file cannot be read.
     """
     with open_regular(path, refusal, max_bytes) as file:
         try:
-            # By the size: to read "up to n bytes" takes memory for n bytes, whatever there is to read.
+            # Use the file's size: read(n) allocates n bytes, even for a small file.
             return file.read(min(os.fstat(file.fileno()).st_size, max_bytes))
         except OSError as error:
             raise refusal(f"{path} cannot be read: {error.strerror}.") from error

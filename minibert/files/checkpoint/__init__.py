@@ -1,7 +1,7 @@
-"""Checkpoints: from the weights files of a folder to named float arrays, strictly.
+"""Checkpoints: strict loading of named float arrays from the weights files of a folder.
 
-A tensor that is missing, left over, of the wrong shape, or not finite is an error that lists every such tensor;
-nothing is ever filled in.
+Missing tensors, unexpected tensors, wrong shapes and values that are not finite are errors. The error lists every
+wrong tensor. minibert never fills in values.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,8 +32,8 @@ __all__ = [
     "save_safetensors",
 ]
 
-#: The kinds of weights, in the order in which transformers looks for them. A kind is there when its first file is;
-#: that of an index is followed by the pattern of its shards.
+#: The kinds of weights, in the order in which transformers looks for them. The first file of a kind shows that it is
+#: there. After an index comes the pattern of its shards.
 WEIGHTS_FILES = (
     ("model.safetensors",),
     ("model.safetensors.index.json", "model-*-of-*.safetensors"),
@@ -43,22 +43,22 @@ WEIGHTS_FILES = (
 
 
 class BertReader(Mapping[str, Array]):
-    """The tensors of the BertModel in a folder, by canonical name: read from the file each time that one is asked for.
+    """The tensors of the BertModel in a folder, by canonical name. Each access reads the tensor from the file.
 
-    So that a model can be laid out piece by piece, and no two copies of it need be in memory.
+    So a model can be built piece by piece, without two copies of it in memory.
     """
 
     def __init__(self, folder: Path, config: BertConfig, dtype: DType = np.float32) -> None:
-        """Open the weights; values will be converted to ``dtype`` (float32 or float64).
+        """Open the weights. Values will be converted to ``dtype`` (float32 or float64).
 
         Raises:
-            WeightsError: As :func:`open_bert`.
+            WeightsError: As in :func:`open_bert`.
         """
         self._tensors = open_bert(folder, config)
         self._dtype = dtype
 
     def __getitem__(self, name: str) -> Array:
-        """Return a tensor's values; raises WeightsError if one is not finite."""
+        """Return the values of a tensor. Raises WeightsError if a value is not finite."""
         return _read_finite(self._tensors[name], self._dtype)
 
     def __iter__(self) -> Iterator[str]:
@@ -80,7 +80,7 @@ def load_bert(folder: Path, config: BertConfig, dtype: DType = np.float32) -> Be
     """Return the parameters of the BertModel in ``folder``, converted to ``dtype`` (float32 or float64).
 
     Raises:
-        WeightsError: As :func:`open_bert`, or a value is not finite.
+        WeightsError: As in :func:`open_bert`, or a value is not finite.
     """
     reader = BertReader(folder, config, dtype)
     layers = tuple(reader.layer(number) for number in range(config.num_hidden_layers))
@@ -88,10 +88,10 @@ def load_bert(folder: Path, config: BertConfig, dtype: DType = np.float32) -> Be
 
 
 def open_bert(folder: Path, config: BertConfig) -> dict[str, StoredTensor]:
-    """Return the tensors of the BertModel in ``folder`` by canonical name, unread; heads and buffers are left out.
+    """Return the unread tensors of the BertModel in ``folder`` by canonical name, without heads and buffers.
 
     Raises:
-        WeightsError: The weights are missing, malformed, or not what ``config`` promises.
+        WeightsError: The weights are missing, malformed, or do not match ``config``.
     """
     tensors = open_weights(folder)
     path = find_weights(folder)
@@ -99,7 +99,7 @@ def open_bert(folder: Path, config: BertConfig) -> dict[str, StoredTensor]:
         stored_names, unexpected = names.canonical_names(tensors)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}.") from None
-    if config.num_hidden_layers > len(tensors):  # a number that would take minutes, and a list as long, to refute
+    if config.num_hidden_layers > len(tensors):  # a huge number would take minutes and a huge list
         raise WeightsError(
             f"{path} must hold the tensors of num_hidden_layers = {config.num_hidden_layers} layers; "
             f"it holds {len(tensors)} in all."
@@ -114,10 +114,10 @@ def open_bert(folder: Path, config: BertConfig) -> dict[str, StoredTensor]:
 
 
 def load_module(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: DType) -> dict[str, Array]:
-    """Return the tensors of a module's folder by name: exactly those of ``shapes``, converted to ``dtype``.
+    """Return the tensors in a module's folder by name, converted to ``dtype``. They must match ``shapes`` exactly.
 
     Raises:
-        WeightsError: As :func:`load_bert`.
+        WeightsError: As in :func:`load_bert`.
     """
     tensors = open_weights(folder)
     expected = {name: (shape, "as config.json says") for name, shape in shapes.items()}
@@ -126,22 +126,22 @@ def load_module(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: DTyp
 
 
 def find_weights(folder: Path) -> Path:
-    """Return the weights file of ``folder``, or the index of its shards: the first of WEIGHTS_FILES there.
+    """Return the weights file of ``folder``, or the index of its shards: the first of WEIGHTS_FILES that exists.
 
     Raises:
-        WeightsError: There is none.
+        WeightsError: The folder has none of them.
     """
     first_files = [kind[0] for kind in WEIGHTS_FILES]
     for path in (folder / name for name in first_files):
         if path.is_symlink() and not path.exists():
             raise WeightsError(f"{path} is a link to a file that does not exist. Is the download complete?")
-        if is_there(path) and not path.is_dir():  # whatever else it is: other weights must not stand in for it
+        if is_there(path) and not path.is_dir():  # of any kind: do not use other weights instead
             return path
     raise WeightsError(f"{folder} holds no weights: it has none of {', '.join(first_files)}.")
 
 
 def open_weights(folder: Path) -> dict[str, StoredTensor]:
-    """Return all tensors in the weights of ``folder`` by their stored names, unread.
+    """Return all unread tensors in the weights of ``folder``, by stored name.
 
     Raises:
         WeightsError: There are no weights, or a file is malformed.
@@ -159,7 +159,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def _open_shards(index: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of all shards that the ``*.index.json`` file names, which must agree with it exactly."""
+    """Return the tensors of all shards that the ``*.index.json`` file names. They must match the index exactly."""
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise WeightsError(f"{index}: weight_map must map tensor names to file names.")
@@ -187,7 +187,7 @@ def _require_match(
     expected: Mapping[str, tuple[tuple[int, ...], str]],
     unexpected: list[str],
 ) -> None:
-    """Raise one WeightsError that lists all that ``found`` lacks, has too much, or has in another shape or type."""
+    """Raise one WeightsError that lists all missing and unexpected tensors, and all wrong shapes and types."""
     problems = [_listing("missing", expected.keys() - found.keys()), _listing("unexpected", unexpected)]
     for name in sorted(found.keys() & expected.keys()):
         tensor, (shape, words) = found[name], expected[name]
@@ -202,15 +202,15 @@ def _require_match(
 
 
 def _listing(what: str, tensor_names: Any) -> str:
-    """Return an indented line for each name, or nothing."""
+    """Return an indented line for each name, or an empty text."""
     return "".join(f"\n  {what}: {name}" for name in sorted(tensor_names))
 
 
 def _read_finite(tensor: StoredTensor, dtype: DType) -> Array:
     values = tensor.read()
-    if tensor.dtype == "F16":  # whose extremes numpy is slow to find
+    if tensor.dtype == "F16":  # numpy's min and max are slow in float16
         values = values.astype(np.float32)
-    # One pass each, and no temporary: NaN and Inf both show in the extremes.
+    # min and max show both NaN and Inf. Each takes one pass and no temporary array.
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         count = int(values.size - np.isfinite(values).sum())
         raise WeightsError(

@@ -1,8 +1,8 @@
-"""The names of BERT's tensors in checkpoints: the only module that knows them.
+"""The names of BERT's tensors in checkpoints. Only this module knows them.
 
-A checkpoint's names are brought to BertModel's own (``embeddings.word_embeddings.weight``,
-``encoder.layer.0.attention.self.query.weight``, ...) by taking off the prefix of the class that saved it and by
-the renames below; then they must be exactly the names, with exactly the shapes, that the config promises.
+A checkpoint's names are converted to the canonical names of BertModel (``embeddings.word_embeddings.weight``,
+``encoder.layer.0.attention.self.query.weight``, ...): the prefix of the class that saved it is removed, and the renames
+below are applied. The names and shapes must then match the config exactly.
 """
 
 import re
@@ -23,19 +23,20 @@ RENAMES = (
 #: Tensors of BertModel that hold no parameter: the buffers 0, 1, 2, ... and 0, 0, 0, ...
 BUFFERS = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
 
-#: What classes around BertModel add beside it, by the start of the name: heads that an encoder does not use.
+#: Prefixes of the heads that other classes add to BertModel. An encoder does not use heads.
 HEADS = ("cls.", "classifier.", "qa_outputs.")
 
 
 def canonical_names(stored: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """Return BertModel's name of each tensor in a checkpoint, and the names that belong to nothing.
+    """Return the canonical name of each tensor in a checkpoint, and the unexpected names.
 
     Args:
         stored: The names in the checkpoint.
 
     Returns:
-        ``(names, unexpected)``: canonical name to stored name, without the ignored buffers and heads; and the
-        stored names outside the model's prefix that are not a known head's, or that collide with another.
+        ``(names, unexpected)``. ``names`` maps canonical to stored names, without buffers and heads, which are ignored.
+        ``unexpected`` has the stored names that have neither the model's prefix nor that of a known head, and those
+        that collide with another name.
 
     Raises:
         ValueError: There is no word embedding table, or there are several; the message lists them.
@@ -63,9 +64,9 @@ def canonical_names(stored: Collection[str]) -> tuple[dict[str, str], list[str]]
 
 
 def expected_shapes(config: BertConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape of every tensor of a BertModel, and that shape in the words of the config.
+    """Return the shape of every tensor of a BertModel, as numbers and as names of config values.
 
-    The pooler is among them; a checkpoint may leave it out.
+    The pooler is included, but a checkpoint may omit it.
     """
     words = {
         "vocab_size": config.vocab_size,
@@ -107,7 +108,7 @@ def _norm(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def is_pooler(name: str) -> bool:
-    """Return whether a canonical name is the pooler's, which sentence encoders do without."""
+    """Return whether a canonical name belongs to the pooler. Sentence encoders do not need the pooler."""
     return name.startswith("pooler.")
 
 

@@ -1,9 +1,9 @@
-"""The pickle machine: what stands in for unpickling when ``pytorch_model.bin`` files are read.
+"""The pickle machine: it reads ``pytorch_model.bin`` files without unpickling.
 
-A pickle is a program for a stack machine, and imports and calls what it likes: :mod:`pickle` would run any code that
-its author chose. Here it runs on :class:`Machine`, which has only the opcodes that a dict of tensors needs, imports
-nothing (a global stays a name, and must be in a short list), and calls nothing (what rebuilds a tensor makes a record
-of it).
+A pickle is a program for a stack machine. It can import and call anything: :mod:`pickle` would run any code of its
+author. Here it runs on :class:`Machine`, which has only the opcodes that a dict of tensors needs. It imports nothing: a
+global stays a name, and must be in a short list. It calls nothing: a function that rebuilds a tensor only makes a
+record.
 """
 
 import io
@@ -17,11 +17,11 @@ import numpy as np
 
 from minibert.files.checkpoint.stored import DTYPES
 
-MAX_OPCODES = 500_000  # BERT-large takes 15,160
+MAX_OPCODES = 500_000  # BERT-large has 15,160
 MAX_DIMENSIONS = 64  # numpy's own limit
-MAX_COUNT = 1 << 48  # of elements: their bytes still fit 64 bits
+MAX_COUNT = 1 << 48  # of elements: the number of bytes still fits in 64 bits
 
-#: The storage classes, as pickles name them, and the dtypes of their elements.
+#: The names of the storage classes in pickles, and the dtypes of their elements.
 STORAGES = {
     "torch DoubleStorage": "F64",
     "torch FloatStorage": "F32",
@@ -34,7 +34,7 @@ STORAGES = {
     "torch ByteStorage": "U8",
     "torch BoolStorage": "BOOL",
 }
-#: Every global that a pickle may name, as "module name"; :meth:`Machine.call` knows what the functions do.
+#: All allowed globals, as "module name". :meth:`Machine.call` implements the functions.
 GLOBALS = {
     *STORAGES,
     "collections OrderedDict",
@@ -46,11 +46,11 @@ GLOBALS = {
 
 
 class UnsupportedError(Exception):
-    """A file that torch may well read, and minibert does not. The message continues the path of the file."""
+    """A file that minibert does not support, but torch may read. The message continues the path of the file."""
 
 
-# What a pickle can become: dict, list, tuple, str, int, float, bool, None, and these three records. They are
-# not tuples themselves, or a tuple in the pickle could pass for one.
+# The value of a pickle consists of dict, list, tuple, str, int, float, bool, None, and these three records. The records
+# are not tuples; otherwise, a tuple in the pickle could imitate a record.
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,14 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Elements that lie together in the file, of which tensors are views."""
+    """Contiguous elements in the file. Tensors are views of a storage."""
 
     dtype: str
     key: str
     numel: int
 
     def __post_init__(self) -> None:
-        # A key becomes part of the name of a zip entry.
+        # The key becomes part of the name of a zip entry.
         if not (self.key.isascii() and self.key.isdigit() and _are_counts((self.numel,))):
             raise ValueError(f"the key or size of storage {self.key!r:.40} is wrong")
 
@@ -81,7 +81,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A view of a storage; offset and strides are counted in elements."""
+    """A view of a storage. The units of offset and strides are elements."""
 
     storage: Storage
     offset: int
@@ -98,14 +98,14 @@ class Tensor:
 
     @property
     def span(self) -> int:
-        """The number of elements from the first to the last, with those between that are not the tensor's."""
+        """The number of elements from the first to the last, including elements between them outside the tensor."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
 
 def _are_counts(values: Any) -> bool:
-    """Return whether ``values`` is a tuple of sizes; True and False are none."""
+    """Return whether ``values`` is a tuple of sizes. True and False are not sizes."""
     return (
         type(values) is tuple
         and len(values) <= MAX_DIMENSIONS
@@ -114,11 +114,11 @@ def _are_counts(values: Any) -> bool:
 
 
 class Machine:
-    """The pickle machine: a stack, the stacks put aside at open marks, and a memo of earlier values.
+    """The pickle machine: a stack, the saved stacks of open marks, and a memo of earlier values.
 
     Attributes:
-        stream: The pickles; after :meth:`load`, just behind the one that was loaded.
-        storages: All storages that they refer to, by key.
+        stream: The pickles. After :meth:`load`, its position is directly after the loaded pickle.
+        storages: All storages in the pickles, by key.
     """
 
     def __init__(self, pickles: bytes) -> None:
@@ -143,7 +143,7 @@ class Machine:
         return value
 
     def step(self, code: bytes) -> None:
-        """Run one opcode, whose argument follows in the stream."""
+        """Run one opcode. Its argument is next in the stream."""
         self.steps += 1
         if self.steps > MAX_OPCODES:
             raise UnsupportedError(f"must describe itself in {MAX_OPCODES:,} opcodes; it takes more")
@@ -152,7 +152,7 @@ class Machine:
         opcode = OPCODES[code]
         if opcode.name not in STEPS:
             raise UnsupportedError(f"has the pickle opcode {opcode.name}, which no dict of tensors needs")
-        # A GLOBAL reads its lines itself: pickletools would undo escapes in them, which pickle leaves alone.
+        # GLOBAL reads its lines itself: pickletools would decode escapes in them, but pickle does not.
         argument = opcode.arg.reader(self.stream) if opcode.arg and opcode.name != "GLOBAL" else None
         STEPS[opcode.name](self, argument)
 
@@ -161,42 +161,42 @@ class Machine:
         self.stack.append(value)
 
     def pop(self, count: int) -> list[Any]:
-        """Return the ``count`` values above, in the order they were pushed."""
+        """Remove the top ``count`` values and return them in the order in which they were pushed."""
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def mark(self, _: None) -> None:
-        """Put the stack aside and start another, until :meth:`pop_to_mark`."""
+        """Save the stack and start a new one, until :meth:`pop_to_mark`."""
         self.aside.append(self.stack)
         self.stack = []
 
     def pop_to_mark(self) -> list[Any]:
-        """Return the values above the last mark, and remove the mark."""
+        """Remove the last mark and the values above it, and return the values."""
         items, self.stack = self.stack, self.aside.pop()
         return items
 
     def top(self, kind: type) -> Any:
-        """Return the uppermost value, which must be a ``kind`` and stays there."""
+        """Return the top value without removing it. It must be a ``kind``."""
         if type(self.stack[-1]) is not kind:
             raise ValueError(f"its pickle uses a {type(self.stack[-1]).__name__} as a {kind.__name__}")
         return self.stack[-1]
 
     def put(self, index: int) -> None:
-        """Remember the uppermost value under the next number, as all picklers do."""
+        """Store the top value in the memo at the next index, as all picklers do."""
         if index != len(self.memo):
             raise ValueError(f"its pickle puts a value at {index} in its memo of {len(self.memo)}")
         self.memo.append(self.stack[-1])
 
     def append(self, items: list[Any]) -> None:
-        """Extend the list below."""
+        """Extend the list at the top of the stack."""
         self.top(list).extend(items)
 
     def set_items(self, items: list[Any]) -> None:
-        """Set the keys and values, which alternate in ``items``, in the dict below."""
+        """Set the keys and values, which alternate in ``items``, in the dict at the top of the stack."""
         if len(items) % 2:
             raise ValueError("its pickle has a dict with a key and no value")
         target = self.top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Any integers could be chosen to have equal hashes, which makes a dict slow.
+            # An attacker could choose large integers with equal hashes, which make a dict slow.
             if type(key) is not str and not (type(key) is int and 0 <= key < MAX_OPCODES):
                 raise UnsupportedError("has a dict with keys other than texts and small numbers")
             target[key] = value
@@ -207,7 +207,7 @@ class Machine:
         self.top(dict)
 
     def name(self, module: str, name: str) -> None:
-        """Push a global of the list, as its name."""
+        """Push the name of an allowed global."""
         if f"{module} {name}" not in GLOBALS:
             raise UnsupportedError(
                 f"has a pickle that names {module!r:.50} {name!r:.50}, which no dict of tensors needs"
@@ -228,7 +228,7 @@ class Machine:
                 raise ValueError("its pickle names a global by something else than text")
 
     def refer(self, _: None) -> None:
-        """Push the storage that ("storage", class, key, device, numel) refers to. Legacy files add a None."""
+        """Push the storage for ("storage", class, key, device, numel). Legacy files add a None."""
         match self.stack.pop():
             case ("storage", Global(kind), str(key), _, numel, *view) if kind in STORAGES and not any(view):
                 storage = Storage(STORAGES[kind], key, numel)
@@ -239,7 +239,7 @@ class Machine:
         self.push(storage)
 
     def call(self, _: None) -> None:
-        """Push what a function returns for its arguments; each is done here."""
+        """Push the result of a function. All functions are implemented here."""
         match self.pop(2):
             case [Global("collections OrderedDict"), ()]:
                 self.push({})
@@ -259,7 +259,7 @@ class Machine:
                 raise ValueError("its pickle calls what is no function")
 
 
-#: What each opcode does, given the machine and the opcode's argument.
+#: The implementation of each opcode. It takes the machine and the opcode's argument.
 STEPS: dict[str, Callable[[Machine, Any], None]] = {
     **dict.fromkeys(["PROTO", "FRAME"], lambda _machine, _: None),
     **dict.fromkeys(["BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"], Machine.push),

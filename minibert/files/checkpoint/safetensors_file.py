@@ -1,9 +1,9 @@
-"""Safetensors files: written by the format's own library, opened with more suspicion than it has.
+"""Safetensors files: the format's library writes them. Reading has more checks than the library.
 
-The library checks offsets, sizes, overlaps and dtypes; it cannot read bfloat16 into numpy, and lets pass a few
-things that two readers could understand differently. So: the library validates, and the values are read here.
+The library checks offsets, sizes, overlaps and dtypes. But it cannot read bfloat16 into numpy, and it accepts a few
+things that two readers could understand differently. So the library validates the file, and this module reads it.
 
-Format: 8 bytes, the length N of the header, little-endian; N bytes of JSON,
+Format: 8 bytes with the length N of the header, little-endian; N bytes of JSON,
 ``{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {...}}``; then the values.
 https://github.com/huggingface/safetensors
 """
@@ -30,11 +30,11 @@ MAX_TENSORS = 10_000  # BERT-large has 391
 
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of the safetensors file ``path`` by name, unread.
+    """Return the unread tensors of the safetensors file ``path``, by name.
 
     Raises:
-        WeightsError: The file is malformed, ambiguous, or something else altogether; a tensor has a dtype
-            that is not a key of :data:`~minibert.files.checkpoint.stored.DTYPES`.
+        WeightsError: The file is malformed, ambiguous, or has another format; or the dtype of a tensor is not a key of
+            :data:`~minibert.files.checkpoint.stored.DTYPES`.
     """
     header, data_start = _read_header(path)
     try:
@@ -58,10 +58,10 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file with the permissions of any other file; the library's own are for the user only.
+    """Write a safetensors file with the usual permissions. The library itself gives access only to the owner.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     path.touch()
     mode = path.stat().st_mode
@@ -73,7 +73,7 @@ def save_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the tensor entries of the header, and where in the file the values start."""
+    """Return the tensor entries of the header, and the offset of the values in the file."""
     with open_regular(path, WeightsError) as file:
         start = file.read(64)
         length, size = int.from_bytes(start[:8], "little"), os.fstat(file.fileno()).st_size
@@ -99,7 +99,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _refuse_other_formats(path: Path, start: bytes, length: int, size: int) -> NoReturn:
-    """Raise WeightsError, saying what the file is, whose first bytes cannot be a safetensors file's."""
+    """Raise a WeightsError that says what the file is. Its first bytes are not those of a safetensors file."""
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` in the repo.")
     if start.lstrip()[:1] == b"<":
@@ -113,7 +113,7 @@ def _refuse_other_formats(path: Path, start: bytes, length: int, size: int) -> N
 
 
 def _read_values(path: Path, name: str, dtype: str, shape: tuple[int, ...], begin: int) -> Array:
-    """Return the values of one tensor, read (not mapped: a file cut short under a map kills the process)."""
+    """Read the values of one tensor. It uses no memory map: if a mapped file becomes shorter, the process dies."""
     count = math.prod(shape)
     with open_regular(path, WeightsError) as file:
         values = np.fromfile(file, DTYPES[dtype], count, offset=begin)

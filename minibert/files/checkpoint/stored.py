@@ -1,4 +1,4 @@
-"""A tensor that lies in a file and has not been read yet: what every file format is opened as."""
+"""An unread tensor in a file. Readers of all file formats return this type."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 
 from minibert.typing import Array
 
-#: The tensor dtypes that are read, by their safetensors code, as little-endian numpy dtypes.
-#: bfloat16 has no numpy dtype: its bits are read as uint16 and widened by :func:`widen_bfloat16`.
+#: The supported dtypes: safetensors code to little-endian numpy dtype. numpy has no bfloat16: its bits are read as
+#: uint16 and widened by :func:`widen_bfloat16`.
 DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -25,15 +25,15 @@ DTYPES = {
 
 
 class StoredTensor(NamedTuple):
-    """One tensor of a weights file: what the file says of it, and how to read it.
+    """One tensor of a weights file: its description in the file, and a function that reads it.
 
     Attributes:
         path: The file, for messages.
         name: The tensor's name in the file.
         dtype: A key of :data:`DTYPES`.
-        shape: Its dimensions.
-        read: Reads the values from the file into memory of their own: a C-contiguous array of
-            ``shape``, in the file's dtype (bfloat16 widened to float32).
+        shape: Its shape.
+        read: Reads the values from the file into a new C-contiguous array of ``shape``, in the file's dtype (bfloat16
+            becomes float32).
     """
 
     path: Path
@@ -44,5 +44,5 @@ class StoredTensor(NamedTuple):
 
 
 def widen_bfloat16(bits: Array) -> Array:
-    """Return the float32 values of bfloat16 ``bits`` (uint16, any shape), exactly."""
+    """Return the exact float32 values of bfloat16 ``bits`` (uint16, any shape)."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

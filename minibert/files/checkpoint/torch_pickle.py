@@ -1,9 +1,9 @@
-"""``pytorch_model.bin`` files, read without PyTorch and without unpickling.
+"""Reading of ``pytorch_model.bin`` files without PyTorch and without unpickling.
 
-``torch.save`` writes a pickle, which :mod:`~minibert.files.checkpoint.pickle_machine` reads, and beside it the
-numbers of the tensors. There are two formats. *Zip* (since torch 1.6) has the entries ``<root>/data.pkl`` and, for
-each storage, ``<root>/data/<key>``, uncompressed. *Legacy* has five pickles (a magic number, the format's version,
-the system, the value, the storage keys) and then, for each key, a count (int64) and that many numbers.
+``torch.save`` writes a pickle and the numbers of the tensors. :mod:`~minibert.files.checkpoint.pickle_machine` reads
+the pickle. There are two formats. *Zip* (since torch 1.6) has the entries ``<root>/data.pkl`` and, for each storage,
+``<root>/data/<key>``, uncompressed. *Legacy* has five pickles (a magic number, the format's version, the system, the
+value, the storage keys) and then, for each key, a count (int64) and that many numbers.
 https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
@@ -23,7 +23,7 @@ from minibert.files.checkpoint.stored import DTYPES, StoredTensor, widen_bfloat1
 from minibert.safe.regular import open_regular
 from minibert.typing import Array
 
-MAX_INDEX_BYTES = 4 << 20  # of a pickle or a zip directory; BERT-large's have 75,000 and 22,000
+MAX_INDEX_BYTES = 4 << 20  # of a pickle or a zip directory; BERT-large has 75,000 and 22,000
 MAX_TENSORS = 10_000  # BERT-large has 391
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -33,13 +33,13 @@ _ZIP_SIZES_FOLLOW, _ZIP_UTF8 = 0x8, 0x800  # the flags that torch.save sets
 
 
 def open_torch(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a ``pytorch_model.bin`` by name, unread.
+    """Return the unread tensors of a ``pytorch_model.bin``, by name.
 
-    The file holds a state_dict, or a dict with one as its ``"state_dict"``, of which the rest is ignored.
+    The file holds a state_dict, or a dict with a state_dict at the key ``"state_dict"``. Other keys are ignored.
 
     Raises:
-        WeightsError: The file is malformed or ambiguous, holds anything but plain tensors, or is something
-            else altogether. Nothing in it has been run.
+        WeightsError: The file is malformed or ambiguous, holds anything but plain tensors, or has another format. No
+            code in it was run.
     """
     with open_regular(path, WeightsError) as opened, _Reader(opened.fileno(), closefd=False) as file:
         head = file.read_at(0, 512)
@@ -62,7 +62,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
 
 
 def _refuse_other_formats(path: Path, head: bytes) -> None:
-    """Raise WeightsError, saying what the file is, where its first bytes cannot be those of torch.save."""
+    """If the first bytes are not those of torch.save, raise a WeightsError that says what the file is."""
     if not head:
         raise WeightsError(f"{path} is empty. Download it again.")
     if head.startswith(b"version https://git-lfs"):
@@ -78,7 +78,7 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
 
 
 class _Reader(io.FileIO):
-    """A file that is read in small pieces only, whatever sizes it states: tensors are read elsewhere."""
+    """A file with a limit for each read, for any size that the file states. Tensors are read elsewhere."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_INDEX_BYTES:
@@ -86,13 +86,13 @@ class _Reader(io.FileIO):
         return super().read(size) or b""
 
     def read_at(self, start: int, size: int) -> bytes:
-        """Return up to ``size`` bytes from ``start`` on."""
+        """Return up to ``size`` bytes, starting at ``start``."""
         self.seek(start)
         return self.read(size)
 
 
 def _open_zip(file: _Reader) -> tuple[Any, dict[str, int]]:
-    """Return the value of a zip file, and where in the file each storage starts."""
+    """Return the value of a zip file, and the offset of each storage in the file."""
     entries = _zip_entries(file)
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -116,7 +116,7 @@ def _open_zip(file: _Reader) -> tuple[Any, dict[str, int]]:
 
 
 def _zip_entries(file: _Reader) -> dict[str, tuple[int, int]]:
-    """Return the start and size of each entry's content, refusing what two readers could see differently."""
+    """Return start and size of each entry's content. Refuse files that two readers could understand differently."""
     with zipfile.ZipFile(file) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     file_size = file.seek(0, io.SEEK_END)
@@ -136,7 +136,7 @@ def _zip_entries(file: _Reader) -> dict[str, tuple[int, int]]:
 
 
 def _content_start(file: _Reader, info: zipfile.ZipInfo) -> int:
-    """Return where an entry's content starts: behind a header that must agree with the zip's directory."""
+    """Return the start of an entry's content, after its header. The header must agree with the zip's directory."""
     header = _ZIP_HEADER.unpack(file.read_at(info.header_offset, _ZIP_HEADER.size))
     magic, _, flags, method, _, _, _, packed, unpacked, name_length, extra_length = header
     entry = f"zip entry {info.filename!r:.100}"
@@ -155,7 +155,7 @@ def _content_start(file: _Reader, info: zipfile.ZipInfo) -> int:
 
 
 def _open_legacy(file: _Reader) -> tuple[Any, dict[str, int]]:
-    """Return the value of a legacy file, and where in the file each storage starts."""
+    """Return the value of a legacy file, and the offset of each storage in the file."""
     machine = Machine(file.read_at(0, MAX_INDEX_BYTES))
     if machine.load() != _LEGACY_MAGIC or machine.load() != _LEGACY_VERSION:
         raise UnsupportedError("is a pickle, but not one of torch.save")
@@ -180,7 +180,7 @@ def _open_legacy(file: _Reader) -> tuple[Any, dict[str, int]]:
 
 
 def _state_dict(value: Any) -> dict[str, Tensor]:
-    """Return the tensors by name: ``value`` itself, or its ``"state_dict"``."""
+    """Return the tensors by name: ``value`` or its ``"state_dict"``."""
     match value:
         case {"state_dict": dict(inner)}:
             value = inner
@@ -195,7 +195,7 @@ def _state_dict(value: Any) -> dict[str, Tensor]:
 
 
 def _stored_tensor(path: Path, name: str, tensor: Tensor, start: int) -> StoredTensor:
-    """Return the tensor, whose storage starts at ``start``, if its elements lie there."""
+    """Return the tensor in the storage at ``start``. Raise an error if its elements are outside the storage."""
     storage, span, elements = tensor.storage, tensor.span, math.prod(tensor.shape)
     if tensor.offset + span > storage.numel:
         raise ValueError(f"{name!r:.100} ends at element {tensor.offset + span:,} of {storage.numel:,}")
@@ -206,7 +206,7 @@ def _stored_tensor(path: Path, name: str, tensor: Tensor, start: int) -> StoredT
 
 
 def _read_values(path: Path, name: str, tensor: Tensor, start: int) -> Array:
-    """Return the values of one tensor, read (not mapped: a file cut short under a map kills the process)."""
+    """Read the values of one tensor. It uses no memory map: if a mapped file becomes shorter, the process dies."""
     dtype, itemsize = tensor.storage.dtype, tensor.storage.itemsize
     with open_regular(path, WeightsError) as file:
         values = np.fromfile(file, DTYPES[dtype], tensor.span, offset=start)
