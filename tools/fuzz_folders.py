@@ -42,7 +42,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+if __name__ == "__main__":  # before numpy loads its BLAS; the tests import this file, and keep their threads
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 from safetensors.numpy import load as load_safetensors
