@@ -285,7 +285,7 @@ def test_error_against_float64_on_minilm(minilm):
     texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])
     errors = measure(minilm, texts)
 
-    assert errors["minibert float32"].rms <= 1.01 * errors["transformers sdpa float32"].rms
+    assert errors["minibert float32"].rms <= errors["transformers sdpa float32"].rms
     assert errors["minibert float32"].vector <= 3e-7
     assert errors["minibert.model float64"].hidden <= 2e-14
 
@@ -339,7 +339,7 @@ def test_error_against_float64_on_bert_base(tmp_path):
     errors = measure(folder, made_up_texts(full_vocabulary(30522), 48, 30))
     shutil.rmtree(folder)
 
-    assert errors["minibert float32"].rms <= errors["transformers sdpa float32"].rms
+    assert errors["minibert float32"].rms <= 1.01 * errors["transformers sdpa float32"].rms
     assert errors["minibert float32"].vector <= 3e-7
     assert errors["minibert.model float64"].hidden <= 2e-14
 
