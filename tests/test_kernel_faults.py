@@ -80,6 +80,14 @@ FAULTS = {
     "short: idle warps not left out": ("attention_short.cu", "if (number >= count * heads) return;", 1, ""),
     "short: idle tiles not passed over": ("attention_short.cu", "if (queries == 0) return;", 1, ""),
     "short: keys taken for values": ("attention_short.cu", "scores[1], V);", 1, "scores[1], K);"),
+    "first tokens: rows in order": ("take_rows.cu", "(size_t)rows[i / vectors]", 1, "(i / vectors)"),
+    "trial: the first row only": ("trial.cu", "i / width % period * width + i % width]", 1, "i % width]"),
+    "trial: the last row not compared": (
+        "trial.cu",
+        "i < (size_t)count * width && !same",
+        1,
+        "i + width < (size_t)count * width && !same",
+    ),
     "general: idle tiles not passed over": ("attention_general.cu", "if (queries == 0) return;", 1, ""),
     "general: barrier dropped": ("attention_general.cu", "__syncthreads();", 1, ""),
     "general: sums not rescaled": ("attention_general.cu", "sums[n][i] *= rescale;", 1, ";"),
@@ -129,7 +137,9 @@ TESTS = {
     "activations.cuh": "gelu",
     "l2_normalize.cu": "test_pool",
     "pool.cu": "test_pool",
-    None: "layer_norm or attention or both_kernels or passed_over or pool or gelu",
+    "take_rows.cu": "take_first",
+    "trial.cu": "trials",
+    None: "layer_norm or attention or both_kernels or passed_over or pool or gelu or take_first or trials",
 }
 
 

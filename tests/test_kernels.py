@@ -24,6 +24,7 @@ from minibert.engine.fused_cuda import (
     POOLING_MODES,
     STORAGES,
     FusedCuda,
+    Kernel,
     row_layout,
 )
 from minibert.engine.tables import Batch, attention_tiles, cu_seqlens, with_empty_texts, with_empty_tiles
@@ -478,6 +479,28 @@ def test_take_first(device, storage, width):
     first = bench.fused.take_first(bench.stored(x), packing, packing.first_tokens(None, ANY_ROW))
 
     np.testing.assert_array_equal(bench.back(first), x[[0, 4, 5]])
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("changed", [None, (0, 0), (7, 4), (8, 1)])
+def test_trials_see_every_number(device, storage, changed):
+    """Rows are repeated as they are; a comparison finds any one number that does not repeat."""
+    bench = Bench(device, storage)
+    rows = bench.rounded(normal(4, 5))
+    few, many = bench.stored(rows), device.empty((9, 5), storage.dtype)
+    numbers = np.int32(4), np.int32(9), np.int32(5)
+    device.launch(Kernel("trial", f"repeat_rows<{storage.cuda}>"), (1, 1), 256, (many, few, *numbers), 0)
+    repeated = bench.back(many)
+    expected = rows[np.arange(9) % 4]
+    np.testing.assert_array_equal(repeated, expected)
+
+    if changed is not None:
+        repeated[changed] += 1
+    different = device.upload(np.zeros(1, np.int32))
+    arguments = (different, bench.stored(repeated), few, *numbers)
+    device.launch(Kernel("trial", f"compare_rows<{storage.cuda}>"), (1, 1), 256, arguments, 0)
+
+    assert device.download(different)[0] == (changed is not None)
 
 
 def test_no_tokens_launch_nothing(executor):
