@@ -35,9 +35,11 @@ def cupy(executor, monkeypatch, tmp_path):
     return fake_cupy.install(monkeypatch, executor)
 
 
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize(
+    "card", [CARD, *(pytest.param(each, marks=pytest.mark.slow) for each in CARDS if each != CARD)]
+)
 def test_golden(cupy, card):
-    """Through every call of CuPy and cuBLAS, vectors are as near to the truth as transformers' float32."""
+    """Through every call of CuPy and cuBLASLt, vectors are as near to the truth as transformers' float32."""
     arrays, texts = golden(card)
     vectors = SentenceEncoder(twin(card), device="cuda", dtype="float32", on_truncate="ignore").encode(texts)
 
@@ -135,7 +137,13 @@ def test_an_algorithm_with_other_bits_is_not_used(cupy, storage):
 
 
 @pytest.mark.parametrize(
-    ("storage", "graphs"), [("float16", "0"), ("float16", "1"), ("bfloat16", "0"), ("float32", "1")]
+    ("storage", "graphs"),
+    [
+        ("float16", "0"),
+        ("float32", "1"),
+        pytest.param("float16", "1", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "0", marks=pytest.mark.slow),
+    ],
 )
 def test_bits_do_not_depend_on_the_batch(cupy, monkeypatch, storage, graphs):
     """A text's vector is the same alone, among others, and in batches of any size, recorded or not."""
