@@ -99,7 +99,8 @@ def assert_as_accurate_as_rounded(folder, storage, encoder):
 
 
 @EACH_STORAGE
-@pytest.mark.parametrize("mode", ["cls", pytest.param("mean", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["cls", "mean"])
 def test_first_tokens_alone(cuda, tmp_path, storage, mode):
     """With cls pooling, the last layer computes the first tokens alone; the vectors are what all tokens give."""
     folder = copy_twin(tmp_path)
