@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 from conftest import DEVICES, has_gpu
-from kernel_cases import EACH_STORAGE
+from kernel_cases import ANY_ROW, EACH_STORAGE
 from rounded_cpu import rounded_encoder
 from support import (
     CARDS,
@@ -26,7 +26,10 @@ from support import (
 
 from minibert import SentenceEncoder
 from minibert.engine import cuda_device as gpu
+from minibert.engine import recordings
 from minibert.engine.fused_cuda import STORAGES
+from minibert.engine.packing import Packing
+from minibert.engine.tables import Batch, Table, Tables, cu_seqlens
 from minibert.errors import ConfigError, DeviceError, VectorError
 
 TEXTS = [
@@ -336,6 +339,22 @@ def test_recorded_batches(stand_in, monkeypatch, tmp_path, mode):
             np.testing.assert_array_equal(encoder.encode(texts, **options), plain.encode(texts, **options))
 
     assert played.count("played") > played.count("recorded") >= 2
+
+
+@pytest.mark.parametrize(("beyond", "expected"), [(0, 1), (1, 0)])
+def test_batches_with_many_texts_are_not_recorded(stand_in, monkeypatch, beyond, expected):
+    """Texts without tokens have no row, but a vector: the fixed memory may have too few rows for the vectors."""
+    recorded, record = [], type(stand_in).record
+    monkeypatch.setattr(type(stand_in), "record", lambda self, call: recorded.append(call) or record(self, call))
+    tables, table = Tables(stand_in.upload), Table(cu_seqlens)
+    made = recordings.Recordings(stand_in, tables)
+    texts = recordings.MOST_ROWS + beyond
+    for _ in range(3):
+        batch = Batch(None, Packing.of([1, 1, *[0] * (texts - 2)], None, ANY_ROW))
+        result = made.run("key", batch, lambda: tables.get("cu_seqlens", table))
+        assert result.shape == (texts + 1,)
+
+    assert len(recorded) == expected
 
 
 def test_without_memory_for_recordings(stand_in, monkeypatch, caplog):

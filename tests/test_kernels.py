@@ -275,7 +275,10 @@ def compare_attention(bench, q, k, v, bias, heads, queries, keys):
     context = bench.fused.attention(*on_device, bench.stored(bias), heads, of_queries, of_keys)
     definition = functools.partial(attention, heads=heads, queries=queries, keys=keys)
 
-    assert_near(bench.back(context)[: len(q)], definition, bench, q, k, v, bias)
+    # attention_general adds the products of a score one by one; a BLAS does not. On an H200, its error was up
+    # to 3.9 times that of the definition.
+    factor = 5.0 if bench.storage.name == "float32" else 3.0
+    assert_near(bench.back(context)[: len(q)], definition, bench, q, k, v, bias, factor=factor)
 
 
 def test_a_head_too_large_for_shared_memory_takes_the_general_kernel(device, monkeypatch):

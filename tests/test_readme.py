@@ -60,8 +60,8 @@ def test_numbers_of_the_built_in_model():
     student, teacher = (re.search(rf"^\| {name} \| (\S+) \| (\S+) \|$", card, re.MULTILINE) for name in NAMES)
 
     assert f"{min(ratio['short'], ratio['mixed']):.0f} times as many short or mixed texts" in said
-    assert f"({ratio['long']:.0f} times as many long texts, although it reads twice as many tokens of each)" in said
-    assert f"its first vector is ready {median(record, 'cold', 'builtin', ''):.2f} s after" in said
+    assert f"{ratio['long']:.0f} times as many long texts, although it reads twice as many tokens of each." in said
+    assert f"Its first vector is ready {median(record, 'cold', 'builtin', ''):.2f} s after" in said
     (english, german), (english_teacher, german_teacher) = (map(float, row.groups()) for row in (student, teacher))
     assert f"{english:.3f} (its teacher: {english_teacher:.3f}; German: {german:.3f} and {german_teacher:.3f})" in said
 

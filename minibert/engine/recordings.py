@@ -80,7 +80,7 @@ class Recordings:
             compute: Launches kernels, with tables of the batch and arrays from :meth:`array`.
         """
         self._tables.begin(batch)
-        if not self.enabled or not 0 < batch.packing.rows <= MOST_ROWS:
+        if not self.enabled or not 0 < batch.packing.rows <= MOST_ROWS or len(batch.packing.lengths) > MOST_ROWS:
             return compute()
         made = self._made.get(key)
         if made is None:  # it is not known yet which tables it needs
