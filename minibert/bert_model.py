@@ -6,7 +6,7 @@ import numpy as np
 
 from minibert import params
 from minibert.config import BertConfig
-from minibert.engine.devices import compute_dtype
+from minibert.engine.precisions import compute_dtype
 from minibert.files import checkpoint, hub
 from minibert.model import BertOutput, bert
 from minibert.repo import ModelRepo

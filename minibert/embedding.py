@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from minibert import ops, quantization
+from minibert import quantization
+from minibert.engine.arithmetic import Arithmetic
 from minibert.engine.batches import Batch, Limits, ahead, cut, run, work_within_memory
 from minibert.engine.devices import Engine
 from minibert.engine.fused import Fused
-from minibert.engine.threads import blas_threads
 from minibert.engine.token_ids import TokenIds
 from minibert.errors import TruncationError, VectorError
 from minibert.inputs import at_least_one, require_choice, require_int
@@ -23,9 +23,6 @@ from minibert.typing import Array, Int, Precision
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"] | None
 
-#: Up to this number of tokens, the products in attention are too small for OpenBLAS to use threads. So a single short
-#: text uses BLAS threads only in the products with the weights. Tests showed that their bits stay the same.
-_SHORT_TEXT = 40
 #: Number of texts to tokenize in one call, if the ids of all texts are needed before the computation.
 _HELD_AT_ONCE = 1024
 
@@ -180,6 +177,7 @@ def _compute(
     texts, lengths = len(source.texts), np.zeros(len(source.texts), np.intp)
     results: Any = [None] * texts
     features_of, keep = pipeline.token_features, _keep_features
+    arithmetic = engine.arithmetic
     if request.output_value == "sentence_embedding":
         features_of, keep = pipeline.sentence_features, _keep_vectors
         shape = texts, pipeline.width(request.truncate_dim)
@@ -198,7 +196,7 @@ def _compute(
         for features in features_of(source.ids_of(batch.tokenized), fused, prompt_length):
             rows = batch.rows[start : start + len(features["sentence_embedding"])]
             start += len(rows)
-            require_finite(keep(results, rows, features, request, fused), rows)
+            require_finite(keep(results, rows, features, request, fused, arithmetic), rows)
         progress(len(batch.rows))
 
     _in_batches(source, request, pipeline, engine, work)
@@ -207,10 +205,17 @@ def _compute(
     return results
 
 
-def _keep_vectors(results: Any, rows: Int[Array, "n"], features: Features, request: Request, fused: Fused) -> Array:
+def _keep_vectors(
+    results: Any,
+    rows: Int[Array, "n"],
+    features: Features,
+    request: Request,
+    fused: Fused,
+    arithmetic: Arithmetic,
+) -> Array:
     """Store the vectors of some texts in the results. Return which are finite; vectors on the GPU count as finite."""
     vectors = features["sentence_embedding"][..., : request.truncate_dim]
-    vectors = ops.l2_normalize(vectors) if request.normalize else vectors
+    vectors = arithmetic.l2_normalize(vectors) if request.normalize else vectors
     if request.on_device:
         results[rows] = vectors
         return np.ones(len(rows), bool)
@@ -224,6 +229,7 @@ def _keep_features(
     features: Features,
     request: Request,
     fused: Fused,  # noqa: ARG001
+    arithmetic: Arithmetic,  # noqa: ARG001
 ) -> Array:
     """Store the requested features of some texts in the results. Return which texts have finite features."""
     finite = np.isfinite(features["token_embeddings"]).all(axis=(1, 2))
@@ -249,9 +255,8 @@ def _in_batches(
     if texts == 1:
         row = np.zeros(1, np.intp)
         batch = Batch(row, *source.tokenize(row))
-        # If the rule says so, BLAS threads give a short text the same bits. BLAS must not exceed num_threads.
-        short = batch.tokens <= _SHORT_TEXT and pipeline.row_rule.threads and blas_threads() <= settings.num_threads
-        with engine.worker(blas_threads=short) as fused:
+        inner = engine.threads_for(batch.tokens, pipeline.row_rule, settings.num_threads)
+        with engine.worker(threads=inner) as fused:
             work_within_memory(batch, quietly, limits, fused)
     elif texts:
         batches = cut(source.texts, source.tokenize, limits)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 import itertools
 import logging
 import os
@@ -80,6 +79,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         similarity_fn_name: str | None = None,
         truncate_dim: int | None = None,
         dtype: DType | str = None,
+        kernels: str | None = None,
         on_truncate: OnTruncate = "warn",
         num_threads: int | None = None,
         max_batch_tokens: int | None = None,
@@ -106,6 +106,10 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             dtype: On a CPU, ``float32`` (default) or ``float64``. This is the precision of arithmetic and vectors, for
                 any precision of the file. On a GPU, ``float16`` (default), ``"bfloat16"`` or ``float32``. This is the
                 precision of weights and hidden states. Sums and vectors are in float32.
+            kernels: What computes on a CPU: ``"numpy"``, or native kernels for an instruction set: ``"avx512"``,
+                ``"avx2"`` or ``"neon"``. All native kernels give the same bits. By default, it is the value of the
+                environment variable ``MINIBERT_KERNELS``, or else the best that this machine has. float64 is always
+                computed by numpy.
             on_truncate: See the class.
             num_threads: Number of threads. By default, it is the number of cores that the process may use. On a GPU,
                 it is the number of streams, by default 2.
@@ -118,14 +122,14 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         Raises:
             ModelFileError: A file of the repo cannot be used.
             HubError: The repo cannot be fetched.
-            DeviceError: The device cannot be used.
+            DeviceError: The device or the kernels cannot be used.
             TypeError: A prompt is not a text, or there is no such argument.
             ValueError: An argument has an unknown value, or it needs PyTorch.
         """
         arguments = dict(locals())
         del arguments["self"], arguments["torch_only"]
         refuse_torch_only("SentenceEncoder", torch_only, TypeError)
-        self._engine = open_engine(device, dtype)
+        self._engine = open_engine(device, dtype, kernels)
         folder = hub.resolve(
             model_name_or_path,
             revision=revision,
@@ -163,6 +167,11 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     def dtype(self) -> np.dtype[Any]:
         """The precision of vectors."""
         return self._engine.dtype
+
+    @property
+    def kernels(self) -> str:
+        """What computes: ``"numpy"``, the instruction set of native kernels, such as ``"avx2"``, or ``"cuda"``."""
+        return self._engine.kernels
 
     @property
     def fingerprint(self) -> str:
@@ -585,6 +594,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         name = self._arguments["model_name_or_path"]
         parts = {
             "device": self.device,
+            "kernels": self.kernels,
             "dtype": self._engine.precision,
             "max_seq_length": self.max_seq_length,
             **self._settings.different(self._own),
@@ -605,22 +615,23 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         return copy.copy(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.device != "cpu":
-            raise TypeError(
-                f"an encoder on {self.device} cannot be pickled: its weights are in the GPU's memory. Load the model "
-                'in each process, or pickle an encoder with device="cpu".'
-            )
-        return {**self.__dict__, "_engine": self.dtype.name}
+        pipeline = self._pipeline.portable(self._engine)
+        return {**self.__dict__, "_pipeline": pipeline, "_engine": self.dtype.name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore model and settings. Determine packing and number of threads again: they depend on the machine."""
+        """Restore model and settings. Choose kernels, packing and threads again: they depend on the machine."""
         self.__dict__.update(state)
-        self._engine = open_engine("cpu", state["_engine"])
-        rule = self._engine.row_rule(self._pipeline.config)
-        self._pipeline = dataclasses.replace(self._pipeline, row_rule=rule)
+        self._engine = open_engine("cpu", state["_engine"], self._arguments["kernels"])
+        self._pipeline = self._pipeline.adopted(self._engine)
         if self.num_threads == self._own["num_threads"]:
             self.num_threads = self._engine.threads
-        self._own = {**self._own, "num_threads": self._engine.threads}
+        if self.max_batch_tokens == self._own["max_batch_tokens"]:
+            self.max_batch_tokens = self._engine.batch_tokens(self._pipeline.config)
+        self._own = {
+            **self._own,
+            "num_threads": self._engine.threads,
+            "max_batch_tokens": self._engine.batch_tokens(self._pipeline.config),
+        }
 
     if not TYPE_CHECKING:  # a type checker must report missing attributes
 

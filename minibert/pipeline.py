@@ -36,8 +36,9 @@ class Pipeline:
         tokenizer: The tokenizer.
         params: The transformer's parameters.
         row_rule: The packing rule. With it, the bits of a vector depend only on its text.
-        modules: The modules after the transformer.
-        at_once: The parts of ``modules``, with weights on the device, if the modules pool first and then use only the
+        loaded: The modules after the transformer, with the arithmetic of numpy.
+        modules: The same modules with the engine's arithmetic of host memory.
+        at_once: The parts of the modules with the engine's arithmetic, if they pool first and then use only the
             vectors; else None.
         dimension: Number of dimensions of a sentence vector.
         max_seq_length: Maximum number of tokens of a text, from the repo.
@@ -47,6 +48,7 @@ class Pipeline:
     tokenizer: TextTokenizer
     params: PackedParams
     row_rule: RowRule
+    loaded: tuple[Module, ...]
     modules: tuple[Module, ...]
     at_once: AtOnce | None
     dimension: int
@@ -68,12 +70,25 @@ class Pipeline:
             )
         modules = tuple(kinds.load(kind, folder, engine.dtype) for kind, folder in repo.modules)
         dimension = chain.connect(modules, open_flow(repo, tokenizer))
-        at_once = chain.at_once(modules)
-        if at_once is not None:
-            at_once = at_once._replace(rest=tuple(module.placed(engine.place) for module in at_once.rest))
         weights = BertReader(repo.transformer_folder, repo.config, engine.dtype)
         params, row_rule = engine.load(weights, repo.config)  # last: it takes the longest
-        return cls(repo.config, tokenizer, params, row_rule, modules, at_once, dimension, max_seq_length)
+        on_host, at_once = _on(engine, modules)
+        return cls(repo.config, tokenizer, params, row_rule, modules, on_host, at_once, dimension, max_seq_length)
+
+    def portable(self, engine: Engine) -> Self:
+        """Return the same model as numpy arrays, for a pickle. :meth:`adopted` makes it usable again.
+
+        Raises:
+            TypeError: The parameters cannot leave the device.
+        """
+        params = engine.portable(self.params, self.config)
+        return dataclasses.replace(self, params=params, modules=self.loaded, at_once=None)
+
+    def adopted(self, engine: Engine) -> Self:
+        """Return a model from :meth:`portable` for another engine, perhaps on another machine."""
+        params, row_rule = engine.adopt(self.params, self.config)
+        modules, at_once = _on(engine, self.loaded)
+        return dataclasses.replace(self, params=params, row_rule=row_rule, modules=modules, at_once=at_once)
 
     def width(self, truncate_dim: int | None) -> int:
         """Return the number of dimensions of ``vector[:truncate_dim]``."""
@@ -88,14 +103,14 @@ class Pipeline:
         """Return the same model with another ``include_prompt``."""
         if include_prompt == self.include_prompt:
             return self
-        modules = tuple(
-            Pooling(module.modes, include_prompt=include_prompt) if isinstance(module, Pooling) else module
-            for module in self.modules
+        loaded, modules = (
+            tuple(m.with_prompt(include_prompt) if isinstance(m, Pooling) else m for m in each)
+            for each in (self.loaded, self.modules)
         )
         at_once = self.at_once
         if at_once is not None:
-            at_once = at_once._replace(pooling=Pooling(at_once.pooling.modes, include_prompt=include_prompt))
-        return dataclasses.replace(self, modules=modules, at_once=at_once)
+            at_once = at_once._replace(pooling=at_once.pooling.with_prompt(include_prompt))
+        return dataclasses.replace(self, loaded=loaded, modules=modules, at_once=at_once)
 
     def pad(self, ids: TokenIds) -> dict[str, Int[Array, "B S"]]:
         """Return ``input_ids``, ``token_type_ids`` and ``attention_mask`` of texts, padded at the end."""
@@ -195,6 +210,14 @@ class Pipeline:
         for module in self.modules:
             module(features)
         return features
+
+
+def _on(engine: Engine, modules: tuple[Module, ...]) -> tuple[tuple[Module, ...], AtOnce | None]:
+    """Return modules with the engine's arithmetic: of host memory; and the parts of :func:`chain.at_once`."""
+    at_once = chain.at_once(modules)
+    if at_once is not None:
+        at_once = at_once._replace(rest=tuple(module.on(engine.arithmetic) for module in at_once.rest))
+    return tuple(module.on(engine.host_arithmetic) for module in modules), at_once
 
 
 def open_flow(repo: ModelRepo, tokenizer: TextTokenizer) -> Flow:

@@ -121,6 +121,7 @@ def test_get_params_returns_the_arguments_unchanged(folder):
         "cache_folder",
         "revision",
         "local_files_only",
+        "kernels",
         "num_threads",
         "max_batch_tokens",
         "max_seq_length",

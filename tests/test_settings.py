@@ -9,6 +9,7 @@ import pytest
 from support import copy_twin, edit_json, twin, write_module
 
 from minibert import SentenceEncoder, settings
+from minibert.engine.native import available
 from minibert.engine.rows import RowRule
 from minibert.pipeline import Pipeline
 
@@ -322,13 +323,14 @@ def test_a_copy_shares_the_model(encoder):
     assert encoder.truncate_dim is None
 
 
-def test_what_experiment_found_is_found_again(encoder, monkeypatch):
+def test_what_experiment_found_is_found_again(folder, monkeypatch):
     """A pickle does not take the rule for rows, nor the number of cores, along to another processor."""
+    encoder = SentenceEncoder(folder, kernels="numpy")
     expected, vectors = encoder._pipeline.row_rule, encoder.encode(TEXTS)
     elsewhere = RowRule((0, 1, 2, 3, 4), threads=not expected.threads)
     object.__setattr__(encoder._pipeline, "row_rule", elsewhere)
     pickled = pickle.dumps(encoder)
-    monkeypatch.setattr("minibert.engine.devices.usable_cores", lambda: 61)
+    monkeypatch.setattr("minibert.engine.cpu_engines.usable_cores", lambda: 61)
     again = pickle.loads(pickled)  # noqa: S301
 
     assert encoder._pipeline.row_rule == elsewhere
@@ -341,7 +343,7 @@ def test_what_experiment_found_is_found_again(encoder, monkeypatch):
 def test_number_of_threads_that_was_set_is_pickled(folder, monkeypatch):
     """What somebody has set stays."""
     pickled = pickle.dumps(SentenceEncoder(folder, num_threads=3))
-    monkeypatch.setattr("minibert.engine.devices.usable_cores", lambda: 61)
+    monkeypatch.setattr("minibert.engine.cpu_engines.usable_cores", lambda: 61)
     again = pickle.loads(pickled)  # noqa: S301
 
     assert again.num_threads == 3
@@ -362,9 +364,13 @@ def test_repr(folder):
     encoder = SentenceEncoder(folder, dtype="float64", truncate_dim=7, token="hf_secret")  # noqa: S106
 
     assert repr(encoder) == (
-        f"SentenceEncoder({str(folder)!r}, device='cpu', dtype='float64', max_seq_length=512, truncate_dim=7)"
+        f"SentenceEncoder({str(folder)!r}, device='cpu', kernels='numpy', dtype='float64', max_seq_length=512, "
+        "truncate_dim=7)"
     )
-    assert repr(SentenceEncoder()) == "SentenceEncoder(device='cpu', dtype='float32', max_seq_length=512)"
+    kernels = (*available(), "numpy")[0]
+    assert repr(SentenceEncoder(kernels=kernels)) == (
+        f"SentenceEncoder(device='cpu', kernels='{kernels}', dtype='float32', max_seq_length=512)"
+    )
 
 
 @pytest.mark.reference

@@ -326,7 +326,7 @@ def test_bad_setting_of_a_loaded_encoder(changeable, setting, value, rule):
 
 def test_as_many_threads_as_cores_by_default(monkeypatch):
     """Unless told otherwise, there is a thread for each core that the process may use."""
-    monkeypatch.setattr("minibert.engine.devices.usable_cores", lambda: 3)
+    monkeypatch.setattr("minibert.engine.cpu_engines.usable_cores", lambda: 3)
 
     assert load().num_threads == load(num_threads=None).num_threads == 3
     assert load(num_threads=2).num_threads == 2

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
+from minibert.config import BertConfig
 from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, Float, Int
@@ -11,8 +12,8 @@ from minibert.typing import Array, Float, Int
 class Fused(Protocol):
     """The fused operations, with the memory of their results. One object is for one thread or one stream.
 
-    The next call of an operation overwrites its last result. If the operation has a ``name`` argument, only a call with
-    the same name does. Ids, rows and packings are on the host. All other arrays are on the device.
+    The next call of an operation overwrites its last result. Ids, rows and packings are on the host. All other arrays
+    are on the device.
     """
 
     def embed_layer_norm(
@@ -20,6 +21,78 @@ class Fused(Protocol):
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
         ...
+
+    def layer(
+        self,
+        layer: Any,
+        config: BertConfig,
+        x: Float[Array, "T H"],
+        packing: Packing,
+        first_tokens: Packing | None = None,
+    ) -> Float[Array, "R H"]:
+        """Return the hidden states after an encoder layer. The call may overwrite ``x``.
+
+        Args:
+            layer: The parameters, as the engine loaded them.
+            config: The sizes and settings of the model.
+            x: The hidden states of all tokens: the result of :meth:`embed_layer_norm` or of the last call.
+            packing: The rows of the tokens.
+            first_tokens: The rows of the first tokens, if only these are wanted; else None.
+        """
+        ...
+
+    def pool(
+        self,
+        modes: Sequence[str],
+        hidden: Float[Array, "T H"],
+        packing: Packing,
+        exclude: int = 0,
+        *,
+        normalize: bool = False,
+    ) -> Float[Array, "n D"]:
+        """Return one vector per text, as :func:`minibert.pooling.pool`, in new memory; with ``normalize``, of length 1.
+
+        A text without tokens counts as one masked token of zeros. Most modes give zeros for it.
+        """
+        ...
+
+    def recorded(
+        self,
+        key: Hashable,
+        ids: Int[Array, "tokens"],
+        packing: Packing,
+        first_tokens: Packing | None,
+        compute: Callable[[], Float[Array, "n D"]],
+    ) -> Float[Array, "n D"]:
+        """Return ``compute()``, or replay a recording of it. The next call may overwrite the result.
+
+        Args:
+            key: It identifies this computation among others of the same model.
+            ids: The ids of all tokens.
+            packing: The rows of the tokens.
+            first_tokens: The rows of the first tokens, if the last layer computes only these; else None.
+            compute: Computes vectors with the operations of this object. It depends only on the arguments above.
+        """
+        ...
+
+    def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
+        """Return the tokens' rows of ``x``, in the order of the tokens, on the host and in the dtype of results."""
+        ...
+
+    def to_host(self, vectors: Any) -> Float[Array, "n D"]:
+        """Return a copy on the host of vectors from :meth:`pool`. On a CPU, return them unchanged."""
+        ...
+
+    def free(self) -> None:
+        """Release all memory."""
+        ...
+
+
+class Operations(Fused, Protocol):
+    """The operations in a layer, for implementations that compute a layer by them.
+
+    If an operation has a ``name`` argument, only the next call with the same name overwrites its result.
+    """
 
     def linear(
         self, name: str, x: Float[Array, "T K"], weight: Float[Array, "K N"], packing: Packing, longest_sum: int
@@ -68,52 +141,6 @@ class Fused(Protocol):
 
     def take_first(self, x: Float[Array, "T H"], packing: Packing, first_tokens: Packing) -> Float[Array, "R H"]:
         """Return the row of each text's first token."""
-        ...
-
-    def pool(
-        self,
-        modes: Sequence[str],
-        hidden: Float[Array, "T H"],
-        packing: Packing,
-        exclude: int = 0,
-        *,
-        normalize: bool = False,
-    ) -> Float[Array, "n D"]:
-        """Return one vector per text, as :func:`minibert.pooling.pool`, in new memory; with ``normalize``, of length 1.
-
-        A text without tokens counts as one masked token of zeros. Most modes give zeros for it.
-        """
-        ...
-
-    def recorded(
-        self,
-        key: Hashable,
-        ids: Int[Array, "tokens"],
-        packing: Packing,
-        first_tokens: Packing | None,
-        compute: Callable[[], Float[Array, "n D"]],
-    ) -> Float[Array, "n D"]:
-        """Return ``compute()``, or replay a recording of it. The next call may overwrite the result.
-
-        Args:
-            key: It identifies this computation among others of the same model.
-            ids: The ids of all tokens.
-            packing: The rows of the tokens.
-            first_tokens: The rows of the first tokens, if the last layer computes only these; else None.
-            compute: Computes vectors with the operations of this object. It depends only on the arguments above.
-        """
-        ...
-
-    def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
-        """Return the tokens' rows of ``x``, in the order of the tokens, on the host and in the dtype of results."""
-        ...
-
-    def to_host(self, vectors: Any) -> Float[Array, "n D"]:
-        """Return a copy on the host of vectors from :meth:`pool`. On a CPU, return them unchanged."""
-        ...
-
-    def free(self) -> None:
-        """Release all memory."""
         ...
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minibert.engine.fused import partial_sums
+from minibert.engine.packed import ByOperations
 from minibert.engine.packing import Packing
 from minibert.engine.recordings import Recordings
 from minibert.engine.tables import (
@@ -175,7 +176,7 @@ class Device(Protocol):
         ...
 
 
-class FusedCuda:
+class FusedCuda(ByOperations):
     """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one stream.
 
     The host checks the shapes, types and layouts of all arguments. The host waits for the device only when it copies

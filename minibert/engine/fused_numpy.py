@@ -8,6 +8,7 @@ import numpy as np
 
 from minibert import ops, pooling
 from minibert.engine.fused import partial_sums
+from minibert.engine.packed import ByOperations
 from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, DType, Float, Int
@@ -22,7 +23,7 @@ _SCORES = 262_144
 _SAFE_SUMS = (1e-15, 1e15)
 
 
-class FusedCpu:
+class FusedCpu(ByOperations):
     """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one thread."""
 
     def __init__(self, dtype: DType, *, cancelled: Callable[[], bool] = lambda: False) -> None:

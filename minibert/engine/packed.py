@@ -14,7 +14,7 @@ import numpy as np
 
 from minibert import params
 from minibert.config import BertConfig
-from minibert.engine.fused import Fused, partial_sums
+from minibert.engine.fused import Fused, Operations, partial_sums
 from minibert.engine.packing import Packing
 from minibert.engine.rows import RowRule, rule_for
 from minibert.engine.threads import one_blas_thread
@@ -61,10 +61,16 @@ class Layer(NamedTuple):
 
 
 class PackedParams(NamedTuple):
-    """The parameters of BERT for :func:`bert`."""
+    """The parameters of BERT for :func:`bert`.
+
+    Attributes:
+        embeddings: The embeddings.
+        layers: The layers, as :meth:`minibert.engine.fused.Fused.layer` takes them: :class:`Layer`, or what a native
+            library needs.
+    """
 
     embeddings: params.Embeddings
-    layers: tuple[Layer, ...]
+    layers: tuple[Any, ...]
 
 
 class Weights(Protocol):
@@ -114,11 +120,16 @@ def row_rule(config: BertConfig, dtype: DType) -> RowRule:
     )
 
 
+def query_scale(hidden: int, heads: int) -> float:
+    """Return 1 / sqrt(d), the factor of the query weights and bias."""
+    return float((hidden // heads) ** -0.5)
+
+
 def pack_layer(layer: params.Layer, heads: int) -> Layer:
     """Return a layer's parameters, rearranged for the fused operations."""
     attention, feed_forward = layer.attention, layer.feed_forward
     hidden = attention.query.weight.shape[1]
-    scale = (hidden // heads) ** -0.5
+    scale = query_scale(hidden, heads)
     qkv = np.empty((hidden, 3 * hidden), attention.query.weight.dtype)
     np.multiply(attention.query.weight.T, scale, out=qkv[:, :hidden])
     qkv[:, hidden : 2 * hidden] = attention.key.weight.T
@@ -170,15 +181,9 @@ def bert(
     output_hidden_states(x)
     *layers, last = model.layers
     for layer in layers:
-        x = attend(layer.attention, config, x, packing, fused)
-        x = feed_forward(layer.feed_forward, config, x, packing, fused)
+        x = fused.layer(layer, config, x, packing)
         output_hidden_states(x)
-    if first_tokens is None:
-        x = attend(last.attention, config, x, packing, fused)
-    else:
-        x = attend_first(last.attention, config, x, packing, first_tokens, fused)
-        packing = first_tokens
-    x = feed_forward(last.feed_forward, config, x, packing, fused)
+    x = fused.layer(last, config, x, packing, first_tokens)
     output_hidden_states(x)
     return x
 
@@ -199,8 +204,28 @@ def _require_in_tables(tables: params.Embeddings, ids: Int[Array, "tokens"], pac
         )
 
 
+class ByOperations:
+    """A layer made of the operations of :class:`minibert.engine.fused.Operations`."""
+
+    def layer(
+        self: Operations,
+        layer: Layer,
+        config: BertConfig,
+        x: Float[Array, "T H"],
+        packing: Packing,
+        first_tokens: Packing | None = None,
+    ) -> Float[Array, "R H"]:
+        """Return the hidden states after a layer, of all tokens or of first tokens."""
+        if first_tokens is None:
+            x = attend(layer.attention, config, x, packing, self)
+        else:
+            x = attend_first(layer.attention, config, x, packing, first_tokens, self)
+            packing = first_tokens
+        return feed_forward(layer.feed_forward, config, x, packing, self)
+
+
 def attend(
-    layer: SelfAttention, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Fused
+    layer: SelfAttention, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Operations
 ) -> Float[Array, "T H"]:
     """Return LayerNorm(x + MultiHead(x))."""
     qkv = fused.linear("qkv", x, layer.qkv, packing, _NO_LIMIT)
@@ -216,7 +241,7 @@ def attend_first(
     x: Float[Array, "T H"],
     packing: Packing,
     first_tokens: Packing,
-    fused: Fused,
+    fused: Operations,
 ) -> Float[Array, "R H"]:
     """Return :func:`attend` for the first token of each text: one query per text, keys and values of all tokens."""
     hidden = x.shape[1]
@@ -229,7 +254,7 @@ def attend_first(
 
 
 def feed_forward(
-    layer: FeedForward, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Fused
+    layer: FeedForward, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Operations
 ) -> Float[Array, "T H"]:
     """Return LayerNorm(x + W_2 act(W_1 x + b_1) + b_2), for each token separately."""
     inner = fused.linear_activation(x, layer.up, layer.up_bias, config.hidden_act, packing, _LONGEST_SUM)

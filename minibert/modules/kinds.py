@@ -8,16 +8,16 @@ returns ``sentence_embedding``.
 import copy
 import dataclasses
 import logging
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from minibert import ops, pooling
-from minibert.arrays import array_namespace
-from minibert.engine.threads import one_blas_thread
+from minibert import pooling
+from minibert.engine.arithmetic import Arithmetic, ArrayArithmetic
 from minibert.errors import ConfigError, UnsupportedModuleError, WeightsError
 from minibert.files.checkpoint import load_module
 from minibert.safe.escapes import printable
@@ -25,6 +25,8 @@ from minibert.safe.jsonfile import read_object, read_optional
 from minibert.typing import Array, DType
 
 logger = logging.getLogger("minibert")
+
+_NUMPY = ArrayArithmetic()
 
 #: The features of a batch, with sentence-transformers' names: input_ids, attention_mask, token_embeddings,
 #: all_layer_embeddings, prompt_length, token_weights_sum, sentence_embedding.
@@ -64,8 +66,8 @@ class Module(Protocol):
         """
         ...
 
-    def placed(self, place: Callable[[Array], Any]) -> Self:  # noqa: ARG002
-        """Return the module with ``place`` applied to its weights. Only for modules that work on sentence vectors."""
+    def on(self, arithmetic: Arithmetic) -> Self:  # noqa: ARG002
+        """Return the module with this arithmetic, and with its weights where the arithmetic needs them."""
         return self
 
     def __call__(self, features: Features) -> None:
@@ -90,6 +92,7 @@ class Pooling(Module):
     )
 
     def __init__(self, modes: str | list[str] | tuple[str, ...] = "mean", *, include_prompt: bool = True) -> None:
+        self.arithmetic: Arithmetic = _NUMPY
         self.modes = (modes,) if isinstance(modes, str) else tuple(modes)
         self.include_prompt = include_prompt
         for mode in self.modes:
@@ -113,11 +116,22 @@ class Pooling(Module):
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
+    def with_prompt(self, include_prompt: bool) -> Self:
+        """Return the module with another ``include_prompt``."""
+        module = copy.copy(self)
+        module.include_prompt = include_prompt
+        return module
+
+    def on(self, arithmetic: Arithmetic) -> Self:
+        module = copy.copy(self)
+        module.arithmetic = arithmetic
+        return module
+
     def connect(self, flow: Flow) -> None:
         flow.widths["sentence_embedding"] = len(self.modes) * flow.widths["token_embeddings"]
 
     def __call__(self, features: Features) -> None:
-        features["sentence_embedding"] = pooling.pool(
+        features["sentence_embedding"] = self.arithmetic.pool(
             self.modes,
             features["token_embeddings"],
             features["attention_mask"].astype(bool),
@@ -133,6 +147,7 @@ class InPlace:
     NAMES: ClassVar[tuple[str, ...]] = (SENTENCE, "token_embeddings")
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.arithmetic: Arithmetic = _NUMPY
         self.path = path
         self.source = config.get("module_input_name") or self.SENTENCE
         self.target = config.get("module_output_name") or self.source
@@ -154,8 +169,13 @@ class Normalize(InPlace, Module):
     def connect(self, flow: Flow) -> None:
         flow.widths[self.target] = _width(self.path, flow, self.source)
 
+    def on(self, arithmetic: Arithmetic) -> Self:
+        module = copy.copy(self)
+        module.arithmetic = arithmetic
+        return module
+
     def __call__(self, features: Features) -> None:
-        features[self.target] = ops.l2_normalize(features[self.source])
+        features[self.target] = self.arithmetic.l2_normalize(features[self.source])
 
 
 class Dense(InPlace, Module):
@@ -172,22 +192,23 @@ class Dense(InPlace, Module):
             "use_residual",
         )
     )
-    #: torch's activation classes without parameters, by their names in a config.
-    ACTIVATIONS: ClassVar[Mapping[str, Callable[[Array], Array]]] = {
-        "torch.nn.modules.linear.Identity": ops.identity,
+    #: torch's activation classes without parameters, by their names in a config, and the names of the same functions
+    #: in an arithmetic.
+    ACTIVATIONS: ClassVar[Mapping[str, str]] = {
+        "torch.nn.modules.linear.Identity": "linear",
         **{
             f"torch.nn.modules.activation.{name}": function
             for name, function in {
-                "GELU": ops.gelu,
-                "Hardswish": ops.hardswish,
-                "LeakyReLU": ops.leaky_relu,
-                "Mish": ops.mish,
-                "ReLU": ops.relu,
-                "ReLU6": ops.relu6,
-                "SiLU": ops.silu,
-                "Sigmoid": ops.sigmoid,
-                "Softplus": ops.softplus,
-                "Tanh": ops.tanh,
+                "GELU": "gelu",
+                "Hardswish": "hardswish",
+                "LeakyReLU": "leaky_relu",
+                "Mish": "mish",
+                "ReLU": "relu",
+                "ReLU6": "relu6",
+                "SiLU": "silu",
+                "Sigmoid": "sigmoid",
+                "Softplus": "softplus",
+                "Tanh": "tanh",
             }.items()
         },
     }
@@ -216,14 +237,14 @@ class Dense(InPlace, Module):
         return cls(folder, config, dtype)
 
     @classmethod
-    def _activation(cls, path: Path, name: object) -> Callable[[Array], Array]:
-        """Return the activation. A class outside torch is replaced by Tanh, as in sentence-transformers."""
+    def _activation(cls, path: Path, name: object) -> str:
+        """Return the activation's name. A class outside torch is replaced by Tanh, as in sentence-transformers."""
         if isinstance(name, str) and not name.startswith("torch."):
             warnings.warn(
                 f"{path}: activation_function {name!r} is not torch's own, and never run; Tanh stands in for it.",
                 stacklevel=2,
             )
-            return ops.tanh
+            return "tanh"
         if not isinstance(name, str) or name not in cls.ACTIVATIONS:
             raise ConfigError(
                 f"{path}: activation_function {name!r} is not implemented; minibert knows {', '.join(cls.ACTIVATIONS)}."
@@ -235,16 +256,20 @@ class Dense(InPlace, Module):
         _require_equal(self.path, "in_features", self.in_features, "the width of the vectors that enter", width)
         flow.widths[self.target] = self.out_features
 
-    def placed(self, place: Callable[[Array], Any]) -> Self:
+    def on(self, arithmetic: Arithmetic) -> Self:
         module = copy.copy(self)
-        module.weights = {name: place(weight) for name, weight in self.weights.items()}
+        module.arithmetic = arithmetic
+        module.weights = {
+            name: arithmetic.matrix(weight) if weight.ndim == 2 else arithmetic.vector(weight)
+            for name, weight in self.weights.items()
+        }
         return module
 
     def __call__(self, features: Features) -> None:
-        x = features[self.source]
-        y = self.activation(_linear(x, self.weights["linear.weight"], self.weights.get("linear.bias")))
+        x, weights, linear = features[self.source], self.weights, self.arithmetic.linear
+        y = linear(x, weights["linear.weight"], weights.get("linear.bias"), self.activation)
         if self.use_residual:
-            y = y + (_linear(x, self.weights["residual.weight"]) if "residual.weight" in self.weights else x)
+            y = y + (linear(x, weights["residual.weight"], None, "linear") if "residual.weight" in weights else x)
         features[self.target] = y
 
 
@@ -253,7 +278,8 @@ class LayerNorm(Module):
 
     EPS: ClassVar[float] = 1e-5
 
-    def __init__(self, path: Path, weights: Mapping[str, Array]) -> None:
+    def __init__(self, path: Path, weights: Mapping[str, Any], arithmetic: Arithmetic | None = None) -> None:
+        self.arithmetic = arithmetic or _NUMPY
         self.path = path
         self.weight, self.bias = weights["norm.weight"], weights["norm.bias"]
 
@@ -267,11 +293,12 @@ class LayerNorm(Module):
         width = _width(self.path, flow, "sentence_embedding")
         _require_equal(self.path, "dimension", len(self.weight), "the width of the vectors that enter", width)
 
-    def placed(self, place: Callable[[Array], Any]) -> Self:
-        return type(self)(self.path, {"norm.weight": place(self.weight), "norm.bias": place(self.bias)})
+    def on(self, arithmetic: Arithmetic) -> Self:
+        weights = {"norm.weight": arithmetic.vector(self.weight), "norm.bias": arithmetic.vector(self.bias)}
+        return type(self)(self.path, weights, arithmetic)
 
     def __call__(self, features: Features) -> None:
-        features["sentence_embedding"] = ops.layer_norm(
+        features["sentence_embedding"] = self.arithmetic.layer_norm(
             features["sentence_embedding"], self.weight, self.bias, self.EPS
         )
 
@@ -302,7 +329,8 @@ class WordWeights(Module):
     def __call__(self, features: Features) -> None:
         weights = self.weights[features["input_ids"]] * features["attention_mask"].astype(self.weights.dtype)
         features["token_embeddings"] = features["token_embeddings"] * weights[..., None]
-        features["token_weights_sum"] = weights.sum(axis=1)
+        # In the order of the tokens: np.sum does not say in which order it adds.
+        features["token_weights_sum"] = weights.cumsum(axis=1, dtype=np.float64)[:, -1].astype(weights.dtype)
 
 
 class WeightedLayerPooling(Module):
@@ -334,8 +362,10 @@ class WeightedLayerPooling(Module):
 
     def __call__(self, features: Features) -> None:
         layers = features["all_layer_embeddings"][self.layer_start :]
-        total = np.tensordot(self.weights, np.stack(layers), axes=1)
-        features["token_embeddings"] = total / self.weights.sum()
+        total = np.zeros_like(layers[0])
+        for weight, layer in zip(self.weights, layers, strict=True):  # in order: the bits do not depend on BLAS
+            total += weight * layer
+        features["token_embeddings"] = total / self.weights.dtype.type(math.fsum(self.weights))
 
 
 class Dropout(Module):
@@ -376,15 +406,6 @@ def load(kind: str, folder: Path | None, dtype: DType) -> Module:
             f"{folder}: the module {kind} is not implemented; minibert knows {', '.join(MODULES)}."
         )
     return MODULES[kind]() if folder is None else MODULES[kind].from_folder(folder, dtype)
-
-
-def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Return ``x @ weight.T + bias``. A CPU uses one product per row, so its bits do not depend on other rows."""
-    if array_namespace(x) is not np:
-        return ops.linear(x, weight, bias)
-    with one_blas_thread():
-        y = (weight @ x[..., None])[..., 0]
-    return y if bias is None else y + bias
 
 
 def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
