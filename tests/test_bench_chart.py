@@ -8,8 +8,8 @@ import subprocess
 import sys
 from xml.etree import ElementTree as ET
 
-import bench
 import bench_chart
+import bench_work
 import pytest
 from bench_chart import BOTTOM, HEIGHT, LEFT, RIGHT, TIMES, TOP, WIDTH
 from support import ROOT
@@ -246,4 +246,4 @@ def test_command(tmp_path):
 )
 def test_instructions(cpuinfo, expected):
     """A results file has the widest vector instructions of its processor."""
-    assert bench.instructions(cpuinfo) == expected
+    assert bench_work.instructions(cpuinfo) == expected
