@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bench_tables import OWN, REFERENCE, Cell, Summary
+from bench_tables import OWN, REFERENCE, Cell, Summary, threads_told
 
 #: The size of a chart with one row of panels.
 WIDTH, HEIGHT = 900, 420
@@ -219,11 +219,8 @@ class Chart:
         machine = results["machine"]
         cells = [cell for cell, _ in self.cells.values()]
         spread = statistics.median(cell.spread for cell in self.summary.cells("throughput"))
-        threads = (
-            f", {results['threads']} threads" if results.get("threads", machine["cores"]) != machine["cores"] else ""
-        )
         facts = [
-            f"{machine['processor']}, {machine['cores']} cores{threads}",
+            ", ".join(filter(None, (machine["processor"], f"{machine['cores']} cores", threads_told(results)))),
             machine.get("instructions", ""),
             "float32",
             f"medians of {results['rounds']} rounds (spread: {spread:.0%})",

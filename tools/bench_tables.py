@@ -335,6 +335,12 @@ def render(results: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
+def threads_told(results: Mapping[str, Any]) -> str:
+    """Return the number of threads in words, or "" if it is that of the cores. Old files do not have it."""
+    threads = results.get("threads", results["machine"]["cores"])
+    return "" if threads == results["machine"]["cores"] else f"{threads} thread{'s' * (threads > 1)}"
+
+
 def introduction(summary: Summary) -> str:
     """Return the line about the machine and the versions."""
     results = summary.results
@@ -344,7 +350,7 @@ def introduction(summary: Summary) -> str:
         machine["processor"],
         f"{machine['cores']} cores",
         machine.get("instructions", ""),
-        f"{results['threads']} threads" if results.get("threads", machine["cores"]) != machine["cores"] else "",
+        threads_told(results),
         f"Python {machine['python']}",
     )
     text = (
