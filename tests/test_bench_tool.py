@@ -664,6 +664,11 @@ def test_tasks_of_a_run(tmp_path, monkeypatch):
     assert [row["peer"] for row in run.results["rows"]][4:6] == ["minibert-before", "minibert-avx2"]
     assert {task["threads"] for _, task, _ in encoders} == {3}
     assert {variables["RAYON_NUM_THREADS"] for *_, variables in encoders} == {"3"}
+    assert {(name, variables.get("PYTHONPATH")) for name, _, _, variables in asked} == {
+        ("new-python", None),
+        ("python", ""),
+        ("old-python", ""),
+    }
     assert run.results["missing"] == ["minibert-avx512: minibert has no kernels for avx512 on this machine"]
     probes = [(name, task, variables) for name, _, task, variables in asked if task["measure"] in {"fma", "sgemm"}]
     assert [task["measure"] for _, task, _ in probes] == ["fma", "sgemm"] * 2

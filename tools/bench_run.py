@@ -71,18 +71,27 @@ class Bench:
             return self.options.other[name]
         return self.options.minibert_python if self.known[name].environment == OWN else self.environment(name)
 
+    def variables(self, name: str) -> dict[str, str]:
+        """Return the environment variables for the processes of a peer."""
+        variables = {"RAYON_NUM_THREADS": str(self.threads)}  # the threads of all tokenizers
+        if self.known[name].kernels:
+            variables[KERNELS] = self.known[name].kernels
+        if self.python(name) != self.options.minibert_python:
+            variables["PYTHONPATH"] = ""  # with the user's own, another version of minibert would be this one
+        return variables
+
     def inspect(self, name: str) -> bool:
         """Record a peer's settings and packages, and return whether it is installed."""
         peer = self.known[name]
         if peer.kernels not in {"", "numpy", *self.results["kernels"]}:
             return self.miss(f"{name}: minibert has no kernels for {peer.kernels} on this machine")
         task = {"measure": "packages", "packages": peer.packages}
-        packages = work(self.python(name), FACTS, task)
+        packages = work(self.python(name), FACTS, task, self.variables(name))
         if "error" in packages:
             return self.miss(f"{name}: {packages['error']}")
         # If a checkout is measured, it has no RECORD with sizes. The environment of setup has an installed minibert.
         sized = "size" in self.options.measure and name not in self.options.other
-        installed = work(self.environment(name), FACTS, task) if sized else {}
+        installed = work(self.environment(name), FACTS, task, {"PYTHONPATH": ""}) if sized else {}
         self.results["peers"][name] = {
             "label": peer.label,
             "packages": peer.packages,
@@ -154,10 +163,7 @@ class Bench:
                 "texts": str(self.path(model, workload)),
                 "vectors": str(saved),
             }
-            variables = {"RAYON_NUM_THREADS": str(self.threads)}  # the threads of all tokenizers
-            if peer.kernels:
-                variables[KERNELS] = peer.kernels
-            found = work(self.python(name), ENCODER, task, variables)
+            found = work(self.python(name), ENCODER, task, self.variables(name))
             rows.append(
                 {"measure": measure, "model": model, "workload": workload, "peer": name, "round": number, **found}
             )
