@@ -8,10 +8,10 @@ import subprocess
 import sys
 from xml.etree import ElementTree as ET
 
-import bench
 import bench_chart
+import bench_work
 import pytest
-from bench_chart import BOTTOM, HEIGHT, LEFT, RIGHT, TIMES, TOP, WIDTH
+from bench_chart import BOTTOM, HEIGHT, LEFT, RIGHT, ROW, TIMES, TOP, WIDTH
 from support import ROOT
 
 RECORD = ROOT / "tools" / "results" / "cpu-avx2.json"
@@ -182,6 +182,37 @@ def test_everything_is_inside(seconds):
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
 
 
+def test_four_models_are_in_two_rows():
+    """With more than three models, there are rows with a scale each; every number stays readable."""
+    facts = results()
+    names = ("builtin", "minilm", "base", "large")
+    facts["models"] = dict.fromkeys(names, facts["models"]["base"])
+    ratios = {"builtin": 8.0, "minilm": 4.0, "base": 2.0, "large": 1.0}
+    for model, ratio in ratios.items():
+        pair = [row("sentence-transformers", "short", 1.0), row("minibert", "short", 1 / ratio)]
+        facts["rows"] += [{**each, "model": model} for each in pair]
+    picture = bench_chart.draw(facts)
+    tree = ET.fromstring(picture)  # noqa: S314
+    bars = [each.attrib for each in tree.iter(f"{SVG}rect") if each.attrib["class"] == "bar0"][1:]
+    feet = [float(bar["y"]) + float(bar["height"]) for bar in bars]
+    tall = [float(bar["height"]) / (BOTTOM - TOP) for bar in bars]
+
+    assert tree.attrib["viewBox"] == f"0 0 {WIDTH} {HEIGHT + ROW}"
+    assert feet == pytest.approx([BOTTOM, BOTTOM, BOTTOM + ROW, BOTTOM + ROW], abs=0.11)
+    assert tall == pytest.approx([1, 0.5, 1, 0.5], abs=0.01)
+    assert [float(bar["x"]) for bar in bars[:2]] == [float(bar["x"]) for bar in bars[2:]]
+    assert {f"{ratio:.2f}{TIMES}" for ratio in ratios.values()} <= {each.text for each in tree.iter(f"{SVG}text")}
+    assert float(list(tree.iter(f"{SVG}text"))[-1].attrib["y"]) < HEIGHT + ROW
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(4, "4 cores"), (2, "4 cores, 2 threads")])
+def test_threads(threads, expected):
+    """The caption has the number of threads, if it is not that of the cores."""
+    words = parse(bench_chart.draw({**results(*RUN), "threads": threads}))[1]
+
+    assert f"a processor, {expected} · AVX-512" in words[-2]
+
+
 def test_the_picture_needs_nothing_else():
     """The picture has its size, both modes, and no address but SVG's own name: no font or script is loaded."""
     picture = (ROOT / "docs" / "throughput.svg").read_text("utf-8")
@@ -246,4 +277,4 @@ def test_command(tmp_path):
 )
 def test_instructions(cpuinfo, expected):
     """A results file has the widest vector instructions of its processor."""
-    assert bench.instructions(cpuinfo) == expected
+    assert bench_work.instructions(cpuinfo) == expected

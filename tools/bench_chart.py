@@ -1,7 +1,8 @@
 """The chart of a results file of tools/bench.py as SVG: throughput relative to sentence-transformers.
 
-Each model has a panel, each kind of texts a group of bars, each encoder a bar. The chart follows the reader's light or
-dark mode. It has its own background, because the mode of a page can differ from that of the browser.
+Each model has a panel, each kind of texts a group of bars, each encoder a bar. The panels of a row have the same scale.
+Of minibert, the chart has its own choice of kernels, and no other variant. The chart follows the reader's light or dark
+mode. It has its own background, because the mode of a page can differ from that of the browser.
 """
 
 import html
@@ -10,12 +11,14 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bench_tables import OWN, REFERENCE, Cell, Summary
+from bench_tables import OWN, REFERENCE, Cell, Summary, threads_told
 
+#: The size of a chart with one row of panels.
 WIDTH, HEIGHT = 900, 420
-#: The vertical limits of the bars in all panels, and the horizontal limits of the panels.
+#: The vertical limits of the bars in the first row of panels, and the horizontal limits of the rows.
 TOP, BOTTOM, LEFT, RIGHT = 134, 322, 58, 876
-GAP = 26
+#: The distance between panels; the distance of the tops of two rows; the most panels in a row.
+GAP, ROW, ABREAST = 26, 272, 3
 #: The maximum width of a bar, and the minimum width for a number.
 WIDEST, NARROWEST = 14.0, 11.0
 
@@ -62,11 +65,24 @@ class Panel(NamedTuple):
         model: The model of its bars.
         left: Its left edge.
         width: Its width.
+        down: The distance of its row from the first row.
+        most: The ratio at its top.
     """
 
     model: str
     left: float
     width: float
+    down: int
+    most: float
+
+    def y(self, ratio: float) -> float:
+        """Return the height of a ratio in the chart."""
+        return self.down + BOTTOM - (BOTTOM - TOP) * ratio / self.most
+
+    @property
+    def step(self) -> float:
+        """The distance of the lines of the grid."""
+        return 0.5 if self.most <= 3 else math.ceil(self.most / 6)
 
 
 class Chart:
@@ -90,29 +106,38 @@ class Chart:
                 cell = self.summary.cell("throughput", model, kind, peer)
                 if reference and cell:
                     self.cells[model, kind, peer] = cell, reference.value / cell.value
-        right = [ratio for cell, ratio in self.cells.values() if not cell.wrong]
-        if not right:
+        if all(cell.wrong for cell, _ in self.cells.values()):
             raise ValueError(f"a chart needs the throughput of {REFERENCE} and of another encoder; it is not there.")
-        self.most = max(1.5, math.ceil(2 * max(right)) / 2)
-        self.step = 0.5 if self.most <= 3 else math.ceil(self.most / 6)
+        self.panels = list(self.arrange())
+        self.height = HEIGHT + max(panel.down for panel in self.panels)
+
+    def arrange(self) -> Iterator[Panel]:
+        """Yield the panels, in rows of about the same number."""
+        models = list(dict.fromkeys(model for model, *_ in self.cells))
+        rows = math.ceil(len(models) / ABREAST)
+        abreast = math.ceil(len(models) / rows)
+        width = (RIGHT - LEFT - GAP * (abreast - 1)) / abreast
+        for row in range(rows):
+            chosen = models[row * abreast :][:abreast]
+            ratios = [ratio for (model, *_), (cell, ratio) in self.cells.items() if model in chosen and not cell.wrong]
+            most = max(1.5, math.ceil(2 * max(ratios, default=0)) / 2)
+            for i, model in enumerate(chosen):
+                yield Panel(model, LEFT + i * (width + GAP), width, ROW * row, most)
 
     def draw(self) -> str:
         """Return the SVG."""
-        models = list(dict.fromkeys(model for model, *_ in self.cells))
-        width = (RIGHT - LEFT - GAP * (len(models) - 1)) / len(models)
-        panels = [Panel(model, LEFT + i * (width + GAP), width) for i, model in enumerate(models)]
-        size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+        size = f'viewBox="0 0 {WIDTH} {self.height}" width="{WIDTH}" height="{self.height}"'
         lines = [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title description">',
             f'<title id="title">{TITLE}</title>',
             f'<desc id="description">{html.escape(self.description())}</desc>',
             f"<style>\n{STYLE}\n</style>",
-            f'<rect class="ground" x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="8"/>',
+            f'<rect class="ground" x="0.5" y="0.5" width="{WIDTH - 1}" height="{self.height - 1}" rx="8"/>',
             text(24, 36, TITLE, "title"),
             text(24, 58, SUBTITLE, "text"),
             *self.legend(),
-            *(line for panel in panels for line in self.panel(panel)),
-            *(text(24, 386 + 17 * i, line, "small") for i, line in enumerate(self.caption())),
+            *(line for panel in self.panels for line in self.panel(panel)),
+            *(text(24, self.height - 34 + 17 * i, line, "small") for i, line in enumerate(self.caption())),
             "</svg>",
         ]
         return "\n".join(lines) + "\n"
@@ -138,57 +163,55 @@ class Chart:
         yield f'<line class="one" x1="{x:.1f}" y1="80.5" x2="{x + 24:.1f}" y2="80.5"/>'
         yield text(x + 30, 85, f"{self.summary.label(REFERENCE)} = 1{TIMES}", "text")
 
-    def y(self, ratio: float) -> float:
-        """Return the height of a ratio in the chart."""
-        return BOTTOM - (BOTTOM - TOP) * ratio / self.most
-
     def panel(self, panel: Panel) -> Iterator[str]:
         """Yield the grid, the bars and the labels of a model."""
         config = self.results["models"][panel.model]["config"]
         size = f"{config['num_hidden_layers']} layers, width {config['hidden_size']}"
         right = panel.left + panel.width
-        yield text(panel.left, TOP - 14, MODELS.get(panel.model, panel.model), "panel")
-        yield text(right, TOP - 14, size, "small", anchor="end")
-        for ratio in range(math.floor(self.most / self.step) + 1):
-            y = self.y(ratio * self.step)
+        above = panel.down + TOP - 14
+        yield text(panel.left, above, MODELS.get(panel.model, panel.model), "panel")
+        yield text(right, above, size, "small", anchor="end")
+        for ratio in range(math.floor(panel.most / panel.step) + 1):
+            y = panel.y(ratio * panel.step)
             yield f'<line class="grid" x1="{panel.left:.1f}" y1="{y:.1f}" x2="{right:.1f}" y2="{y:.1f}"/>'
             if panel.left == LEFT:
-                yield text(LEFT - 8, y + 4, f"{ratio * self.step:g}{TIMES}", "small", anchor="end")
+                yield text(LEFT - 8, y + 4, f"{ratio * panel.step:g}{TIMES}", "small", anchor="end")
         kinds = [kind for model, kind in self.summary.workloads if model == panel.model]
         kinds = [kind for kind in kinds if any((panel.model, kind, peer) in self.cells for peer in self.peers)]
         group = panel.width / len(kinds)
         for i, kind in enumerate(kinds):
-            yield from self.group(panel.model, kind, panel.left + group * i, group)
-        one = self.y(1)
+            yield from self.group(panel, kind, panel.left + group * i, group)
+        one = panel.y(1)
         yield f'<line class="one" x1="{panel.left:.1f}" y1="{one:.1f}" x2="{right:.1f}" y2="{one:.1f}"/>'
 
-    def group(self, model: str, kind: str, left: float, width: float) -> Iterator[str]:
+    def group(self, panel: Panel, kind: str, left: float, width: float) -> Iterator[str]:
         """Yield the bars and the label of one kind of texts of a model."""
-        facts = self.results["models"][model]["workloads"][kind]
+        facts = self.results["models"][panel.model]["workloads"][kind]
         bar = min(WIDEST, 0.84 * width / len(self.peers))
         middle = left + width / 2
         x = middle - bar * len(self.peers) / 2
         for number, peer in enumerate(self.peers):
-            if (model, kind, peer) in self.cells:
-                yield from self.bar(number, *self.cells[model, kind, peer], x + bar * number, bar)
-        yield text(middle, BOTTOM + 17, f"{kind} texts", "text", anchor="middle")
-        yield text(middle, BOTTOM + 33, f"≈ {facts['tokens'] / facts['texts']:.0f} tokens", "small", anchor="middle")
+            if (panel.model, kind, peer) in self.cells:
+                yield from self.bar(panel, number, *self.cells[panel.model, kind, peer], x + bar * number, bar)
+        below = panel.down + BOTTOM
+        yield text(middle, below + 17, f"{kind} texts", "text", anchor="middle")
+        yield text(middle, below + 33, f"≈ {facts['tokens'] / facts['texts']:.0f} tokens", "small", anchor="middle")
 
-    def bar(self, number: int, cell: Cell, ratio: float, x: float, width: float) -> Iterator[str]:
+    def bar(self, panel: Panel, number: int, cell: Cell, ratio: float, x: float, width: float) -> Iterator[str]:
         """Yield a bar, with its number for minibert. If the vectors were wrong, yield a text instead."""
-        middle = x + width / 2
+        middle, bottom = x + width / 2, panel.down + BOTTOM
         if cell.wrong:
-            yield text(middle + 4, BOTTOM - 4, cell.show(""), "small", turned=True)
+            yield text(middle + 4, bottom - 4, cell.show(""), "small", turned=True)
             return
-        top = self.y(ratio)
+        top = panel.y(ratio)
         yield (
             f'<rect class="bar{number}" x="{x + 0.5:.1f}" y="{top:.1f}" width="{width - 1:.1f}" '
-            f'height="{BOTTOM - top:.1f}" rx="1.5"/>'
+            f'height="{bottom - top:.1f}" rx="1.5"/>'
         )
         if mark := cell.show(""):
             yield text(middle, top - 3, mark, "mark", anchor="middle")
         if self.peers[number] == OWN and width >= NARROWEST:
-            yield text(middle + 4, BOTTOM - 6, f"{ratio:.2f}{TIMES}", "value mark", turned=True)
+            yield text(middle + 4, bottom - 6, f"{ratio:.2f}{TIMES}", "value mark", turned=True)
 
     def caption(self) -> Iterator[str]:
         """Yield the lines about what was measured, where and when, and the meaning of the marks."""
@@ -197,7 +220,7 @@ class Chart:
         cells = [cell for cell, _ in self.cells.values()]
         spread = statistics.median(cell.spread for cell in self.summary.cells("throughput"))
         facts = [
-            f"{machine['processor']}, {machine['cores']} cores",
+            ", ".join(filter(None, (machine["processor"], f"{machine['cores']} cores", threads_told(results)))),
             machine.get("instructions", ""),
             "float32",
             f"medians of {results['rounds']} rounds (spread: {spread:.0%})",

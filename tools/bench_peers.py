@@ -10,7 +10,6 @@ import functools
 import importlib
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,9 +27,6 @@ WORKLOADS = ("short", "mixed", "long")
 
 #: The text for latency and cold start: 24 tokens.
 ONE_TEXT = "A man wearing a blue shirt is riding a brown horse across the open field near the river at sunset today."
-
-#: Shapes (M, K, N) for the sgemm peak: the first feed-forward product of MiniLM and of BERT-base.
-SGEMM_SHAPES = ((4096, 384, 1536), (4096, 768, 3072))
 
 
 class Setting(NamedTuple):
@@ -132,10 +128,10 @@ def pad(rows: Rows) -> dict[str, Array]:
 
 
 def load_minibert(setting: Setting) -> Encode:
-    """Return minibert's encode, which chooses batches and threads itself."""
+    """Return minibert's encode, which chooses batches itself."""
     from minibert import SentenceEncoder
 
-    return SentenceEncoder(setting.model).encode
+    return SentenceEncoder(setting.model, num_threads=setting.threads).encode
 
 
 def load_minibert_full_last(setting: Setting) -> Encode:
@@ -144,7 +140,7 @@ def load_minibert_full_last(setting: Setting) -> Encode:
     from minibert.modules import chain
 
     chain.takes_first_token = lambda *_: False  # there is no setting: users do not need the slower layer
-    return SentenceEncoder(setting.model).encode
+    return SentenceEncoder(setting.model, num_threads=setting.threads).encode
 
 
 def load_sentence_transformers(setting: Setting) -> Encode:
@@ -234,6 +230,7 @@ class Peer(NamedTuple):
         export: The file that it loads, in the model's folder of exports; "" if it reads the model's own files.
         batches: Its best batch (see :class:`Setting`) for each of :data:`WORKLOADS`, by model; "" is for all other
             models. ``bench.py run --batch`` found them. None if the encoder chooses its batches itself.
+        kernels: The kernels that minibert must use; "" if it chooses them itself.
     """
 
     label: str
@@ -243,6 +240,7 @@ class Peer(NamedTuple):
     modules: tuple[str, ...]
     export: str = ""
     batches: Mapping[str, tuple[int, int, int]] | None = None
+    kernels: str = ""
 
     def batch(self, model: str, workload: str) -> int:
         """Return the best batch for a model and a workload; 1 if it does not matter."""
@@ -260,7 +258,10 @@ MINIBERT = Peer(
 )
 PEERS = {
     "minibert": MINIBERT,
-    "minibert-full-last": MINIBERT._replace(label="minibert, full last layer", load=load_minibert_full_last),
+    "minibert-avx512": MINIBERT._replace(label="minibert (AVX-512)", kernels="avx512"),
+    "minibert-avx2": MINIBERT._replace(label="minibert (AVX2)", kernels="avx2"),
+    "minibert-numpy": MINIBERT._replace(label="minibert (numpy)", kernels="numpy"),
+    "minibert-full-last": MINIBERT._replace(label="minibert (full last layer)", load=load_minibert_full_last),
     "sentence-transformers": Peer(
         "sentence-transformers",
         load_sentence_transformers,
@@ -364,7 +365,7 @@ def measure_throughput(peer: Peer, setting: Setting, task: Mapping[str, Any]) ->
     imported = resident("VmRSS")
     encode = peer.load(setting)
     vectors = encode(texts)
-    result = timed(lambda: encode(texts), task["seconds"], fewest=1, most=5)
+    result = timed(lambda: encode(texts), task["seconds"], fewest=1, most=50)
     return {**result, "imported": imported, "peak": resident("VmHWM")}, vectors
 
 
@@ -384,59 +385,13 @@ def measure_cold(peer: Peer, setting: Setting, _task: Mapping[str, Any]) -> tupl
 MEASURES = {"throughput": measure_throughput, "latency": measure_latency, "cold": measure_cold}
 
 
-def measure_sgemm(seconds: float) -> dict[str, float]:
-    """Return the GFLOP/s of numpy's float32 product with all BLAS threads, for each of :data:`SGEMM_SHAPES`."""
-    rng = np.random.default_rng(0)
-    rates = {}
-    for m, k, n in SGEMM_SHAPES:
-        a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
-        product = functools.partial(np.matmul, a, b, out=np.empty((m, n), np.float32))
-        product()
-        times = durations(product, seconds, fewest=5, most=1000)
-        rates[f"{m}x{k}x{n}"] = round(2e-9 * m * k * n / statistics.median(times), 1)
-    return rates
-
-
-def list_packages(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the version and the size in bytes of packages and their dependencies, from their RECORD files."""
-    from importlib import metadata
-
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    found: dict[str, dict[str, Any]] = {}
-    todo = [(name, "") for name in names]
-    done = set()
-    while todo:
-        name, extra = todo.pop()
-        name = canonicalize_name(name)
-        if (name, extra) in done:
-            continue
-        done.add((name, extra))
-        package = metadata.distribution(name)
-        if name not in found:
-            paths = [Path(str(package.locate_file(file))) for file in package.files or ()]
-            size = sum(path.stat().st_size for path in paths if path.is_file())
-            found[name] = {"version": package.version, "bytes": size}
-        for line in package.requires or ():
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                todo += [(needed.name, inner) for inner in ("", *needed.extras)]
-    return dict(sorted(found.items()))
-
-
 def main() -> None:
     """Run the task from the command line (JSON), and print the result as JSON."""
     task = json.loads(sys.argv[1])
-    if task["measure"] == "sgemm":
-        print(json.dumps({"gflops": measure_sgemm(task["seconds"])}))
-    elif task["measure"] == "packages":
-        print(json.dumps({"packages": list_packages(task["packages"])}))
-    else:
-        setting = Setting(Path(task["model"]), Path(task["export"]), task["batch"], task["threads"])
-        result, vectors = MEASURES[task["measure"]](PEERS[task["peer"]], setting, task)
-        print(json.dumps(result), flush=True)
-        np.save(task["vectors"], vectors)
+    setting = Setting(Path(task["model"]), Path(task["export"]), task["batch"], task["threads"])
+    result, vectors = MEASURES[task["measure"]](PEERS[task["peer"]], setting, task)
+    print(json.dumps(result), flush=True)
+    np.save(task["vectors"], vectors)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ the vectors could not be compared, or if other processes used the processor.
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 OWN = "minibert"
@@ -20,7 +20,12 @@ DISTURBED = 0.15
 
 NOTHING = "-"
 
+#: The names of instruction sets in tables.
+INSTRUCTIONS = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
+
 Row = Mapping[str, Any]
+#: A model and its kind of texts. The kind is "" for one text.
+Place = tuple[str, str]
 
 
 class Cell(NamedTuple):
@@ -61,6 +66,8 @@ class Summary:
     Attributes:
         results: The contents of the file.
         peers: Names of the peers, in the order of columns.
+        own: The peers that are minibert, with any kernels and of any version.
+        engines: The other peers.
         workloads: Models and workloads, in the order of lines.
     """
 
@@ -68,6 +75,8 @@ class Summary:
         """Collect the rows of each cell. Failed rows are left out."""
         self.results = results
         self.peers = list(results["peers"])
+        self.own = [peer for peer in self.peers if peer.startswith(OWN)]
+        self.engines = [peer for peer in self.peers if not peer.startswith(OWN)]
         self.workloads = [(model, kind) for model, facts in results["models"].items() for kind in facts["workloads"]]
         self._rows = defaultdict(list)
         for row in results["rows"]:
@@ -99,23 +108,47 @@ class Summary:
         """Return the name of a peer in tables."""
         return str(self.results["peers"][peer]["label"])
 
-    def peak(self) -> float:
-        """Return the machine's sgemm peak in GFLOP/s: the faster shape's median over the rounds."""
-        probes = [probe["gflops"] for probe in self.results["sgemm"]]
-        return max(statistics.median(probe[shape] for probe in probes) for shape in probes[0])
+    def sgemm(self) -> float:
+        """Return the rate of numpy's product in GFLOP/s: the faster shape's median over the rounds."""
+        return max(median_rates(self.results["sgemm"]).values())
 
-    def worst(self) -> tuple[float, str] | None:
-        """Return minibert's lowest speed relative to the best other peer, and the name of this case."""
+    def fma(self) -> dict[str, float]:
+        """Return the FMA peak in GFLOP/s of each instruction set, as medians over the rounds.
+
+        It is empty if minibert has no kernels for the machine, and for a file that is older than the FMA peak.
+        """
+        return median_rates(self.results.get("fma", []))
+
+    def peak(self, peer: str) -> float:
+        """Return the FMA peak for a peer: of the instruction set that it must use, or else of the fastest one."""
+        rates = self.fma()
+        kernels = self.results["peers"][peer].get("kernels", "")
+        return rates[kernels] if kernels in rates else max(rates.values())
+
+    def places(self, measure: str) -> list[Place]:
+        """Return the places of a measure: the lines of its table."""
+        return self.workloads if measure == "throughput" else [(model, "") for model in self.results["models"]]
+
+    def best(self, measure: str, place: Place, peers: Sequence[str]) -> tuple[str, float] | None:
+        """Return the fastest of some peers and its time. Wrong vectors are left out."""
+        cells = {peer: self.cell(measure, *place, peer) for peer in peers}
+        right = {peer: cell.value for peer, cell in cells.items() if cell and not cell.wrong}
+        return min(right.items(), key=lambda item: item[1]) if right else None
+
+    def worst(self, measure: str, peer: str, rivals: Sequence[str]) -> tuple[float, Place, str] | None:
+        """Return a peer's lowest speed relative to the best of its rivals, where that was, and this rival."""
         found = []
-        for model, workload in self.workloads:
-            cells = {peer: self.cell("throughput", model, workload, peer) for peer in self.peers}
-            right = {peer: cell.value for peer, cell in cells.items() if cell and not cell.wrong}
-            own = right.get(OWN)
-            others = {peer: value for peer, value in right.items() if not peer.startswith(OWN)}
-            if own and others:
-                best = min(others, key=lambda peer: others[peer])
-                found.append((others[best] / own, f"{model}, {workload} texts, against {self.label(best)}"))
+        for place in self.places(measure):
+            own, best = self.best(measure, place, [peer]), self.best(measure, place, rivals)
+            if own and best:
+                found.append((best[1] / own[1], place, best[0]))
         return min(found, default=None)
+
+
+def median_rates(probes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the median over the rounds of each rate of the machine."""
+    rates = [probe["gflops"] for probe in probes]
+    return {name: statistics.median(rate[name] for rate in rates) for name in (rates[0] if rates else ())}
 
 
 def table(title: str, head: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
@@ -128,12 +161,12 @@ def table(title: str, head: Iterable[str], lines: Iterable[Sequence[str]]) -> st
     return "\n".join([f"**{title}**", "", *(f"| {' | '.join(line)} |" for line in (head, rule, *body))])
 
 
-def throughput_table(summary: Summary, title: str, show: Callable[[Cell, str, str], str]) -> str:
-    """Return a table of the workloads. ``show`` makes the text of a cell from the cell, its model and its workload."""
+def throughput_table(summary: Summary, title: str, show: Callable[[Cell, Place, str], str]) -> str:
+    """Return a table of the workloads. ``show`` makes the text of a cell from the cell, its place and its peer."""
 
     def text(model: str, workload: str, peer: str) -> str:
         cell = summary.cell("throughput", model, workload, peer)
-        return cell.show(show(cell, model, workload)) if cell else NOTHING
+        return cell.show(show(cell, (model, workload), peer)) if cell else NOTHING
 
     lines = (
         [f"{model}, {kind}", *(text(model, kind, peer) for peer in summary.peers)] for model, kind in summary.workloads
@@ -175,14 +208,92 @@ def peer_table(summary: Summary) -> str:
     return table("Installed size, with all dependencies", head, lines)
 
 
+def rivals_table(summary: Summary, title: str, measure: str, peers: Sequence[str], rivals: Sequence[str]) -> str:
+    """Return a table of the speed of peers relative to the best of their rivals. Sentences below name the worst cases.
+
+    For throughput, it also has each peer's share of the FMA peak.
+    """
+    fma = bool(summary.fma()) and measure == "throughput"
+    several = len(rivals) > 1
+
+    def ratio(place: Place, peer: str, best: tuple[str, float]) -> str:
+        cell = summary.cell(measure, *place, peer)
+        return cell.show(f"{best[1] / cell.value:.2f}") if cell else NOTHING
+
+    def share(place: Place, peer: str) -> str:
+        cell = summary.cell(measure, *place, peer)
+        return cell.show(f"{fma_share(summary, cell, place, peer):.2f}") if cell else NOTHING
+
+    def line(place: Place) -> Iterator[str]:
+        best = summary.best(measure, place, rivals)
+        yield ", ".join(filter(None, place))
+        if several:
+            yield summary.label(best[0]) if best else NOTHING
+        for peer in peers:
+            yield ratio(place, peer, best) if best else NOTHING
+            if fma:
+                yield share(place, peer)
+
+    head = ["model, texts" if measure == "throughput" else "model", *(["fastest of them"] if several else [])]
+    for peer in peers:
+        head += [f"{summary.label(peer)}, times that speed"]
+        head += [f"{summary.label(peer)}, share of the FMA peak"] if fma else []
+    lines = [list(line(place)) for place in summary.places(measure) if summary.best(measure, place, rivals)]
+    worst = (worst_case(summary, measure, peer, rivals) for peer in peers)
+    return "\n\n".join(filter(None, (table(title, head, lines), "\n".join(filter(None, worst)))))
+
+
+def worst_case(summary: Summary, measure: str, peer: str, rivals: Sequence[str]) -> str:
+    """Return the sentence about the worst case of a peer, as an item of a list; "" if there is none."""
+    worst = summary.worst(measure, peer, rivals)
+    if worst is None:
+        return ""
+    ratio, (model, kind), rival = worst
+    where = f"{model}, {kind} texts" if kind else f"{model}, one text"
+    return f"- Worst case of {summary.label(peer)}: {ratio:.2f} times the speed of {summary.label(rival)} ({where})."
+
+
+def rivals_tables(summary: Summary) -> Iterator[str]:
+    """Yield the comparisons of minibert with the other encoders, and with its other versions."""
+    others = [peer for peer in summary.own if summary.results["peers"][peer].get("other")]
+    titles = {"throughput": "Throughput", "latency": "Latency of one text"}
+    for measure, title in titles.items():
+        yield rivals_table(summary, f"{title}, against the other encoders", measure, summary.own, summary.engines)
+    for other in others:
+        peers = [peer for peer in summary.own if peer != other]
+        for measure, title in titles.items():
+            yield rivals_table(summary, f"{title}, against {summary.label(other)}", measure, peers, [other])
+
+
+def fma_share(summary: Summary, cell: Cell, place: Place, peer: str) -> float:
+    """Return the share of the FMA peak that a throughput is, in operations a second."""
+    model, kind = place
+    return float(summary.results["models"][model]["workloads"][kind]["gflop"] / cell.value / summary.peak(peer))
+
+
+def share_table(summary: Summary) -> str:
+    """Return the table of the shares of the FMA peak; without this peak, of the sgemm rate."""
+    if summary.fma():
+        return throughput_table(
+            summary,
+            "Share of the FMA peak",
+            lambda cell, place, peer: f"{fma_share(summary, cell, place, peer):.2f}",
+        )
+    models, rate = summary.results["models"], summary.sgemm()
+    return throughput_table(
+        summary,
+        f"Share of the sgemm peak ({rate:.0f} GFLOP/s)",
+        lambda cell, place, _: f"{models[place[0]]['workloads'][place[1]]['gflop'] / cell.value / rate:.2f}",
+    )
+
+
 def render(results: Mapping[str, Any]) -> str:
     """Return the tables of a results file, with notes."""
     summary = Summary(results)
     facts = {(model, kind): results["models"][model]["workloads"][kind] for model, kind in summary.workloads}
-    peak = summary.peak()
 
-    def ratio(cell: Cell, model: str, kind: str) -> str:
-        reference = summary.cell("throughput", model, kind, REFERENCE)
+    def ratio(cell: Cell, place: Place, _: str) -> str:
+        reference = summary.cell("throughput", *place, REFERENCE)
         return f"{reference.value / cell.value:.2f}" if reference else NOTHING
 
     def beyond(row: Row) -> float:
@@ -193,8 +304,9 @@ def render(results: Mapping[str, Any]) -> str:
 
     parts = [
         introduction(summary),
+        peaks(summary),
         throughput_table(summary, "Throughput, as a multiple of sentence-transformers'", ratio),
-        worst_line(summary),
+        *rivals_tables(summary),
         table(
             "What the models encode",
             ["model, texts", "texts", "tokens", "GFLOP"],
@@ -204,13 +316,9 @@ def render(results: Mapping[str, Any]) -> str:
             ),
         ),
         throughput_table(
-            summary, "Tokens a second", lambda cell, *where: f"{facts[where]['tokens'] / cell.value:,.0f}"
+            summary, "Tokens a second", lambda cell, place, _: f"{facts[place]['tokens'] / cell.value:,.0f}"
         ),
-        throughput_table(
-            summary,
-            f"Share of the sgemm peak ({peak:.0f} GFLOP/s)",
-            lambda cell, *where: f"{facts[where]['gflop'] / cell.value / peak:.2f}",
-        ),
+        share_table(summary),
         model_table(
             summary, "Latency of one text of 24 tokens, ms", "latency", "", "{:.2f}", lambda row: 1e3 * seconds(row)
         ),
@@ -227,12 +335,26 @@ def render(results: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
+def threads_told(results: Mapping[str, Any]) -> str:
+    """Return the number of threads in words, or "" if it is that of the cores. Old files do not have it."""
+    threads = results.get("threads", results["machine"]["cores"])
+    return "" if threads == results["machine"]["cores"] else f"{threads} thread{'s' * (threads > 1)}"
+
+
 def introduction(summary: Summary) -> str:
     """Return the line about the machine and the versions."""
     results = summary.results
     machine = results["machine"]
+    facts = (
+        results["date"],
+        machine["processor"],
+        f"{machine['cores']} cores",
+        machine.get("instructions", ""),
+        threads_told(results),
+        f"Python {machine['python']}",
+    )
     text = (
-        f"{results['date']}, {machine['processor']}, {machine['cores']} cores, Python {machine['python']}, "
+        f"{', '.join(filter(None, facts))}, "
         f"minibert at {results['commit'] or 'an unknown commit'}; rounds: {results['rounds']}."
     )
     if spreads := [cell.spread for cell in summary.cells("throughput")]:
@@ -241,10 +363,17 @@ def introduction(summary: Summary) -> str:
     return text
 
 
-def worst_line(summary: Summary) -> str:
-    """Return the sentence about minibert's worst cell."""
-    worst = summary.worst()
-    return f"minibert's worst: {worst[0]:.2f} times the speed of the best other ({worst[1]})." if worst else ""
+def peaks(summary: Summary) -> str:
+    """Return the line about the rates of the machine's arithmetic, or "" for a file without an FMA peak."""
+    rates = summary.fma()
+    if not rates:
+        return ""
+    shown = ", ".join(f"{rate:.0f} with {INSTRUCTIONS.get(name, name)}" for name, rate in rates.items())
+    limited = [peer for peer in summary.own if summary.results["peers"][peer].get("kernels") in rates]
+    text = f"The FMA peak in GFLOP/s is {shown}. The rate of numpy's sgemm is {summary.sgemm():.0f}."
+    if limited:
+        text += f" Each share of {' and of '.join(map(summary.label, limited))} is of its own instructions' peak."
+    return text
 
 
 def notes(summary: Summary) -> str:
@@ -256,6 +385,8 @@ def notes(summary: Summary) -> str:
         if "error" in row
     }
     lines = []
+    if "fma" in summary.results and not summary.fma():
+        lines.append("There is no FMA peak: minibert has no kernels for this machine.")
     if any(cell.disturbed for cell in cells):
         lines.append(f"`*` other processes had more than {DISTURBED} cores in most rounds.")
     if any(cell.difference is None for cell in cells):
