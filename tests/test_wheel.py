@@ -1,28 +1,81 @@
 """What a user installs."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
+from typing import NamedTuple
 from zipfile import ZipFile
 
+import build_kernels
 import pytest
 from support import ROOT
 
 pytestmark = pytest.mark.slow
 
+LIBRARY = f"minibert/_kernels/cpu/{build_kernels.library_name()}"
+#: The settings of whoever runs the tests do not count.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MINIBERT_") and name != "CC"}
+
+
+class Wheel(NamedTuple):
+    """A wheel: its names, its metadata, the packed size of each file, the size of each, its path, and its WHEEL."""
+
+    names: list[str]
+    metadata: str
+    packed: dict[str, int]
+    sizes: dict[str, int]
+    path: Path
+    tags: str
+
+
+def opened(path):
+    """Return what is in a wheel."""
+    with ZipFile(path) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        tags = archive.read(metadata.replace("METADATA", "WHEEL")).decode("utf-8")
+        packed = {entry.filename: entry.compress_size for entry in archive.infolist()}
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        return Wheel(archive.namelist(), archive.read(metadata).decode("utf-8"), packed, sizes, path, tags)
+
+
+def pip_wheel(folder, out, **settings):
+    """Return the wheel that pip builds of a folder or a source package."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(folder)]
+    subprocess.run(command, check=True, env=ENVIRONMENT | settings)
+    (path,) = out.glob("*.whl")
+    return opened(path)
+
+
+def hatch(project, kind, out, **settings):
+    """Build a wheel or a source package with the installed hatchling; return its path, and what was on stderr."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed: it builds the packages")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(out)]
+    done = subprocess.run(command, cwd=project, env=ENVIRONMENT | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return path, done.stderr
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Build the wheel and return its names, its metadata, and the packed size of each file."""
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT)]
-    subprocess.run(command, check=True)
-    (path,) = out.glob("*.whl")
-    with ZipFile(path) as archive:
-        (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
-        sizes = {entry.filename: entry.compress_size for entry in archive.infolist()}
-        return archive.namelist(), archive.read(metadata).decode("utf-8"), sizes
+    """Return the wheel of this checkout."""
+    return pip_wheel(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Return a copy of what a wheel is built from, without the built-in model, and without what others built."""
+    folder = tmp_path / "project"
+    ignore = shutil.ignore_patterns("__pycache__", "*.safetensors", *build_kernels.LIBRARY_NAMES.values())
+    for name in ("minibert", "kernels", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
 
 
 def test_one_top_level_name(wheel):
@@ -31,12 +84,106 @@ def test_one_top_level_name(wheel):
 
 
 def test_kernels_arrive(wheel):
-    """Every file of kernels/, its README included, is in the wheel once, under minibert/_kernels."""
+    """Under minibert/_kernels, the wheel has every file of kernels/ once, and the library in place of its C sources."""
     kernels = ROOT / "kernels"
-    expected = {f"minibert/_kernels/{path.relative_to(kernels)}" for path in kernels.rglob("*") if path.is_file()}
+    files = {path.relative_to(kernels).as_posix() for path in kernels.rglob("*") if path.is_file()}
+    expected = {f"minibert/_kernels/{name}" for name in files if not name.startswith("cpu/")} | {LIBRARY}
 
     assert "minibert/_kernels/README.md" in expected
-    assert {name for name in wheel[0] if "kernels" in name} == expected
+    assert sorted(name for name in wheel[0] if "kernels" in name) == sorted(expected)
+
+
+def test_the_library_in_the_wheel(wheel, tmp_path):
+    """The library in the wheel loads, is compiled from the sources of this checkout, and takes less than 0.5 MB."""
+    with ZipFile(wheel.path) as archive:
+        library = Path(archive.extract(LIBRARY, tmp_path))
+
+    assert build_kernels.library_source(library) == build_kernels.source_hash()
+    assert wheel.sizes[LIBRARY] < 500_000
+
+
+def test_the_tag_of_the_wheel(wheel):
+    """A wheel with a library is for one platform, and for every Python."""
+    tag = f"py3-none-{build_kernels.platform_tag()}"
+
+    assert wheel.path.name.endswith(f"-{tag}.whl")
+    assert f"Root-Is-Purelib: false\nTag: {tag}\n" in wheel.tags
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"MINIBERT_BUILD_KERNELS": "0"}, "MINIBERT_BUILD_KERNELS is 0"), ({"CC": "false"}, "'false' must build kernels")],
+    ids=["not wanted", "compiler fails"],
+)
+def test_a_wheel_without_a_library(project, tmp_path, settings, reason):
+    """Without a library, a wheel is for every platform, and stderr has one line of minibert's with the reason."""
+    path, stderr = hatch(project, "wheel", tmp_path, **settings)
+    wheel = opened(path)
+
+    assert path.name.endswith("-py3-none-any.whl")
+    assert "Root-Is-Purelib: true\nTag: py3-none-any\n" in wheel.tags
+    assert not [name for name in wheel.names if "/cpu/" in name]
+    lines = [line for line in stderr.splitlines() if "kernels" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("minibert: no compiled kernels, numpy does their work: ")
+    assert reason in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_libraries_of_the_source_tree_stay_there(project, tmp_path, kind):
+    """What an editable installation left in kernels/cpu gets into no package."""
+    for name in build_kernels.LIBRARY_NAMES.values():
+        (project / "kernels" / "cpu" / name).write_bytes(b"stale")
+        (project / "kernels" / "cpu" / f"{name}.123.part").write_bytes(b"stale")
+    path, _ = hatch(project, kind, tmp_path, MINIBERT_BUILD_KERNELS="0")
+    if kind == "wheel":
+        names = opened(path).names
+    else:
+        with tarfile.open(path) as archive:
+            names = archive.getnames()
+
+    assert len(names) > 50
+    assert not [name for name in names if "minibert_cpu." in name]
+
+
+def test_a_new_library_replaces_one_of_the_source_tree(project, tmp_path):
+    """A wheel has the library that was compiled for it, whatever lies in kernels/cpu."""
+    (project / "kernels" / "cpu" / build_kernels.library_name()).write_bytes(b"stale")
+    path, _ = hatch(project, "wheel", tmp_path, MINIBERT_BUILD_KERNELS="1")
+    with ZipFile(path) as archive:
+        library = Path(archive.extract(LIBRARY, tmp_path))
+
+    assert build_kernels.library_source(library) == build_kernels.source_hash(project / "kernels" / "cpu")
+
+
+def test_a_wheel_of_the_source_package(project, tmp_path):
+    """The source package has all that a wheel with a library needs."""
+    source_package, _ = hatch(project, "sdist", tmp_path)
+    wheel = pip_wheel(source_package, tmp_path, MINIBERT_BUILD_KERNELS="1")
+
+    assert LIBRARY in wheel.names
+
+
+def test_a_wheel_without_a_compiler(project, tmp_path):
+    """Where there is no C compiler, pip gets one from the package index for the build."""
+    (tmp_path / "bin").mkdir()
+    wheel = pip_wheel(project, tmp_path, MINIBERT_BUILD_KERNELS="1", PATH=str(tmp_path / "bin"))
+
+    assert LIBRARY in wheel.names
+
+
+def test_an_editable_installation(project, tmp_path):
+    """It puts the library into the source tree; one without a library takes it away."""
+    library = project / "kernels" / "cpu" / build_kernels.library_name()
+    venv = str(tmp_path / "venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", venv, "install", "--quiet", "--no-deps", "-e", str(project)]
+    subprocess.run(pip, check=True, env=ENVIRONMENT | {"MINIBERT_BUILD_KERNELS": "1"})
+    assert build_kernels.library_source(library) == build_kernels.source_hash(library.parent)
+    assert [path.name for path in library.parent.glob("*minibert_cpu*")] == [library.name]
+
+    subprocess.run(pip, check=True, env=ENVIRONMENT | {"MINIBERT_BUILD_KERNELS": "0"})
+    assert not library.exists()
 
 
 def test_code_arrives(wheel):
@@ -93,7 +240,12 @@ def test_the_source_package_is_whole(tmp_path):
         names = {name.partition("/")[2] for name in archive.getnames()}
     folders = ("docs", "examples", "kernels", "minibert", "tests", "tools")
     files = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
-    expected = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    libraries = build_kernels.LIBRARY_NAMES.values()
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if "__pycache__" not in path.parts and path.name not in libraries
+    }
     expected |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"}
 
     assert len(expected) > 150
