@@ -574,14 +574,14 @@ def test_absent_environment():
 
 def test_variables_of_a_worker(tmp_path, monkeypatch):
     """A worker has the variables of the run, and not the user's own choice of threads and kernels."""
-    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MINIBERT_KERNELS", "OTHER"):
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MINIBERT_KERNELS", "OPENBLAS_CORETYPE", "OTHER"):
         monkeypatch.setenv(name, "9")
     program = tmp_path / "program.py"
     program.write_text("import json, os\nprint(json.dumps(dict(os.environ)))", "utf-8")
     found = bench_work.work(Path(sys.executable), program, {}, {"RAYON_NUM_THREADS": "3"})
 
     assert (found["OTHER"], found["RAYON_NUM_THREADS"], found["HF_HUB_OFFLINE"]) == ("9", "3", "1")
-    assert not {"OMP_NUM_THREADS", "MINIBERT_KERNELS"} & set(found)
+    assert not {"OMP_NUM_THREADS", "MINIBERT_KERNELS", "OPENBLAS_CORETYPE"} & set(found)
 
 
 def write_model(folder):

@@ -20,6 +20,9 @@ ENCODER, FACTS = ROOT / "tools" / "bench_peers.py", ROOT / "tools" / "bench_fact
 
 #: The variable that chooses minibert's kernels.
 KERNELS = "MINIBERT_KERNELS"
+#: Variables that no process gets: the user's own choice of threads, of minibert's kernels, and of OpenBLAS's kernels.
+#: OPENBLAS_CORETYPE=Haswell halves the speed of numpy on a processor with AVX-512.
+OWN_CHOICE = re.compile(rf".*_NUM_THREADS|OPENBLAS_.*|{KERNELS}")
 
 #: Vector instructions and their flags in Linux, widest first.
 INSTRUCTIONS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"}
@@ -38,12 +41,12 @@ def work(
         python: The Python of the environment.
         program: :data:`ENCODER` or :data:`FACTS`.
         task: What the process does.
-        variables: Environment variables. No process has the user's own choice of threads or kernels.
+        variables: Environment variables. No process has the user's own choice of threads or kernels: see OWN_CHOICE.
         timeout: The process ends after this number of seconds.
     """
     if not python.exists():
         return {"error": "there is no environment for it"}
-    kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS") and name != KERNELS}
+    kept = {name: value for name, value in os.environ.items() if not OWN_CHOICE.fullmatch(name)}
     answer: dict[str, Any] = {}
     start = time.perf_counter()
     with (
