@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -7,6 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import copy_twin
+
+
+def pytest_configure():
+    """Let ``MINIBERT_TEST_LIBRARY`` name another library of native kernels, such as one with a planted fault."""
+    named = os.environ.get("MINIBERT_TEST_LIBRARY")
+    if named:
+        from minibert.engine import native
+
+        native.library_path = functools.cache(lambda: Path(named))
 
 
 def has_gpu():
