@@ -87,6 +87,13 @@ def dense(folder, activation="activation.Tanh", *, bias=True):
     return "Dense", "dense"
 
 
+def nearly_equal(folder):
+    """Return a Dense module whose outputs differ by a few roundings: LayerNorm after it shows how it rounds."""
+    config = {"in_features": WIDTH, "out_features": 24, "activation_function": "torch.nn.modules.linear.Identity"}
+    write_module(folder / "dense", config, linear__weight=DENSE["linear__weight"] * 0.05, linear__bias=np.full(24, 1e6))
+    return "Dense", "dense"
+
+
 def norm(folder):
     """Return the LayerNorm module for 24 numbers, written to a folder."""
     write_module(folder / "norm", {"dimension": 24}, **NORM)
@@ -150,6 +157,9 @@ CASES = {
     "Dense without a bias": (lambda folder: pooled(folder, ["mean"], dense(folder, bias=False)), {}, {}),
     "Dense, LayerNorm, Normalize": (
         lambda folder: pooled(folder, ["mean"], dense(folder), norm(folder), ("Normalize", "n")), {}, {},
+    ),
+    "nearly equal numbers, LayerNorm": (
+        lambda folder: pooled(folder, ["mean"], nearly_equal(folder), norm(folder)), {}, {},
     ),
     "Normalize, Dense": (lambda folder: pooled(folder, ["mean"], ("Normalize", "n"), dense(folder)), {}, {}),
     **{
