@@ -29,7 +29,7 @@ INLINE void exp_some(vf *x, const int count) {
     EACH p[i] = fma_(p[i], r[i], all(1.0f));
     EACH {
         vi vanishes = x[i] < all(least); /* what was computed for these is not used */
-        x[i] = (vf)(((vi)p[i] + ((vi)shifted[i] << 23)) & ~vanishes);
+        x[i] = (vf)(((vu)p[i] + ((vu)shifted[i] << 23)) & ~(vu)vanishes); /* unsigned: those may overflow */
     }
 }
 

@@ -41,6 +41,7 @@ enum {
 
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef uint32_t vu __attribute__((vector_size(4 * VL)));
 typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t vi4 __attribute__((vector_size(16)));
 typedef float vf_at __attribute__((vector_size(4 * VL), aligned(4), may_alias)); /* in memory, at any address */
