@@ -135,9 +135,9 @@ def open_engine(device: object, dtype: DType | str, kernels: str | None = None) 
 
 def _open_cpu(dtype: DType | str, kernels: str | None) -> Engine:
     """Return the engine of the CPU. Only numpy computes in float64."""
-    chosen = kernels or os.environ.get(_KERNELS) or None
+    chosen = kernels if kernels is not None else os.environ.get(_KERNELS) or None
     if chosen is not None and (not isinstance(chosen, str) or chosen not in {native.NUMPY, *native.NAMES}):
-        source = "kernels" if kernels else _KERNELS
+        source = _KERNELS if kernels is None else "kernels"
         raise DeviceError(f"{source} must be one of {', '.join((native.NUMPY, *native.NAMES))}; it is {chosen!r}.")
     precision = compute_dtype(dtype)
     if precision == np.float64 and kernels not in {None, native.NUMPY}:
