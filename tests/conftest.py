@@ -75,6 +75,31 @@ def executor(request):
     return ExecutorDevice(Path(folder), Path(os.environ.get("MINIBERT_TEST_KERNELS", KERNELS)), options)
 
 
+def pytest_generate_tests(metafunc):
+    """Run the tests of native kernels with each instruction set of this machine; once, to say so, if there is none."""
+    if "kernels" in metafunc.fixturenames:
+        from minibert.engine import native
+
+        metafunc.parametrize("kernels", native.available() or ["none"], indirect=True)
+
+
+@pytest.fixture
+def kernels(request):
+    """Return the name of native kernels, or skip; fail under MINIBERT_REQUIRE_NATIVE."""
+    if request.param == "none":
+        give_up = pytest.fail if "MINIBERT_REQUIRE_NATIVE" in os.environ else pytest.skip
+        give_up("no native kernels: python tools/build_kernels.py")
+    return request.param
+
+
+@pytest.fixture
+def library(kernels):
+    """Return the native library with each of its kernels."""
+    from minibert.engine import native
+
+    return native.open_library(kernels)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     """Return the device under test, ready for launches, with none on its record."""

@@ -63,6 +63,26 @@ def test_inspect_text(repo, capsys):
     assert "Where other runtimes would differ\n  - " in text
 
 
+@pytest.mark.parametrize("wanted", ["numpy", ""])
+def test_inspect_says_what_would_compute(repo, capsys, monkeypatch, wanted):
+    """The report names the kernels that an encoder on this machine would have, as the environment chooses them."""
+    monkeypatch.setenv("MINIBERT_KERNELS", wanted)
+    chosen = SentenceEncoder(repo).kernels
+    shown = "numpy" if chosen == "numpy" else f"native kernels ({chosen})"
+
+    assert inspected(repo, capsys)["weights"]["kernels"] == chosen == (wanted or chosen)
+    assert main(["inspect", str(repo)]) == 0
+    assert f"\n  computed in      float32, by {shown}\n" in capsys.readouterr().out
+
+
+def test_inspect_with_kernels_that_there_are_not(repo, capsys, monkeypatch):
+    """If the environment names unknown kernels, no encoder would load, and the report says why."""
+    monkeypatch.setenv("MINIBERT_KERNELS", "mmx")
+
+    assert main(["inspect", str(repo)]) == 1
+    assert "MINIBERT_KERNELS must be one of numpy, avx512, avx2, neon; it is 'mmx'" in capsys.readouterr().err
+
+
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e"
 
 

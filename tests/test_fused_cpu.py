@@ -1,10 +1,19 @@
 """The fused operations on a CPU: each computes what a composition of minibert.ops defines, as accurately."""
 
-import math
-
 import numpy as np
 import pytest
-from packed_cases import EACH_RULE, RULES, cast
+from packed_cases import (
+    EACH_RULE,
+    RULES,
+    SCORES,
+    assert_is,
+    attention,
+    cast,
+    exact_gelu,
+    normal,
+    random_norm,
+    scored,
+)
 
 from minibert import ops, pooling
 from minibert.engine.fused_numpy import FusedCpu
@@ -42,16 +51,6 @@ def one_thread():
         yield
 
 
-def normal(*shape, seed=0, size=1.0):
-    """Return normally distributed float32 numbers."""
-    return (np.random.default_rng([seed, *shape]).standard_normal(shape) * size).astype(np.float32)
-
-
-def random_norm(width):
-    """Return a layer normalization with random scale and shift."""
-    return LayerNorm(1 + normal(width, seed=8, size=0.1), normal(width, seed=9))
-
-
 def no_bias(width, dtype="float32"):
     """Return a bias of zeros."""
     return np.zeros(width, dtype)
@@ -73,24 +72,6 @@ def unpacked(x, packing):
     return x[: packing.tokens] if packing.row_of is None else x[packing.row_of]
 
 
-def assert_is(actual, definition, dtype, *inputs):
-    """Fail unless a result is as accurate as its definition: within 3 times that one's float32 error.
-
-    The truth is the definition in float64. A float64 result has to be nearer, by as much as its precision is higher.
-    None need be nearer than 4 units in the last place: among few numbers, the definition's error may be less by luck.
-    """
-    single, truth = (definition(*cast(inputs, kind)) for kind in ("float32", "float64"))
-    precision = np.finfo(dtype).eps / np.finfo(np.float32).eps
-    last_place = np.spacing(np.abs(truth).max(), dtype=np.float32)
-    allowed = precision * max(3 * np.abs(single - truth).max(), 4 * last_place)
-    worst = np.abs(actual - truth).max()
-
-    assert single.dtype == np.float32
-    assert actual.dtype == dtype
-    assert actual.shape == truth.shape
-    assert worst <= allowed, f"max error {worst:.1e} > {allowed:.1e}"
-
-
 # ---------------------------------------------------------------- definitions
 
 
@@ -107,17 +88,6 @@ def add_layer_norm(x, y, bias, norm, eps=EPS):
 def linear(x, weight):
     """Return what ``linear`` is to return."""
     return ops.linear(x, weight.T)
-
-
-def attention(q, k, v, heads, lengths, queries=None):
-    """Return what ``attention`` is to return: of the first few ``queries`` of each text, or of all."""
-    results = []
-    starts = np.cumsum([0, *lengths[:-1]])
-    for start, length in ((start, length) for start, length in zip(starts, lengths, strict=True) if length):
-        Q, K, V = (ops.split_heads(x[None, start : start + length], heads) for x in (q, k, v))  # noqa: N806
-        weights = ops.softmax(Q[:, :, :queries] @ K.swapaxes(-2, -1))
-        results.append(ops.merge_heads(weights @ V)[0])
-    return np.concatenate(results)
 
 
 # ---------------------------------------------------------------- the operations
@@ -353,26 +323,6 @@ def test_any_partial_sums(dtype, longest):
 # ---------------------------------------------------------------- extreme scores
 
 
-def scored(low, high, tokens=20, heads=2):
-    """Return queries, keys and values of a text whose scores, in each head, go from ``low`` to ``high``."""
-    q, k = np.zeros((2, tokens, heads, 4), np.float32)
-    q[..., 0] = 1
-    q[..., 1] = np.linspace(-1, 1, tokens)[:, None] / 8
-    k[..., 0] = np.linspace(low, high, tokens)[:, None]
-    k[..., 1] = 1
-    return q.reshape(tokens, -1), k.reshape(tokens, -1), normal(tokens, heads * 4)
-
-
-#: Lowest and highest score of a text: in float32, exp(89) is infinite and exp(-104) is 0; in float64, exp(710) is.
-SCORES = pytest.mark.parametrize(
-    ("low", "high"),
-    [
-        (-5, 5), (30, 36), (-36, -30), (33, 34), (-34, -33), (80, 88), (85, 95), (-90, -85), (-110, -100), (-300, 300),
-        (88, 88.7), (-1e4, -1e3), (1e3, 1e4), (1e4, 1e4), (-1e4, -1e4), (-1e5, 1e5),
-    ],
-)  # fmt: skip
-
-
 @DTYPES
 @SCORES
 def test_extreme_scores(dtype, low, high):
@@ -449,11 +399,6 @@ def gelu(x, name="gelu"):
     packing = packing_of([len(x)])
     one, zero = np.ones((1, 1), x.dtype), np.zeros(1, x.dtype)
     return FusedCpu(x.dtype).linear_activation(packed(x[:, None], packing), one, zero, name, packing, 1)[: len(x), 0]
-
-
-def exact_gelu(x):
-    """Return gelu in float64: ``erfc`` keeps the precision of the lower tail."""
-    return np.array([0.5 * value * math.erfc(-value * math.sqrt(0.5)) for value in x.tolist()])
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_python"])

@@ -24,10 +24,9 @@ from repos import write_seeded_repo
 
 from minibert import BertModel
 from minibert.config import BertConfig
-from minibert.engine import packed
-from minibert.engine.fused_numpy import FusedCpu
+from minibert.engine import native, packed
+from minibert.engine.devices import Engine, open_engine
 from minibert.engine.packing import Packing
-from minibert.engine.threads import one_blas_thread
 from minibert.files.checkpoint import BertReader
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array
@@ -98,16 +97,15 @@ def _implementations(folder: Path) -> dict[str, Hidden]:
         model = BertModel.from_pretrained(folder, dtype=dtype)
         return lambda ids, mask: model(ids, mask).last_hidden_state
 
-    def packed_hidden() -> Hidden:
+    def packed_hidden(engine: Engine) -> Hidden:
         config = BertConfig.from_file(folder / "config.json")
-        model, rule = packed.load(BertReader(folder, config, np.float32), config), packed.row_rule(config, np.float32)
-        fused = FusedCpu(np.float32)
+        model, rule = engine.load(BertReader(folder, config, np.float32), config)
 
         def run(ids: Array, mask: Array) -> Array:
             rows = [row[kept] for row, kept in zip(ids, mask, strict=True)]
             packing = Packing.of([len(row) for row in rows], [int(row.sum()) for row in rows], rule)
-            with one_blas_thread():
-                x = fused.in_order(packed.bert(model, config, np.concatenate(rows), packing, fused), packing)
+            with engine.worker() as fused:
+                x = fused.unpack(packed.bert(model, config, np.concatenate(rows), packing, fused), packing)
             hidden = np.zeros((*mask.shape, x.shape[1]), x.dtype)
             hidden[mask] = x
             return hidden
@@ -118,7 +116,10 @@ def _implementations(folder: Path) -> dict[str, Hidden]:
         "truth": torch_hidden(torch.float64, "eager"),
         "transformers eager float32": torch_hidden(torch.float32, "eager"),
         "transformers sdpa float32": torch_hidden(torch.float32, "sdpa"),
-        "minibert float32": packed_hidden(),
+        **{
+            f"minibert {kernels} float32": packed_hidden(open_engine("cpu", "float32", kernels))
+            for kernels in (*native.available(), native.NUMPY)
+        },
         "minibert.model float32": own_hidden("float32"),
         "minibert.model float64": own_hidden("float64"),
     }

@@ -1,12 +1,14 @@
 """Count the vectors whose bits differ from the vector of the text alone, over random batchings.
 
-    python tools/invariance.py MODEL TEXTS [TEXTS ...] --out RESULTS.json [--batchings 10000] [--core SkylakeX]
+    python tools/invariance.py MODEL TEXTS [TEXTS ...] --out RESULTS.json [--batchings 10000] [--kernels avx2]
+    python tools/invariance.py MODEL TEXTS [TEXTS ...] --out RESULTS.json --kernels numpy --core SkylakeX
 
 MODEL is a local folder. TEXTS are files with one text per line. A batching is one call with a few of the texts in
 random order, mostly short ones, and some of them twice. The settings are random: encode or encode_stream, vectors alone
 or all features, batch_size, chunk_size, max_batch_tokens, 1 to 4 threads. A batching depends only on --seed and its
-number, so a run can be repeated. With --core, OpenBLAS uses its kernels for that processor; this machine must be able
-to run them. The exit status is 1 if any bit differs. Linux only.
+number, so a run can be repeated. With --kernels all, the kernels of the batchings take turns: numpy is not one of them,
+and the vector of the text alone comes from the first ones. With --core, OpenBLAS uses its kernels for that processor;
+this machine must be able to run them. The exit status is 1 if any bit differs. Linux only.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from bench import commit, processor, read_texts, without_folders
 
 import minibert
 from minibert import SentenceEncoder
+from minibert.engine import native
 from minibert.engine.threads import blas_name
 from minibert.typing import Array
 
@@ -108,20 +111,28 @@ class Comparison:
         differences: The vectors that differ.
     """
 
-    def __init__(self, encoder: SentenceEncoder, texts: Iterable[str], seed: int = 0) -> None:
-        """Start without any comparison. Single texts are encoded with the encoder's current settings."""
+    def __init__(self, encoder: SentenceEncoder, texts: Iterable[str], seed: int = 0, *others: SentenceEncoder) -> None:
+        """Start without any comparison. Single texts are encoded with the encoder's current settings.
+
+        Args:
+            encoder: It encodes single texts, and batchings in turn with the others.
+            texts: The texts.
+            seed: The seed of the batchings.
+            *others: Encoders that must give the same bits.
+        """
         self.texts = sorted(dict.fromkeys(texts), key=len)
         self.alone: dict[int, Array] = {}
         self.vectors = 0
         self.differences: list[Difference] = []
         self._encoder = encoder
+        self._encoders = (encoder, *others)
         self._seed = seed
         self._settings = (encoder.num_threads, encoder.max_batch_tokens)
 
     def add(self, number: int) -> None:
         """Compare the vectors of batching ``number``."""
         batching = draw(len(self.texts), number, self._seed)
-        vectors = encode(self._encoder, self.texts, batching)
+        vectors = encode(self._encoders[number % len(self._encoders)], self.texts, batching)
         for i, vector in zip(batching.rows, vectors, strict=True):
             self.vectors += 1
             if bits := differing_bits(vector, self._vector_alone(i)):
@@ -136,8 +147,12 @@ class Comparison:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Return the contents of the results file."""
-    encoder = SentenceEncoder(options.model, on_truncate="ignore")
-    comparison = Comparison(encoder, (text for path in options.texts for text in read_texts(path)), options.seed)
+    names = native.available() if options.kernels == "all" else (options.kernels,)
+    if not names:
+        raise SystemExit("--kernels all needs native kernels; there are none on this machine")
+    encoders = [SentenceEncoder(options.model, on_truncate="ignore", kernels=name) for name in names]
+    texts = (text for path in options.texts for text in read_texts(path))
+    comparison = Comparison(encoders[0], texts, options.seed, *encoders[1:])
     start = shown = time.monotonic()
     for number in range(options.batchings):
         comparison.add(number)
@@ -155,6 +170,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "commit": commit(),
         "model": options.model.resolve().name,
         "processor": processor(),
+        "kernels": [encoder.kernels for encoder in encoders],
         "blas": blas_name(),
         "numpy": np.__version__,
         "minibert": minibert.__version__,
@@ -186,6 +202,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="the results file, JSON")
     parser.add_argument("--batchings", type=int, default=10_000, help="number of batchings (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batchings (default: 0)")
+    parser.add_argument("--kernels", help='the kernels, such as numpy or avx2, or "all" (default: the best)')
     parser.add_argument("--core", help="the processor whose kernels OpenBLAS uses, such as SkylakeX or Haswell")
     options = parser.parse_args()
 

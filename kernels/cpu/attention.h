@@ -116,11 +116,8 @@ static void attention(const struct attention *of, size_t text, size_t head, floa
             tiles[rows](q, d, k + column * d, d, scores + column, ld, 0, 0, 0);
         float sums[MR];
         for (size_t i = 0; i < rows; i++) sums[i] = softmax_row(scores + i * ld, keys);
-        for (size_t block = 0; block < blocks_of(keys); block++) {
-            const size_t start = block_start(keys, block), count = block_start(keys, block + 1) - start;
-            for (size_t panel = 0; panel < width; panel += NR)
-                tiles[rows](scores + start, ld, v + panel * keys + start * NR, count, out + panel, width, block > 0, 0, 0);
-        }
+        for (size_t panel = 0; panel < width; panel += NR)
+            tiles[rows](scores, ld, v + panel * keys, keys, out + panel, width, 0, 0, 0);
         for (size_t i = 0; i < rows; i++)
             for (size_t j = 0; j < d; j++)
                 of->out[(first + row + i) * of->ldout + head * d + j] = out[i * width + j] / sums[i];

@@ -13,6 +13,7 @@ from typing import Any
 from minibert.cli.differences import differences
 from minibert.cli.files import model_folder
 from minibert.cli.opened import OpenedRepo
+from minibert.engine.devices import described, open_engine
 from minibert.files.checkpoint import find_weights
 from minibert.modules.kinds import Pooling
 from minibert.safe.escapes import printable, printable_json
@@ -48,6 +49,7 @@ def facts(opened: OpenedRepo) -> dict[str, Any]:
             "stored_dtypes": dict(collections.Counter(tensor.dtype for tensor in tensors)),
             "config_dtype": repo.dtype,
             "computed_in": "float32",
+            "kernels": open_engine("cpu", "float32").kernels,
         },
         "modules": list(_modules(opened)),
         "dimension": opened.dimensions[-1],
@@ -118,7 +120,7 @@ def _sections(report: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, 
             ("parameters", f"{weights['parameters']:,}"),
             ("tensors", dtypes + (f"; heads and buffers, not used: {passed_over}" if passed_over else "")),
             ("dtype in config", weights["config_dtype"] or "not stated"),
-            ("computed in", weights["computed_in"]),
+            ("computed in", f"{weights['computed_in']}, by {described(weights['kernels'])}"),
         ],
     )
     yield (

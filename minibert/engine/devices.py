@@ -1,6 +1,7 @@
 """The engines: the threads of a CPU, or the streams of a GPU."""
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from minibert.engine.precisions import compute_dtype
 from minibert.engine.rows import RowRule
 from minibert.errors import DeviceError
 from minibert.typing import Array, Bool, DType, Int
+
+logger = logging.getLogger("minibert")
 
 #: The environment variable that names the kernels of a CPU.
 _KERNELS = "MINIBERT_KERNELS"
@@ -135,9 +138,9 @@ def open_engine(device: object, dtype: DType | str, kernels: str | None = None) 
 
 def _open_cpu(dtype: DType | str, kernels: str | None) -> Engine:
     """Return the engine of the CPU. Only numpy computes in float64."""
-    chosen = kernels or os.environ.get(_KERNELS) or None
+    chosen = kernels if kernels is not None else os.environ.get(_KERNELS) or None
     if chosen is not None and (not isinstance(chosen, str) or chosen not in {native.NUMPY, *native.NAMES}):
-        source = "kernels" if kernels else _KERNELS
+        source = _KERNELS if kernels is None else "kernels"
         raise DeviceError(f"{source} must be one of {', '.join((native.NUMPY, *native.NAMES))}; it is {chosen!r}.")
     precision = compute_dtype(dtype)
     if precision == np.float64 and kernels not in {None, native.NUMPY}:
@@ -145,4 +148,11 @@ def _open_cpu(dtype: DType | str, kernels: str | None) -> Engine:
     library = None
     if chosen != native.NUMPY and precision == np.float32:
         library = native.open_library(chosen)
-    return CpuEngine(precision) if library is None else NativeEngine(library)
+    engine = CpuEngine(precision) if library is None else NativeEngine(library)
+    logger.debug("the CPU computes in %s, by %s", engine.precision, described(engine.kernels))
+    return engine
+
+
+def described(kernels: str) -> str:
+    """Return the name of a CPU's kernels for people."""
+    return kernels if kernels == native.NUMPY else f"native kernels ({kernels})"

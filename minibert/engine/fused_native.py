@@ -24,6 +24,7 @@ from minibert.engine.native import (
     address,
     aligned,
     checked,
+    checked_whole,
     leading,
 )
 from minibert.engine.packed import FeedForward, Layer, PackedParams, SelfAttention, Weights, query_scale
@@ -215,8 +216,8 @@ class FusedNative:
         x = self._hidden[: packing.tokens * ld].reshape(packing.tokens, ld)[:, :width]
         ids, positions = np.ascontiguousarray(ids, np.int64), packing.positions().astype(np.int64, copy=False)
         embedding = EmbeddingPointers(
-            address(checked(tables.word, -1, width)), address(checked(tables.position, -1, width)),
-            address(checked(tables.token_type, -1, width)), address(checked(tables.norm.weight, width)),
+            address(checked_whole(tables.word, -1, width)), address(checked_whole(tables.position, -1, width)),
+            address(checked_whole(tables.token_type, -1, width)), address(checked(tables.norm.weight, width)),
             address(checked(tables.norm.bias, width)), address(checked(ids, len(x), dtype=np.int64)),
             address(checked(positions, len(x), dtype=np.int64)), address(x), len(x), width, ld, eps,
         )  # fmt: skip
@@ -247,6 +248,8 @@ class FusedNative:
         library, c, shape = self._library, self._library.c, layer.shape
         keys = _bounds(packing)
         queries = keys if first_tokens is None else _bounds(first_tokens)
+        if len(queries) != len(keys):
+            raise ValueError(f"there must be first tokens of {len(keys) - 1} texts; they are of {len(queries) - 1}.")
         if not len(x):
             return x
         checked(x, packing.tokens, shape.hidden)

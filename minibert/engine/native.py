@@ -191,22 +191,48 @@ def aligned(count: int) -> Float[Array, "count"]:
 
 
 def checked(array: Array, *shape: int, dtype: type = np.float32) -> Array:
-    """Return ``array`` if it has this shape and type, and contiguous rows; -1 means any size.
+    """Return ``array`` if it has this shape and type, and contiguous rows that do not overlap; -1 means any size.
 
     Raises:
         ValueError: It has not. The library would read other memory.
     """
     right = array.ndim == len(shape) and all(want in {-1, have} for want, have in zip(shape, array.shape, strict=True))
-    if (
-        not right
-        or array.dtype != dtype
-        or (array.ndim and array.strides[-1] != array.itemsize and array.shape[-1] > 1)
-    ):
+    if not right or array.dtype != dtype or not (array.flags.c_contiguous or _has_rows(array)):
         raise ValueError(
             f"an array for the native kernels must have shape {shape}, type {np.dtype(dtype)} and contiguous rows; it "
             f"has shape {array.shape}, type {array.dtype} and strides {array.strides}."
         )
     return array
+
+
+def _has_rows(array: Array) -> bool:
+    """Return whether an array is a matrix of contiguous rows, one after the other, whole numbers apart."""
+    if array.ndim != 2:
+        return False
+    (row, number), width, size = array.strides, array.shape[1], array.itemsize
+    return (number == size or width == 1) and row >= width * size and row % size == 0
+
+
+def checked_whole(array: Array, *shape: int, dtype: type = np.float32) -> Array:
+    """Return :func:`checked` ``array`` if there is also nothing between its rows.
+
+    Raises:
+        ValueError: It is another array.
+    """
+    if not array.flags.c_contiguous:
+        raise ValueError(f"an array for the native kernels must be contiguous; its strides are {array.strides}.")
+    return checked(array, *shape, dtype=dtype)
+
+
+def checked_result(array: Array, *shape: int) -> Array:
+    """Return :func:`checked` ``array`` if it may be changed.
+
+    Raises:
+        ValueError: It is another array.
+    """
+    if not array.flags.writeable:
+        raise ValueError("an array that the native kernels change must be writeable; it is read-only.")
+    return checked(array, *shape)
 
 
 def leading(array: Float[Array, "rows columns"]) -> int:
@@ -269,7 +295,7 @@ class Library:
                     factor,
                     first,
                     outputs,
-                    address(checked(packed, -1)),
+                    address(checked_result(packed, -1)),
                     packed.size,
                 )
             )
@@ -291,6 +317,8 @@ class Library:
     ) -> Float[Array, "rows outputs"]:
         """Return ``act(x @ w + bias)`` in new memory. ``packed`` has the weights ``w``, ``(inputs, outputs)``."""
         inputs = checked(x, -1, -1).shape[1]
+        if not inputs:
+            raise ValueError("a product must have at least one input; it has none.")
         checked(packed, self.packed_size(inputs, outputs))
         panels = self.packed_size(1, outputs) // self.packed_size(1, 1)
         y = np.empty((len(x), outputs), np.float32)
@@ -307,12 +335,12 @@ class Library:
 
     def activate(self, activation: str, x: Float[Array, "*shape"]) -> None:
         """Apply an activation in place. ``x`` must be contiguous."""
-        flat = checked(x.reshape(-1, copy=False), -1)
-        self.c.mb_activate(self.kernels, ACTIVATIONS[activation], address(flat), flat.size)
+        checked_result(checked_whole(x, *x.shape), *x.shape)
+        self.c.mb_activate(self.kernels, ACTIVATIONS[activation], address(x), x.size)
 
     def normalize(self, x: Float[Array, "rows width"]) -> None:
         """Scale each row to length 1, in place, as :func:`minibert.ops.l2_normalize`."""
-        checked(x, -1, -1)
+        checked_result(x, -1, -1)
         self.c.mb_normalize(self.kernels, address(x), *x.shape, leading(x))
 
     def peak(self, seconds: float) -> float:
