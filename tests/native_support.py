@@ -38,13 +38,6 @@ def require_library():
         give_up("there is no library of the native kernels: run python tools/build_kernels.py")
 
 
-@pytest.fixture(params=native.available() or ["native"])
-def instructions(request):
-    """Return the name of each instruction set of this machine; give up without a library."""
-    require_library()
-    return request.param
-
-
 # ---------------------------------------------------------------- compilers
 
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_support import build_library, compiler, instructions, require_library
+from native_support import build_library, compiler, require_library
 
 from minibert.engine.native import open_library
 from minibert.engine.native_arithmetic import NativeArithmetic
-
-__all__ = ["instructions"]
 
 HERE = Path(__file__).parent
 F = np.float32
@@ -66,9 +64,9 @@ def test_contraction_would_be_seen(way):
     assert (twice != fused).any()
 
 
-def test_two_roundings(instructions):
+def test_two_roundings(kernels):
     """The library's layer norm rounds the products of the variance: it has these bits."""
-    arithmetic = NativeArithmetic(open_library(instructions))
+    arithmetic = NativeArithmetic(open_library(kernels))
     one, zero = np.ones(WIDTH, F), np.zeros(WIDTH, F)
     expected = np.array([layer_norm(row, TWICE) for row in ROWS])
 

@@ -16,12 +16,11 @@ from native_support import (
     build_program,
     compiler,
     fixed_addresses,
-    instructions,
     programs,
     require_library,
 )
 
-__all__ = ["instructions", "programs"]
+__all__ = ["programs"]
 pytestmark = pytest.mark.slow
 
 #: The flags of each, by what it reports.
@@ -98,9 +97,9 @@ def sections():
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_kernels_are_clean(programs, instructions, sanitizer):
+def test_kernels_are_clean(programs, kernels, sanitizer):
     """All sections run to their end, and the sanitizer reports nothing."""
-    done = run(build(programs, sanitizer), instructions)
+    done = run(build(programs, sanitizer), kernels)
 
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     assert not done.stderr

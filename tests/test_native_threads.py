@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from native_cases import TEXTS, encoder, wide
-from native_support import build_program, compiler, fixed_addresses, instructions, programs, require_library
+from native_support import build_program, compiler, fixed_addresses, programs, require_library
 
 from minibert import SentenceEncoder
 from minibert.engine import native
 from minibert.engine.threads import usable_cores
 
-__all__ = ["instructions", "programs"]
+__all__ = ["programs"]
 
 LONG = TEXTS[-1]
 #: The beginning of each script: an encoder that has called its team, and one text's vector.
@@ -36,9 +36,9 @@ vector = encoder.encode(text)
 
 
 @pytest.fixture
-def mine(instructions):
+def mine(kernels):
     """Return an encoder with each instruction set, whose team helps with single texts."""
-    return encoder(None, instructions, num_threads=4)
+    return encoder(None, kernels, num_threads=4)
 
 
 def run_script(script):
@@ -186,9 +186,9 @@ def test_interrupted_calls(mine):
 
 
 @pytest.mark.slow
-def test_interrupted_long_call(tmp_path, instructions):
+def test_interrupted_long_call(tmp_path, kernels):
     """In a single text of a large model, Ctrl-C ends the call before all layers are computed."""
-    large = encoder(wide(tmp_path / "model", 1152, 12, 4608), instructions, num_threads=2)
+    large = encoder(wide(tmp_path / "model", 1152, 12, 4608), kernels, num_threads=2)
     expected = large.encode(LONG)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -206,10 +206,10 @@ def test_interrupted_long_call(tmp_path, instructions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", ["gcc", "clang"])
-def test_exercise(programs, instructions, build):
+def test_exercise(programs, kernels, build):
     """Tasks run exactly once, however they are taken; helpers and other callers change no bit (exercise.c)."""
     done = subprocess.run(
-        [*fixed_addresses(), str(build_program(programs, "exercise", compiler(build))), instructions],
+        [*fixed_addresses(), str(build_program(programs, "exercise", compiler(build))), kernels],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
