@@ -87,6 +87,14 @@ def test_product_of_strided_rows(library):
     assert same_bits(multiply(library, x[::2, 7:27], weight), multiply(library, x[::2, 7:27].copy(), weight))
 
 
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_bias_of_a_sum_of_any_length(library, inputs):
+    """The bias is added once, to the whole sum, even if that has several parts."""
+    x, weight, bias = normal(20, inputs), normal(inputs, 50, seed=1), normal(50, seed=2)
+
+    assert same_bits(multiply(library, x, weight, bias), multiply(library, x, weight) + bias)
+
+
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("outputs", [1, 37, 600])
 def test_bias_and_activation(library, name, outputs):
