@@ -259,6 +259,11 @@ class Library:
         self.name = name
         self.kernels = kernels
 
+    @functools.cache  # noqa: B019 - there are few libraries and few widths
+    def leading(self, columns: int) -> int:
+        """Return the number of floats from one row of hidden states to the next."""
+        return int(self.c.mb_leading(columns))
+
     def team(self) -> int | None:
         """Return the process's team of threads for single calls. It is made at the first call; None if it cannot be."""
         return _team(self.c)
