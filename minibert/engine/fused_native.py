@@ -203,7 +203,7 @@ class FusedNative:
 
     def free(self) -> None:
         """Release all memory."""
-        self._hidden = self._workspace = aligned(0)
+        self._hidden = self._workspace = np.empty(0, np.float32)
 
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
@@ -348,5 +348,5 @@ def _bounds(packing: Packing) -> Int[Array, "n+1"]:
     """Return the index of each text's first token, and the number of tokens."""
     bounds = np.empty(len(packing.lengths) + 1, np.int64)
     bounds[0] = 0
-    np.cumsum(packing.lengths, out=bounds[1:])
+    packing.lengths.cumsum(out=bounds[1:])
     return bounds
