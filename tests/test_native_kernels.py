@@ -738,15 +738,16 @@ def test_arithmetic_of_rows(library, shape):
 
 
 @pytest.mark.parametrize("mode", sorted(pooling.MODES))
+@pytest.mark.parametrize("exclude", [0, 1])
 @pytest.mark.parametrize("mask", ["all", "none", "some"])
-def test_arithmetic_pool(library, mode, mask):
+def test_arithmetic_pool(library, mode, mask, exclude):
     """``pool`` is that of numpy, for texts of equal length, for texts without tokens, and for padded ones."""
     hidden = np.zeros((3, 1, 8), np.float32) if mask == "none" else normal(3, 5, 8)
     kept = {"all": np.ones((3, 5), bool), "none": np.zeros((3, 1), bool), "some": np.arange(5) < [[2], [5], [3]]}[mask]
 
     np.testing.assert_array_equal(
-        NativeArithmetic(library).pool([mode], hidden, kept, exclude=1),
-        ArrayArithmetic().pool([mode], hidden, kept, exclude=1),
+        NativeArithmetic(library).pool([mode], hidden, kept, exclude=exclude),
+        ArrayArithmetic().pool([mode], hidden, kept, exclude=exclude),
     )
 
 

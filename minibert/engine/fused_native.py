@@ -418,5 +418,5 @@ def _bounds(packing: Packing) -> Int[Array, "n+1"]:
     """Return the index of each text's first token, and the number of tokens."""
     bounds = np.empty(len(packing.lengths) + 1, np.int64)
     bounds[0] = 0
-    np.cumsum(packing.lengths, out=bounds[1:])
+    packing.lengths.cumsum(out=bounds[1:])
     return bounds
