@@ -660,6 +660,7 @@ def test_short_of_memory(kernels, monkeypatch, caplog):
     encoder = SentenceEncoder(TWIN, kernels=kernels, num_threads=1)
     texts = texts_for(TWIN)
     expected = encoder.encode(texts)
+    encoder.close()  # it keeps no memory
     memory = Memory(80_000)  # enough for the longest text
     monkeypatch.setattr(fused_native, "aligned", memory)
 
