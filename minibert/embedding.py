@@ -121,7 +121,7 @@ def embed(
     lengths = np.zeros(len(unique), np.intp)
     tokenizer, limit = pipeline.tokenizer, request.settings.max_seq_length
 
-    def encode(rows: Int[Array, "n"]) -> list[Any]:
+    def encode(rows: Array) -> list[Any]:  # a subscript here would be evaluated in each call
         encodings = tokenizer.encode([request.prompt + unique[i] for i in rows.tolist()])
         lengths[rows] = tokenizer.lengths(encodings)
         return encodings
@@ -129,7 +129,7 @@ def embed(
     def ids_of(encodings: list[Any]) -> TokenIds:
         return tokenizer.ids(encodings, limit)
 
-    def tokenize(rows: Int[Array, "n"]) -> tuple[Int[Array, "n"], list[Any]]:
+    def tokenize(rows: Array) -> tuple[Array, list[Any]]:
         encodings = encode(rows)
         return tokenizer.cut_lengths(lengths[rows], limit), encodings
 
@@ -183,7 +183,7 @@ def _compute(
         shape = texts, pipeline.width(request.truncate_dim)
         results = engine.empty(*shape) if request.on_device else np.empty(shape, engine.dtype)
 
-    def require_finite(finite: Array, rows: Int[Array, "n"]) -> None:
+    def require_finite(finite: Array, rows: Array) -> None:
         """Raise VectorError if a text is not finite. Skip texts with no pooled token: their maximum is -inf."""
         if not finite.all():
             not_pooled = 0 if request.settings.include_prompt else prompt_length

@@ -56,5 +56,8 @@ def test_commands():
     assert set(re.findall(r"tools/check (--\w+)", PAGE)) == {"--fast", "--reference"}
     assert all(f"tools/check {option} " in check for option in ("--fast", "--reference"))
     assert set(re.findall(r"`(\w+)` extra", PAGE)) <= extras.keys()
-    assert re.findall(r"^ +(MINIBERT_\w+)=1 ", PAGE, re.MULTILINE) == ["MINIBERT_RECORD_KERNELS"]
+    assert re.findall(r"^ +(MINIBERT_\w+)=1 ", PAGE, re.MULTILINE) == [
+        "MINIBERT_RECORD_KERNELS",
+        "MINIBERT_RECORD_HASHES",
+    ]
     assert "MINIBERT_RECORD_KERNELS" in record

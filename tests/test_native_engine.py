@@ -577,14 +577,17 @@ def test_calls_at_the_same_time(kernels):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_fork(kernels):
-    """A forked child, which has no thread of the team, computes the same, and ends."""
+    """A forked child, which has no thread of the team, makes another one, and computes the same."""
     code = """if True:
         import os, sys
         from minibert import SentenceEncoder
+        from minibert.engine.native import _the_team
         encoder = SentenceEncoder(kernels=sys.argv[1], num_threads=2)
         before = encoder.encode("a man plays")
+        made = _the_team.made
         child = os.fork()
-        same = (encoder.encode("a man plays") == before).all() and encoder.encode(["a", "b"]).shape == (2, 128)
+        same = made and _the_team.made == bool(child)
+        same &= (encoder.encode("a man plays") == before).all() and encoder.encode(["a", "b"]).shape == (2, 128)
         if not child:
             os._exit(0 if same else 1)
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or not same)
@@ -657,7 +660,8 @@ def test_short_of_memory(kernels, monkeypatch, caplog):
     encoder = SentenceEncoder(TWIN, kernels=kernels, num_threads=1)
     texts = texts_for(TWIN)
     expected = encoder.encode(texts)
-    memory = Memory(60_000)  # enough for the longest text
+    encoder.close()  # it keeps no memory
+    memory = Memory(80_000)  # enough for the longest text
     monkeypatch.setattr(fused_native, "aligned", memory)
 
     assert_same_bits(encoder.encode(texts), expected)

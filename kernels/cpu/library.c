@@ -264,7 +264,8 @@ const char *mb_layer(const struct kernels *kernels, struct team *whole_team, int
     const size_t hidden = shape->hidden, inner = shape->inner, tokens = (size_t)batch->keys[batch->texts];
     const size_t rows = (size_t)batch->queries[batch->texts]; /* from the attention on */
     struct team *team = team_ready(whole_team);
-    workers = team ? (int)smaller((size_t)larger(1, (size_t)(workers > 0 ? workers : 1)), (size_t)team_size(team)) : 1;
+    if (workers < 1 || !team) workers = 1;
+    if (workers > team_size(team)) workers = team_size(team);
     if (workspace_size < mb_workspace(kernels, shape, tokens, longest_text(batch->keys, batch->texts), workers))
         return "the workspace is too small";
 

@@ -1,8 +1,8 @@
 /* What minibert/engine/native.py calls.
  *
  * Arrays are float32, ids and starts are int64. Nothing here keeps a pointer after the call. A function that returns
- * text returns NULL, or what is wrong with its arguments; then it has computed nothing. The sizes of all buffers are
- * checked here against what the kernels use.
+ * text returns NULL, or what is wrong with its arguments; then it has computed nothing. It checks all that it can: ids,
+ * the order of texts, the sizes of workspaces. The caller vouches that each array is as long as its sizes say.
  */
 #ifndef MB_LIBRARY_H
 #define MB_LIBRARY_H

@@ -1,6 +1,7 @@
 """The engines of a CPU: Python threads that compute with numpy, or with the native kernels."""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -107,6 +108,7 @@ class NativeEngine(CpuEngine):
         self.kernels = library.name
         self.arithmetic = NativeArithmetic(library)
         self._library = library
+        self._idle: deque[FusedNative] = deque(maxlen=self.threads)
 
     def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
         """Return the parameters of a BertModel, packed, and the row rule."""
@@ -130,8 +132,28 @@ class NativeEngine(CpuEngine):
 
     @contextlib.contextmanager
     def worker(self, cancelled: Callable[[], bool] = lambda: False, *, threads: int = 1) -> Iterator[Fused]:
-        """Provide the operations and the memory for one thread. With more ``threads``, a team helps with each call."""
-        yield FusedNative(self._library, threads, cancelled=cancelled)
+        """Provide the operations for one thread. Later calls reuse them, with their memory.
+
+        With more ``threads``, a team helps with each operation.
+        """
+        try:
+            fused = self._idle.pop()
+        except IndexError:
+            fused = FusedNative(self._library)
+        fused.use(threads, cancelled)
+        try:
+            yield fused
+        finally:
+            fused.use(1, _never)  # it keeps nothing of the call
+            self._idle.append(fused)
+
+    def close(self) -> None:
+        """Release the memory that is kept between calls."""
+        self._idle.clear()
+
+
+def _never() -> bool:
+    return False
 
 
 def pieces_of(vectors: Any) -> Iterator[Any]:

@@ -19,7 +19,11 @@ class Fused(Protocol):
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
     ) -> Float[Array, "T H"]:
-        """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
+        """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0.
+
+        Raises:
+            TokenizerError: An id, or a position in a text, is outside the tables.
+        """
         ...
 
     def layer(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minibert.engine.fused import partial_sums
-from minibert.engine.packed import ByOperations
+from minibert.engine.packed import ByOperations, require_in_tables
 from minibert.engine.packing import Packing
 from minibert.engine.recordings import Recordings
 from minibert.engine.tables import (
@@ -199,6 +199,7 @@ class FusedCuda(ByOperations):
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
+        require_in_tables(tables, ids, packing)
         width = tables.word.shape[1]
         for name, table in (("word", tables.word), ("position", tables.position), ("token_type", tables.token_type)):
             self._require(f"the {name} table", table, (len(table), width))

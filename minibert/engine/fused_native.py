@@ -5,6 +5,7 @@ or the compiler (kernels/README.md tells how). Rows need no order, so the row ru
 """
 
 import ctypes
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final, NamedTuple
 
@@ -27,7 +28,15 @@ from minibert.engine.native import (
     checked_whole,
     leading,
 )
-from minibert.engine.packed import FeedForward, Layer, PackedParams, SelfAttention, Weights, query_scale
+from minibert.engine.packed import (
+    FeedForward,
+    Layer,
+    PackedParams,
+    SelfAttention,
+    Weights,
+    query_scale,
+    require_in_tables,
+)
 from minibert.engine.packing import Packing
 from minibert.engine.rows import RowRule
 from minibert.params import Embeddings
@@ -184,6 +193,29 @@ def _pack_layers(library: Library, source: Callable[[int], _Source], config: Ber
     return (*(layer._replace(next=after) for layer, after in zip(layers, following, strict=False)), layers[-1])
 
 
+class _Batch:
+    """What all layers of a batch need.
+
+    Attributes:
+        packing: The rows of the tokens.
+        bounds: The index of each text's first token, and the number of tokens.
+        pointers: The texts, with all tokens as queries.
+        x: The hidden states.
+        at: Their address.
+        shape: The sizes for which the workspace is large enough, or None.
+    """
+
+    def __init__(self, packing: Packing, x: Float[Array, "T H"]) -> None:
+        """Compute it once."""
+        self.packing = packing
+        self.bounds = _bounds(packing)
+        bounds = address(self.bounds)
+        self.pointers = BatchPointers(bounds, bounds, len(packing.lengths))
+        self.x = x
+        self.at = address(x)
+        self.shape: Shape | None = None
+
+
 class FusedNative:
     """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one thread."""
 
@@ -196,42 +228,50 @@ class FusedNative:
             cancelled: Whether to stop. It is asked before each layer.
         """
         self._library = library
-        self._team = library.team() if threads > 1 else None
+        self.use(threads, cancelled)
+        self.free()
+
+    def use(self, threads: int, cancelled: Callable[[], bool]) -> None:
+        """Set the arguments of the constructor anew, and keep the memory."""
+        self._team = self._library.team() if threads > 1 else None
         self._threads = threads if self._team else 1
         self._cancelled = cancelled
-        self.free()
 
     def free(self) -> None:
         """Release all memory."""
         self._hidden = self._workspace = aligned(0)
+        self._workspace_at = address(self._workspace)
+        self._tables: Embeddings | None = None
+        self._embedding = EmbeddingPointers()
+        self._batch: _Batch | None = None
 
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
-        width = tables.word.shape[1]
-        ld = int(self._library.c.mb_leading(width))
-        if self._hidden.size < packing.tokens * ld:
-            self._hidden = aligned(packing.tokens * ld)
-        x = self._hidden[: packing.tokens * ld].reshape(packing.tokens, ld)[:, :width]
-        ids, positions = np.ascontiguousarray(ids, np.int64), packing.positions().astype(np.int64, copy=False)
-        embedding = EmbeddingPointers(
-            address(checked_whole(tables.word, -1, width)), address(checked_whole(tables.position, -1, width)),
-            address(checked_whole(tables.token_type, -1, width)), address(checked(tables.norm.weight, width)),
-            address(checked(tables.norm.bias, width)), address(checked(ids, len(x), dtype=np.int64)),
-            address(checked(positions, len(x), dtype=np.int64)), address(x), len(x), width, ld, eps,
-        )  # fmt: skip
-        library = self._library
-        library.require(
-            library.c.mb_embed(
-                library.kernels,
-                self._team,
-                self._threads,
-                ctypes.byref(embedding),
-                len(tables.word),
-                len(tables.position),
-            )
+        library, rows, width = self._library, packing.tokens, tables.word.shape[1]
+        if self._tables is not tables:
+            self._embedding, self._tables = _table_pointers(tables), tables
+        embedding, ld = self._embedding, library.leading(width)
+        if self._hidden.size < rows * ld:
+            self._hidden = aligned(rows * ld)
+        x = self._hidden[: rows * ld].reshape(rows, ld)[:, :width]
+        self._batch = batch = _Batch(packing, x)
+        ids, positions = ids.astype(np.int64), packing.positions()
+        embedding.ids = address(checked(ids, rows, dtype=np.int64))
+        embedding.positions = address(checked(positions, rows, dtype=np.int64))
+        embedding.out, embedding.rows, embedding.ldout, embedding.eps = batch.at, rows, ld, eps
+        wrong = library.c.mb_embed(
+            library.kernels,
+            self._team,
+            self._threads,
+            ctypes.byref(embedding),
+            len(tables.word),
+            len(tables.position),
         )
+        if wrong is not None:
+            require_in_tables(tables, ids, packing)  # it names the id
+        library.require(wrong)
         return x
 
     def layer(
@@ -245,36 +285,45 @@ class FusedNative:
         """Return the hidden states after a layer, in the memory of ``x``."""
         if self._cancelled():
             raise InterruptedError
-        library, c, shape = self._library, self._library.c, layer.shape
-        keys = _bounds(packing)
-        queries = keys if first_tokens is None else _bounds(first_tokens)
-        if len(queries) != len(keys):
-            raise ValueError(f"there must be first tokens of {len(keys) - 1} texts; they are of {len(queries) - 1}.")
-        if not len(x):
+        batch = self._batch
+        if batch is None or batch.x is not x or batch.packing is not packing or x.shape[1] != layer.shape.hidden:
+            raise ValueError("a layer must get the hidden states and the packing of the last embed_layer_norm.")
+        if not packing.tokens:
             return x
-        checked(x, packing.tokens, shape.hidden)
-        if len(x) > 1 and leading(x) != c.mb_leading(shape.hidden):
-            raise ValueError("the hidden states must have the memory of embed_layer_norm; they have other memory.")
-        longest = int(packing.lengths.max(initial=0))
-        size = c.mb_workspace(library.kernels, ctypes.byref(shape), len(x), longest, self._threads)
-        if self._workspace.size < size:
-            self._workspace = aligned(size)
-        batch = BatchPointers(address(keys), address(queries), len(packing.lengths))
+        if batch.shape is not layer.shape:
+            self._make_room(batch, layer.shape)
+        texts = batch.pointers
+        if first_tokens is not None:
+            queries = checked(_bounds(first_tokens), len(batch.bounds), dtype=np.int64)
+            texts = BatchPointers(texts.keys, address(queries), texts.texts)
+        library = self._library
         library.require(
-            c.mb_layer(
+            library.c.mb_layer(
                 library.kernels,
                 self._team,
                 self._threads,
-                ctypes.byref(shape),
+                ctypes.byref(layer.shape),
                 ctypes.byref(layer.pointers),
                 None if layer.next is None else ctypes.byref(layer.next),
-                ctypes.byref(batch),
-                address(x),
-                address(self._workspace),
+                ctypes.byref(texts),
+                batch.at,
+                self._workspace_at,
                 self._workspace.size,
             )
         )
         return x if first_tokens is None else x[: first_tokens.tokens]
+
+    def _make_room(self, batch: _Batch, shape: Shape) -> None:
+        """Make the workspace large enough for the layers of a model of this shape."""
+        longest = int(batch.packing.lengths.max(initial=0))
+        library = self._library
+        size = library.c.mb_workspace(
+            library.kernels, ctypes.byref(shape), batch.packing.tokens, longest, self._threads
+        )
+        if self._workspace.size < size:
+            self._workspace = aligned(size)
+            self._workspace_at = address(self._workspace)
+        batch.shape = shape
 
     def pool(
         self,
@@ -286,7 +335,9 @@ class FusedNative:
         normalize: bool = False,
     ) -> Float[Array, "n D"]:
         """Return one vector per text, as :func:`minibert.pooling.pool`, in new memory; of length 1 if ``normalize``."""
-        return pool(self._library, modes, hidden, _bounds(packing), exclude, normalize=normalize)
+        batch = self._batch
+        bounds = batch.bounds if batch is not None and batch.packing is packing else _bounds(packing)
+        return pool(self._library, modes, hidden, bounds, exclude, normalize=normalize)
 
     def recorded(
         self,
@@ -306,6 +357,19 @@ class FusedNative:
     def to_host(self, vectors: Float[Array, "n D"]) -> Float[Array, "n D"]:
         """Return ``vectors``."""
         return vectors
+
+
+def _table_pointers(tables: Embeddings) -> EmbeddingPointers:
+    """Return the addresses of the tables."""
+    width = tables.word.shape[1]
+    return EmbeddingPointers(
+        word=address(checked_whole(tables.word, -1, width)),
+        position=address(checked_whole(tables.position, -1, width)),
+        type=address(checked_whole(tables.token_type, -1, width)),
+        weight=address(checked_whole(tables.norm.weight, width)),
+        shift=address(checked_whole(tables.norm.bias, width)),
+        hidden=width,
+    )
 
 
 def pool(
@@ -332,7 +396,7 @@ def pool(
     texts, width = len(bounds) - 1, hidden.shape[1]
     vectors = np.empty((texts, len(modes) * width), np.float32)
     totals = np.empty(width, np.float64)
-    numbers = np.array([POOLING_MODES[mode] for mode in modes], np.intc)
+    numbers = _numbers_of(tuple(modes))
     if weight_sums is not None:
         checked(weight_sums, texts, dtype=np.float64)
     pointers = PoolPointers(
@@ -344,9 +408,15 @@ def pool(
     return vectors
 
 
+@functools.cache
+def _numbers_of(modes: tuple[str, ...]) -> Int[Array, "m"]:
+    """Return the library's numbers of pooling modes."""
+    return np.array([POOLING_MODES[mode] for mode in modes], np.intc)
+
+
 def _bounds(packing: Packing) -> Int[Array, "n+1"]:
     """Return the index of each text's first token, and the number of tokens."""
     bounds = np.empty(len(packing.lengths) + 1, np.int64)
     bounds[0] = 0
-    np.cumsum(packing.lengths, out=bounds[1:])
+    packing.lengths.cumsum(out=bounds[1:])
     return bounds

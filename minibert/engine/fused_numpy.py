@@ -8,7 +8,7 @@ import numpy as np
 
 from minibert import ops, pooling
 from minibert.engine.fused import partial_sums
-from minibert.engine.packed import ByOperations
+from minibert.engine.packed import ByOperations, require_in_tables
 from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
 from minibert.typing import Array, DType, Float, Int
@@ -36,6 +36,7 @@ class FusedCpu(ByOperations):
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
+        require_in_tables(tables, ids, packing)
         x = self._array("hidden", packing.rows, tables.word.shape[1])
         position = packing.positions()
         if packing.token_at is not None:

@@ -196,7 +196,8 @@ def checked(array: Array, *shape: int, dtype: type = np.float32) -> Array:
     Raises:
         ValueError: It has not. The library would read other memory.
     """
-    right = array.ndim == len(shape) and all(want in {-1, have} for want, have in zip(shape, array.shape, strict=True))
+    have = array.shape
+    right = have == shape or (len(have) == len(shape) and all(x in {-1, y} for x, y in zip(shape, have, strict=True)))
     if not right or array.dtype != dtype or not (array.flags.c_contiguous or _has_rows(array)):
         raise ValueError(
             f"an array for the native kernels must have shape {shape}, type {np.dtype(dtype)} and contiguous rows; it "
@@ -258,6 +259,11 @@ class Library:
         self.c = c
         self.name = name
         self.kernels = kernels
+
+    @functools.cache  # noqa: B019 - there are few libraries and few widths
+    def leading(self, columns: int) -> int:
+        """Return the number of floats from one row of hidden states to the next."""
+        return int(self.c.mb_leading(columns))
 
     def team(self) -> int | None:
         """Return the process's team of threads for single calls. It is made at the first call; None if it cannot be."""

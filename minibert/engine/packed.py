@@ -176,7 +176,6 @@ def bert(
     Raises:
         TokenizerError: An id, or a position in a text, is outside the embedding tables.
     """
-    _require_in_tables(model.embeddings, ids, packing)
     x = fused.embed_layer_norm(model.embeddings, ids, packing, config.layer_norm_eps)
     output_hidden_states(x)
     *layers, last = model.layers
@@ -188,8 +187,11 @@ def bert(
     return x
 
 
-def _require_in_tables(tables: params.Embeddings, ids: Int[Array, "tokens"], packing: Packing) -> None:
-    """Raise TokenizerError unless each token has embeddings. Without this check, a GPU would read beyond the tables."""
+def require_in_tables(tables: params.Embeddings, ids: Int[Array, "tokens"], packing: Packing) -> None:
+    """Raise TokenizerError unless each token has embeddings.
+
+    All implementations of ``embed_layer_norm`` call it. Without this check, kernels would read beyond the tables.
+    """
     least, most = int(ids.min(initial=0)), int(ids.max(initial=0))
     words, positions, longest = len(tables.word), len(tables.position), int(packing.lengths.max(initial=0))
     if least < 0 or most >= words:

@@ -1,5 +1,7 @@
 """The positions of tokens in a packed array: one row for each token, without padding."""
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -30,7 +32,8 @@ class Group(NamedTuple):
         return part.reshape(self.texts, self.tokens, *x.shape[1:])
 
 
-class Packing(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packing:
     """The rows of all tokens of some texts. With them, the bits of a token depend only on its own text.
 
     Attributes:
@@ -38,20 +41,20 @@ class Packing(NamedTuple):
         rows: Number of rows. The row rule may add a few rows to fill a tile.
         row_of: The row of each token, one text after the other; None if token i is in row i.
         token_at: The token in each row, if ``row_of`` is not None. Filling rows contain token 0.
-        groups: The texts in order.
         products: Ranges of rows. Each range is one matrix product.
         lengths: Number of tokens of each text.
         starts: The index of each text's first token. An empty text has the index of the next text.
+        of_all: If the tokens are first tokens, the packing of all tokens; else None.
     """
 
     tokens: int
     rows: int
     row_of: Int[Array, "tokens"] | None
     token_at: Int[Array, "rows"] | None
-    groups: tuple[Group, ...]
     products: tuple[slice, ...]
     lengths: Int[Array, "texts"]
     starts: Int[Array, "texts"]
+    of_all: "Packing | None" = None
 
     @classmethod
     def of(
@@ -66,7 +69,7 @@ class Packing(NamedTuple):
         class in every packing. Over all texts, the classes have about the same frequencies as in a tile.
 
         Args:
-            lengths: Number of tokens of each text. Consecutive equal lengths become one group.
+            lengths: Number of tokens of each text.
             offsets: A number for each text. It depends only on the text, and different texts should have different
                 numbers. It may be None if the rule needs no offsets.
             rule: The row rule: it says which rows have the same bits.
@@ -74,21 +77,32 @@ class Packing(NamedTuple):
         lengths = np.asarray(lengths, np.intp)
         starts = starts_of(lengths)
         tokens = int(lengths.sum())
-        groups = _groups(lengths)
         if not rule.period:
             ends = np.cumsum(lengths).tolist()
             products = tuple(itertools.starmap(slice, itertools.pairwise([0, *ends])))
-            return cls(tokens, tokens, None, None, groups, products, lengths, starts)
+            return cls(tokens, tokens, None, None, products, lengths, starts)
         if not rule.needs_offsets:
             rows = rule.rows_for(tokens)
-            return cls(tokens, rows, None, None, groups, (slice(rows),), lengths, starts)
+            return cls(tokens, rows, None, None, (slice(rows),), lengths, starts)
         if offsets is None:
             raise ValueError(f"offsets must be given for a rule of period {rule.period}; they are None.")
         row_of = _rows(starts - np.asarray(offsets), lengths, np.array(rule.classes))
         rows = -(-int(row_of.max(initial=-1) + 1) // rule.period) * rule.period
         token_at = np.zeros(rows, np.intp)
         token_at[row_of] = np.arange(tokens)
-        return cls(tokens, rows, row_of, token_at, groups, (slice(rows),), lengths, starts)
+        return cls(tokens, rows, row_of, token_at, (slice(rows),), lengths, starts)
+
+    @functools.cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The texts in order, in groups of consecutive equal lengths: those of all tokens."""
+        if self.of_all is None:
+            return _groups(self.lengths)
+        groups: list[Group] = []
+        start = 0
+        for group in self.of_all.groups:
+            groups.append(Group(start, group.texts, min(group.tokens, 1)))
+            start += group.texts * groups[-1].tokens
+        return tuple(groups)
 
     def positions(self) -> Int[Array, "tokens"]:
         """Return the position of each token in its text."""
@@ -96,12 +110,7 @@ class Packing(NamedTuple):
 
     def first_tokens(self, offsets: Sequence[int] | Int[Array, "texts"] | None, rule: RowRule) -> "Packing":
         """Return the packing of the first tokens, in the same groups of texts. Empty texts have no first token."""
-        groups: list[Group] = []
-        start = 0
-        for group in self.groups:
-            groups.append(Group(start, group.texts, min(group.tokens, 1)))
-            start += group.texts * groups[-1].tokens
-        return Packing.of(np.minimum(self.lengths, 1), offsets, rule)._replace(groups=tuple(groups))
+        return dataclasses.replace(Packing.of(np.minimum(self.lengths, 1), offsets, rule), of_all=self)
 
     def rows_of_first(self, first_tokens: "Packing") -> Int[Array, "R"]:
         """Return, for each row of the packing ``first_tokens``, the row of the same token in this packing."""
