@@ -84,8 +84,9 @@ class Truncation:
 
     def including(self, lengths: Int[Array, "texts"]) -> Self:
         """Return the sum of this and of more texts with these token counts."""
-        count = self.count + int(np.count_nonzero(lengths > self.limit))
-        return type(self)(count, max(self.longest, int(lengths.max(initial=0))), self.limit)
+        longest = int(lengths.max(initial=0))
+        count = int(np.count_nonzero(lengths > self.limit)) if longest > self.limit else 0
+        return type(self)(self.count + count, max(self.longest, longest), self.limit)
 
 
 def embed(
@@ -255,7 +256,7 @@ def _in_batches(
     if texts == 1:
         row = np.zeros(1, np.intp)
         batch = Batch(row, *source.tokenize(row))
-        inner = engine.threads_for(batch.tokens, pipeline.row_rule, settings.num_threads)
+        inner = engine.threads_for(batch, pipeline.row_rule, settings.num_threads)
         with engine.worker(threads=inner) as fused:
             work_within_memory(batch, quietly, limits, fused)
     elif texts:

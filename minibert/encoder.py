@@ -113,7 +113,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             on_truncate: See the class.
             num_threads: Number of threads. By default, it is the number of cores that the process may use. On a GPU,
                 it is the number of streams, by default 2.
-            max_batch_tokens: See the class. By default, it is up to 1024 (less for wider models), on a GPU 16,384.
+            max_batch_tokens: See the class. By default, it is up to 2048 (less for wider models), on a GPU 16,384.
             max_seq_length: See the class. By default, the model defines it.
             include_prompt: See the class. By default, the model defines it.
             **torch_only: Other arguments of sentence-transformers. Each one raises an error that says what to use
@@ -473,8 +473,14 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
     ) -> tuple[Any, Int[Array, "texts"]]:
         """Return the requested outputs for ``texts``, and their token counts; see :func:`minibert.embedding.embed`."""
         pipeline = self._pipeline.with_prompt_pooled(request.settings.include_prompt)
-        with _progress_bar(len(texts), show_progress_bar) as bar:
-            return embed(texts, request, pipeline, self._engine, progress or bar, start)
+        if show_progress_bar is None:
+            show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
+        if not show_progress_bar:
+            return embed(texts, request, pipeline, self._engine, progress or _ignore, start)
+        from tqdm import tqdm
+
+        with tqdm(total=len(texts), desc="Texts") as bar:
+            return embed(texts, request, pipeline, self._engine, progress or bar.update, start)
 
     def encode_query(
         self,
@@ -642,15 +648,5 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             raise TypeError(instead.ITEMS)
 
 
-@contextlib.contextmanager
-def _progress_bar(texts: int, show: bool | None) -> Iterator[Callable[[int], object]]:
-    """Give a function that takes a number of completed texts and moves the progress bar, if there is one."""
-    if show is None:
-        show = logger.getEffectiveLevel() <= logging.INFO
-    if not show:
-        yield lambda _: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=texts, desc="Texts") as bar:
-        yield bar.update
+def _ignore(_: int) -> None:
+    """Do nothing: there is no progress bar."""

@@ -902,7 +902,7 @@ EMBEDDINGS = {
     "a large id": (TABLES, [9], [1], "token ids must be from 0 to 8"),
     "a negative id": (TABLES, [0, -1], [2], "there is an id -1"),
     "a large position": (TABLES, [0] * 6, [6], "at most 5 tokens"),
-    "too few ids": (TABLES, [0] * 3, [4], "must have shape"),
+    "too few ids": (TABLES, [0] * 3, [4], "one id for each of 4 tokens"),
     "float64": (TABLES._replace(word=normal(9, 6).astype(float)), [0], [1], "float32"),
     "other width": (TABLES._replace(position=normal(5, 7)), [0], [1], "must have shape"),
     "rows apart": (TABLES._replace(word=normal(9, 8)[:, :6]), [0], [1], "must be contiguous"),

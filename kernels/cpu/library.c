@@ -187,8 +187,12 @@ static void embed_task(const void *argument, size_t task, int worker) {
     of->kernels->embed(of->what, task * NORM_ROWS, smaller((task + 1) * NORM_ROWS, of->rows));
 }
 
+/* A worker alone is faster with so few numbers: to wait for others takes about a microsecond. */
+enum { FEW_NUMBERS = 8192 };
+
 static void add_layer_norm(const struct kernels *kernels, struct team *team, int workers, const struct norm *norm) {
     struct row_tasks tasks = {kernels, norm, norm->rows};
+    if (norm->rows * norm->hidden <= FEW_NUMBERS) team = NULL;
     team_run(team, workers, pieces_of(norm->rows, NORM_ROWS), norm_task, &tasks);
 }
 
@@ -200,6 +204,7 @@ const char *mb_embed(const struct kernels *kernels, struct team *team, int worke
             return "a position is outside the table";
     }
     struct row_tasks tasks = {kernels, embedding, embedding->rows};
+    if (embedding->rows * embedding->hidden <= FEW_NUMBERS) team = NULL;
     team_run(team_ready(team), workers, pieces_of(embedding->rows, NORM_ROWS), embed_task, &tasks);
     return NULL;
 }

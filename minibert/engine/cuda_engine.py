@@ -11,6 +11,7 @@ import numpy as np
 from minibert.config import BertConfig
 from minibert.engine import packed
 from minibert.engine.arithmetic import ArrayArithmetic
+from minibert.engine.batches import Batch
 from minibert.engine.cpu_engines import pieces_of
 from minibert.engine.fused import Fused
 from minibert.engine.packed import PackedParams, Weights
@@ -103,7 +104,7 @@ class CudaEngine:
         """Return the number of tokens that a stream computes at a time."""
         return _BATCH_TOKENS
 
-    def threads_for(self, tokens: int, rule: RowRule, most: int) -> int:  # noqa: ARG002
+    def threads_for(self, text: Batch, rule: RowRule, most: int) -> int:  # noqa: ARG002
         """Return 1: a stream uses the whole GPU."""
         return 1
 

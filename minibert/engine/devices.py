@@ -12,6 +12,7 @@ import numpy as np
 from minibert.config import BertConfig
 from minibert.engine import native
 from minibert.engine.arithmetic import Arithmetic
+from minibert.engine.batches import Batch
 from minibert.engine.cpu_engines import CpuEngine, NativeEngine
 from minibert.engine.fused import Fused
 from minibert.engine.packed import PackedParams, Weights
@@ -88,8 +89,8 @@ class Engine(Protocol):
         """Return the default number of tokens that a thread computes at a time."""
         ...
 
-    def threads_for(self, tokens: int, rule: RowRule, most: int) -> int:
-        """Return how many threads, at most ``most``, the operations on a single text of so many tokens shall use."""
+    def threads_for(self, text: Batch, rule: RowRule, most: int) -> int:
+        """Return how many threads, at most ``most``, the operations on a batch of a single text shall use."""
         ...
 
     def worker(

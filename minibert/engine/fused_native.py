@@ -194,25 +194,31 @@ def _pack_layers(library: Library, source: Callable[[int], _Source], config: Ber
 
 
 class _Batch:
-    """What all layers of a batch need.
+    """What all operations on a batch need.
 
     Attributes:
         packing: The rows of the tokens.
         bounds: The index of each text's first token, and the number of tokens.
+        at: The addresses of the tokens' ids, of their positions, and of ``bounds``.
         pointers: The texts, with all tokens as queries.
         x: The hidden states.
-        at: Their address.
         shape: The sizes for which the workspace is large enough, or None.
     """
 
-    def __init__(self, packing: Packing, x: Float[Array, "T H"]) -> None:
-        """Compute it once."""
+    def __init__(self, packing: Packing, ids: Int[Array, "tokens"], x: Float[Array, "T H"]) -> None:
+        """Put ids, positions and bounds into one array: it takes a microsecond to find the address of an array."""
+        tokens, texts = packing.tokens, len(packing.lengths)
+        if ids.shape != (tokens,):
+            raise ValueError(f"there must be one id for each of {tokens} tokens; ids have shape {ids.shape}.")
+        numbers = np.empty(2 * tokens + texts + 1, np.int64)
+        numbers[:tokens] = ids
+        numbers[tokens : 2 * tokens] = packing.positions()
+        self.bounds = _fill_bounds(packing, numbers[2 * tokens :])
+        start = address(numbers) or 0
+        self.at = (start, start + 8 * tokens, start + 16 * tokens)
+        self.pointers = BatchPointers(self.at[2], self.at[2], texts)
         self.packing = packing
-        self.bounds = _bounds(packing)
-        bounds = address(self.bounds)
-        self.pointers = BatchPointers(bounds, bounds, len(packing.lengths))
         self.x = x
-        self.at = address(x)
         self.shape: Shape | None = None
 
 
@@ -240,7 +246,7 @@ class FusedNative:
     def free(self) -> None:
         """Release all memory."""
         self._hidden = self._workspace = aligned(0)
-        self._workspace_at = address(self._workspace)
+        self._hidden_at = self._workspace_at = address(self._hidden)
         self._tables: Embeddings | None = None
         self._embedding = EmbeddingPointers()
         self._batch: _Batch | None = None
@@ -255,12 +261,11 @@ class FusedNative:
         embedding, ld = self._embedding, library.leading(width)
         if self._hidden.size < rows * ld:
             self._hidden = aligned(rows * ld)
+            self._hidden_at = address(self._hidden)
         x = self._hidden[: rows * ld].reshape(rows, ld)[:, :width]
-        self._batch = batch = _Batch(packing, x)
-        ids, positions = ids.astype(np.int64), packing.positions()
-        embedding.ids = address(checked(ids, rows, dtype=np.int64))
-        embedding.positions = address(checked(positions, rows, dtype=np.int64))
-        embedding.out, embedding.rows, embedding.ldout, embedding.eps = batch.at, rows, ld, eps
+        self._batch = batch = _Batch(packing, ids, x)
+        embedding.ids, embedding.positions, _ = batch.at
+        embedding.out, embedding.rows, embedding.ldout, embedding.eps = self._hidden_at, rows, ld, eps
         wrong = library.c.mb_embed(
             library.kernels,
             self._team,
@@ -306,7 +311,7 @@ class FusedNative:
                 ctypes.byref(layer.pointers),
                 None if layer.next is None else ctypes.byref(layer.next),
                 ctypes.byref(texts),
-                batch.at,
+                self._hidden_at,
                 self._workspace_at,
                 self._workspace.size,
             )
@@ -336,8 +341,17 @@ class FusedNative:
     ) -> Float[Array, "n D"]:
         """Return one vector per text, as :func:`minibert.pooling.pool`, in new memory; of length 1 if ``normalize``."""
         batch = self._batch
-        bounds = batch.bounds if batch is not None and batch.packing is packing else _bounds(packing)
-        return pool(self._library, modes, hidden, bounds, exclude, normalize=normalize)
+        if batch is None or batch.x is not hidden or batch.packing is not packing:
+            return pool(self._library, modes, hidden, _bounds(packing), exclude, normalize=normalize)
+        pointers = PoolPointers(
+            x=self._hidden_at,
+            ldx=self._library.leading(hidden.shape[1]),
+            starts=batch.at[2],
+            texts=len(packing.lengths),
+            exclude=exclude,
+            normalize=normalize,
+        )
+        return _pool(self._library, modes, pointers, *hidden.shape)
 
     def recorded(
         self,
@@ -393,30 +407,45 @@ def pool(
         weight_sums: The sum of each text's weights in float64, in place of its number of tokens.
         normalize: Whether vectors are scaled to length 1.
     """
-    texts, width = len(bounds) - 1, hidden.shape[1]
-    vectors = np.empty((texts, len(modes) * width), np.float32)
-    totals = np.empty(width, np.float64)
-    numbers = _numbers_of(tuple(modes))
     if weight_sums is not None:
-        checked(weight_sums, texts, dtype=np.float64)
+        checked_whole(weight_sums, len(bounds) - 1, dtype=np.float64)
     pointers = PoolPointers(
-        address(checked(hidden, -1, -1)), address(vectors), address(totals),
-        address(checked(bounds, -1, dtype=np.int64)), address(weight_sums),
-        texts, width, leading(hidden), vectors.shape[1], exclude, address(numbers), len(numbers), normalize,
-    )  # fmt: skip
-    library.require(library.c.mb_pool(library.kernels, ctypes.byref(pointers), len(hidden)))
+        x=address(checked(hidden, -1, -1)),
+        ldx=leading(hidden),
+        starts=address(checked_whole(bounds, -1, dtype=np.int64)),
+        texts=len(bounds) - 1,
+        weight_sums=address(weight_sums),
+        exclude=exclude,
+        normalize=normalize,
+    )
+    return _pool(library, modes, pointers, *hidden.shape)
+
+
+def _pool(library: Library, modes: Sequence[str], pointers: PoolPointers, rows: int, width: int) -> Float[Array, "n D"]:
+    """Return :func:`pool` of token vectors whose addresses are known."""
+    numbers, numbers_at = _numbers_of(tuple(modes))
+    vectors = np.empty((pointers.texts, len(numbers) * width), np.float32)
+    totals = np.empty(width, np.float64)
+    pointers.out, pointers.ldout, pointers.totals = address(vectors), vectors.shape[1], address(totals)
+    pointers.hidden, pointers.modes, pointers.number_of_modes = width, numbers_at, len(numbers)
+    library.require(library.c.mb_pool(library.kernels, ctypes.byref(pointers), rows))
     return vectors
 
 
 @functools.cache
-def _numbers_of(modes: tuple[str, ...]) -> Int[Array, "m"]:
-    """Return the library's numbers of pooling modes."""
-    return np.array([POOLING_MODES[mode] for mode in modes], np.intc)
+def _numbers_of(modes: tuple[str, ...]) -> tuple[Int[Array, "m"], int | None]:
+    """Return the library's numbers of pooling modes, and their address."""
+    numbers = np.array([POOLING_MODES[mode] for mode in modes], np.intc)
+    return numbers, address(numbers)
 
 
 def _bounds(packing: Packing) -> Int[Array, "n+1"]:
     """Return the index of each text's first token, and the number of tokens."""
-    bounds = np.empty(len(packing.lengths) + 1, np.int64)
+    return _fill_bounds(packing, np.empty(len(packing.lengths) + 1, np.int64))
+
+
+def _fill_bounds(packing: Packing, bounds: Int[Array, "n+1"]) -> Int[Array, "n+1"]:
+    """Write :func:`_bounds` to ``bounds``, and return it."""
     bounds[0] = 0
     packing.lengths.cumsum(out=bounds[1:])
     return bounds
