@@ -21,7 +21,7 @@ from support import CARDS, MODES, ROOT, assert_as_accurate, copy_twin, edit_json
 
 from minibert import BertModel, SentenceEncoder, ops
 from minibert.config import BertConfig
-from minibert.engine import fused_native, native, packed
+from minibert.engine import fused_native, native, native_params, packed
 from minibert.engine.fused_native import ROW_RULE, FusedNative
 from minibert.engine.packing import Packing
 from minibert.errors import DeviceError, VectorError
@@ -626,7 +626,7 @@ def small_model(library):
     config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
     model = random_model(config)
     layers = tuple(packed.pack_layer(layer, 2) for layer in cast(model.layers, "float32"))
-    return fused_native.adopt(library, packed.PackedParams(model.embeddings, layers), config), config
+    return native_params.adopt(library, packed.PackedParams(model.embeddings, layers), config), config
 
 
 def test_cancelled_between_layers(library):
@@ -680,14 +680,14 @@ def test_short_of_memory_for_one_text(kernels, monkeypatch):
 
 def test_short_of_memory_while_loading(library, monkeypatch):
     """Without memory for all layers, none is read."""
-    monkeypatch.setattr(fused_native, "aligned", Memory(10))
+    monkeypatch.setattr(native_params, "aligned", Memory(10))
 
     class Unread:
         def layer(self, number):
             pytest.fail(f"layer {number} was read")
 
     with pytest.raises(MemoryError, match="no room"):
-        fused_native.load(library, Unread(), BertConfig(vocab_size=50, hidden_size=32, num_attention_heads=2))
+        native_params.load(library, Unread(), BertConfig(vocab_size=50, hidden_size=32, num_attention_heads=2))
 
 
 # ---------------------------------------------------------------- the reference

@@ -9,7 +9,7 @@ from support import assert_as_accurate, assert_as_accurate_on_average
 
 from minibert import ops, pooling
 from minibert.config import BertConfig
-from minibert.engine import fused_native, native, packed
+from minibert.engine import fused_native, native, native_params, packed
 from minibert.engine.arithmetic import ArrayArithmetic
 from minibert.engine.fused_native import ROW_RULE, FusedNative
 from minibert.engine.fused_numpy import FusedCpu
@@ -617,7 +617,7 @@ def test_hidden_states(library, hidden, heads):
         states_of(packed.load(Parameters(config, dtype), config), config, FusedCpu(dtype))
         for dtype in ("float64", "float32")
     )
-    states = states_of(fused_native.load(library, Parameters(config), config), config, FusedNative(library))
+    states = states_of(native_params.load(library, Parameters(config), config), config, FusedNative(library))
 
     assert_as_accurate(states, peer, truth)
     assert_as_accurate_on_average(states[-1], peer[-1], truth[-1], factor=1.0 if hidden >= 30 else 1.2)
@@ -631,7 +631,7 @@ def test_hidden_states_by_each_activation(library, hidden_act):
         states_of(packed.load(Parameters(config, dtype), config), config, FusedCpu(dtype))
         for dtype in ("float64", "float32")
     )
-    states = states_of(fused_native.load(library, Parameters(config), config), config, FusedNative(library))
+    states = states_of(native_params.load(library, Parameters(config), config), config, FusedNative(library))
 
     assert_as_accurate(states, peer, truth)
 
@@ -640,7 +640,7 @@ def test_hidden_states_by_each_activation(library, hidden_act):
 def test_first_tokens(library, hidden, heads):
     """Where only first tokens are asked for, theirs are the same vectors, to the bit."""
     config = config_of(hidden, heads)
-    params = fused_native.load(library, Parameters(config), config)
+    params = native_params.load(library, Parameters(config), config)
     every = states_of(params, config, FusedNative(library))
     first = states_of(params, config, FusedNative(library), first_tokens=True)
     at = [start for start, length in zip(starts_of(LENGTHS), LENGTHS, strict=False) if length]
@@ -653,7 +653,7 @@ def test_first_tokens(library, hidden, heads):
 def test_threads(library, threads):
     """Any number of threads gives the same bits."""
     config = config_of(128, 2)
-    params = fused_native.load(library, Parameters(config), config)
+    params = native_params.load(library, Parameters(config), config)
 
     assert same_bits(
         states_of(params, config, FusedNative(library, threads)), states_of(params, config, FusedNative(library))
@@ -666,7 +666,7 @@ def test_every_instruction_set_has_the_same_bits(library, hidden, heads):
     config, other = config_of(hidden, heads), native.open_library(native.available()[0])
 
     def states(library):
-        return states_of(fused_native.load(library, Parameters(config), config), config, FusedNative(library))
+        return states_of(native_params.load(library, Parameters(config), config), config, FusedNative(library))
 
     assert same_bits(states(library), states(other))
 
@@ -674,7 +674,7 @@ def test_every_instruction_set_has_the_same_bits(library, hidden, heads):
 def test_memory_that_was_used_before(library):
     """Operations that have computed larger and smaller batches give what new ones do, to the bit."""
     config, used = config_of(30, 3), FusedNative(library)
-    params = fused_native.load(library, Parameters(config), config)
+    params = native_params.load(library, Parameters(config), config)
     for lengths in ([40, 40, 13], [2], [1] * 20, [100]):
         assert same_bits(
             states_of(params, config, used, lengths=lengths),
@@ -685,7 +685,7 @@ def test_memory_that_was_used_before(library):
 def test_no_tokens(library):
     """Texts without any token have no hidden states."""
     config = config_of(30, 3)
-    params = fused_native.load(library, Parameters(config), config)
+    params = native_params.load(library, Parameters(config), config)
 
     assert states_of(params, config, FusedNative(library), lengths=[0, 0]).shape == (4, 0, 30)
 
@@ -694,8 +694,8 @@ def test_adopt_and_release(library):
     """Parameters for numpy become those for the library, and the opposite, with the same bits."""
     config = config_of(30, 3)
     plain = packed.load(Parameters(config), config)
-    there = fused_native.adopt(library, plain, config)
-    back = fused_native.release(library, there, config)
+    there = native_params.adopt(library, plain, config)
+    back = native_params.release(library, there, config)
 
     for before, after in zip(plain.layers, back.layers, strict=True):
         for name in ("qkv", "query_bias", "output", "output_bias"):
@@ -707,8 +707,8 @@ def test_adopt_and_release(library):
 def test_load_is_adopt(library):
     """A checkpoint has the same hidden states as the parameters that a pickle brings, but for a folded bias."""
     config = config_of(30, 3)
-    loaded = fused_native.load(library, Parameters(config), config)
-    adopted = fused_native.adopt(library, fused_native.release(library, loaded, config), config)
+    loaded = native_params.load(library, Parameters(config), config)
+    adopted = native_params.adopt(library, native_params.release(library, loaded, config), config)
 
     assert same_bits(states_of(loaded, config, FusedNative(library)), states_of(adopted, config, FusedNative(library)))
 
@@ -922,7 +922,7 @@ def test_embed_layer_norm_refuses(library, tables, ids, lengths, message):
 def layer(library):
     """Return a layer of a model with 30 hidden numbers."""
     config = config_of(30, 3)
-    return fused_native.load(library, Parameters(config), config).layers[0]
+    return native_params.load(library, Parameters(config), config).layers[0]
 
 
 def test_layer_refuses_other_hidden_states(library, layer):
@@ -971,7 +971,7 @@ def test_parameters_of_another_shape_are_refused(library):
     config = config_of(30, 3)
     plain = packed.load(Parameters(config), config)
     with refused("must have shape"):
-        fused_native.adopt(library, plain, config_of(30, 3, intermediate_size=66))
+        native_params.adopt(library, plain, config_of(30, 3, intermediate_size=66))
 
 
 # The library checks sizes again. No array is given to it here: it would crash if it read one.

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from minibert.config import BertConfig
-from minibert.engine import fused_native, native, packed
+from minibert.engine import native, native_params, packed
 from minibert.engine.arithmetic import Arithmetic, ArrayArithmetic
 from minibert.engine.batches import Batch
 from minibert.engine.fused import Fused
-from minibert.engine.fused_native import FusedNative
+from minibert.engine.fused_native import ROW_RULE, FusedNative
 from minibert.engine.fused_numpy import FusedCpu
 from minibert.engine.native_arithmetic import NativeArithmetic
 from minibert.engine.packed import PackedParams, Weights
@@ -115,15 +115,15 @@ class NativeEngine(CpuEngine):
 
     def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
         """Return the parameters of a BertModel, packed, and the row rule."""
-        return fused_native.load(self._library, weights, config), fused_native.ROW_RULE
+        return native_params.load(self._library, weights, config), ROW_RULE
 
     def portable(self, params: PackedParams, config: BertConfig) -> PackedParams:
         """Return the parameters in the arrangement of numpy."""
-        return fused_native.release(self._library, params, config)
+        return native_params.release(self._library, params, config)
 
     def adopt(self, params: PackedParams, config: BertConfig) -> tuple[PackedParams, RowRule]:
         """Return the parameters packed, and the row rule."""
-        return fused_native.adopt(self._library, params, config), fused_native.ROW_RULE
+        return native_params.adopt(self._library, params, config), ROW_RULE
 
     def batch_tokens(self, config: BertConfig) -> int:
         """Return the number of tokens that a thread computes at a time: their hidden states stay in the cache."""
