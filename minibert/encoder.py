@@ -188,7 +188,9 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         return self._pipeline.tokenizer.public_copy
 
     def close(self) -> None:
-        """Free what the encoder keeps between calls: on a GPU, streams and their memory. The weights stay.
+        """Free what the encoder keeps between calls. The weights stay.
+
+        With native kernels, this is memory of each thread, at most 64 MB. On a GPU, it is streams and their memory.
 
         The encoder is still usable. The next call creates what it needs again.
         """

@@ -214,10 +214,13 @@ class Pipeline:
 
 def _on(engine: Engine, modules: tuple[Module, ...]) -> tuple[tuple[Module, ...], AtOnce | None]:
     """Return modules with the engine's arithmetic: of host memory; and the parts of :func:`chain.at_once`."""
+    on_host = tuple(module.on(engine.host_arithmetic) for module in modules)
+    if engine.arithmetic is engine.host_arithmetic:
+        return on_host, chain.at_once(on_host)
     at_once = chain.at_once(modules)
     if at_once is not None:
         at_once = at_once._replace(rest=tuple(module.on(engine.arithmetic) for module in at_once.rest))
-    return tuple(module.on(engine.host_arithmetic) for module in modules), at_once
+    return on_host, at_once
 
 
 def open_flow(repo: ModelRepo, tokenizer: TextTokenizer) -> Flow:

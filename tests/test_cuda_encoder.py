@@ -223,7 +223,7 @@ def test_vectors_that_are_not_finite(cuda, tmp_path, options, dtype, largest, re
 
 def test_every_vector_on_the_device_is_looked_at(stand_in, monkeypatch):
     """Vectors that stay on the device are looked at in pieces; none is passed over."""
-    monkeypatch.setattr("minibert.engine.cpu_engines._PIECE", 40)  # vectors have 16 numbers
+    monkeypatch.setattr("minibert.arrays._PIECE", 40)  # vectors have 16 numbers
     engine = SentenceEncoder(twin(CARD), device="cuda")._engine
     vectors = np.zeros((7, 16), np.float32)
     vectors[[1, 4, 6], [0, 15, 3]] = np.nan, np.inf, -np.inf

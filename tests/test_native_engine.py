@@ -123,14 +123,14 @@ def test_float64_is_computed_by_numpy(kernels, monkeypatch, dtype):
 
 def test_native_float64_is_refused(kernels):
     """Who asks for native kernels in float64 is told that there are none."""
-    with pytest.raises(ValueError, match=rf'kernels must be "numpy" for float64.* They are {kernels!r}'):
+    with pytest.raises(ValueError, match=rf'kernels must be "numpy" for float64.* it is {kernels!r}'):
         SentenceEncoder(TWIN, dtype="float64", kernels=kernels)
 
 
 @pytest.mark.parametrize("name", ["numpy", "avx2"])
 def test_kernels_of_a_cpu_on_a_gpu(name):
     """A GPU has its own kernels."""
-    with pytest.raises(ValueError, match=rf"kernels must be None on a GPU, which has its own; they are {name!r}"):
+    with pytest.raises(ValueError, match=rf"kernels must be None on a GPU, which has its own; it is {name!r}"):
         SentenceEncoder(TWIN, device="cuda", kernels=name)
 
 
@@ -667,6 +667,59 @@ def test_short_of_memory(kernels, monkeypatch, caplog):
     assert_same_bits(encoder.encode(texts), expected)
     assert memory.refused > 0
     assert "did not fit in memory" in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_interrupted_while_memory_grows(kernels, monkeypatch, error):
+    """An interruption between new memory and its address leaves no address of old memory to a later call."""
+    encoder, long = SentenceEncoder(TWIN, kernels=kernels, num_threads=1), "the cat " * 100
+    expected = encoder.encode(long)
+    encoder.close()
+    encoder.encode("the cat")
+    real, calls = fused_native.address, []
+
+    def interrupted(array):
+        if array is not None and array.size > 2000 and not calls:
+            calls.append(array)
+            raise error
+        return real(array)
+
+    monkeypatch.setattr(fused_native, "address", interrupted)
+    with pytest.raises(error):
+        encoder.encode(long)
+    assert calls
+    monkeypatch.setattr(fused_native, "address", real)
+    assert_same_bits(encoder.encode(long), expected)
+
+
+def test_memory_between_calls(kernels, monkeypatch):
+    """An encoder keeps a little memory between calls, and gives up what is large. It keeps no text."""
+    encoder = SentenceEncoder(TWIN, kernels=kernels, num_threads=1)
+    encoder.encode("the cat " * 20)
+    (kept,) = encoder._engine._idle
+    assert kept._hidden.size > 0
+    assert kept._batch is None
+    monkeypatch.setattr(fused_native, "_MOST_KEPT", 10)
+    encoder.encode("the cat")
+    assert kept._hidden.size + kept._workspace.size == 0
+    encoder.close()
+    assert not encoder._engine._idle
+
+
+def test_many_threads_for_one_text(kernels):
+    """More threads than the team has need no more memory."""
+    encoder = SentenceEncoder(TWIN, kernels=kernels)
+    expected = encoder.encode("the cat")
+    encoder.num_threads = 10**12
+
+    assert_same_bits(encoder.encode("the cat"), expected)
+
+
+def test_no_dimensions(kernels):
+    """Vectors without dimensions can be normalized, as with numpy."""
+    encoder = SentenceEncoder(TWIN, kernels=kernels)
+
+    assert encoder.encode(["the cat", "a"], truncate_dim=0, normalize_embeddings=True).shape == (2, 0)
 
 
 def test_short_of_memory_for_one_text(kernels, monkeypatch):

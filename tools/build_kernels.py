@@ -44,7 +44,7 @@ TARGETS = {
     "aarch64-linux-gnu.2.17": "manylinux_2_17_aarch64.manylinux2014_aarch64",
     "x86_64-linux-musl": "musllinux_1_2_x86_64",
     "aarch64-linux-musl": "musllinux_1_2_aarch64",
-    "x86_64-macos.11.0": "macosx_11_0_x86_64",  # aligned_alloc came with 10.15, and ARM64 with 11.0
+    "x86_64-macos.11.0": "macosx_11_0_x86_64",  # ARM64 came with 11.0; one version for both
     "aarch64-macos.11.0": "macosx_11_0_arm64",
     "x86_64-windows-gnu": "win_amd64",
     "aarch64-windows-gnu": "win_arm64",
@@ -76,6 +76,13 @@ PROBE = """
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+typedef float vector __attribute__((vector_size(64)));
+__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))) void multiply(vector *x) {
+    *x = (vector)_mm512_fmadd_ps((__m512)*x, (__m512)*x, (__m512)*x);
+}
+#endif
 
 static atomic_uint_least64_t count;
 static void *add(void *argument) { return atomic_fetch_add(&count, 1), argument; }

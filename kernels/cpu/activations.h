@@ -5,6 +5,8 @@
 #include "kernels.h"
 #include "vec.h"
 
+#define EACH UNROLL for (int i = 0; i < count; i++)
+
 /* e^x for x <= 88, with an error of about one unit in the last place. Results below the smallest normal number are 0.
  *
  * x = n ln 2 + r with |r| <= ln(2) / 2, and e^x = 2^n e^r. Adding 1.5 * 2^23 rounds x / ln 2 to a whole number n. Then
@@ -12,8 +14,6 @@
  *
  * One call has some vectors, step by step: their chains are independent, so a processor overlaps them.
  */
-#define EACH UNROLL for (int i = 0; i < count; i++)
-
 INLINE void exp_some(vf *x, const int count) {
     const float least = -87.33654f, round = 12582912.0f;
     vf shifted[count], n[count], r[count], p[count];

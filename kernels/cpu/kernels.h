@@ -52,7 +52,7 @@ struct attention {
     const float *q, *k, *v;
     const float *query_bias; /* (heads * head_size) */
     float *out;
-    size_t ldq, ldk, ldout; /* v has k's */
+    size_t ldq, ldk, ldout; /* the leading dimension of v is ldk */
     size_t heads, head_size, texts;
     const int64_t *queries, *keys; /* the first row of each text, and the end of the last one: texts + 1 numbers */
 };
@@ -88,11 +88,15 @@ struct pool {
     int normalize; /* whether vectors are scaled to length 1 */
 };
 
+/* The longest text: product.h has the reason. */
+enum { MOST_KEYS = 1 << 18 };
+
 struct kernels {
     const char *name;
     size_t panel_columns;
     void (*pack)(const float *w, ptrdiff_t input_stride, ptrdiff_t output_stride, size_t inputs, size_t columns,
                  float scale, size_t first_column, size_t outputs, float *packed);
+    void (*unpack)(const float *packed, size_t inputs, size_t outputs, float *w); /* w is (inputs, outputs) */
     /* Some rows and panels of a product. `after`: the packed weights that the caller needs next. */
     void (*product)(const struct product *, size_t first_row, size_t end_row, size_t first_panel, size_t end_panel,
                     const float *after);

@@ -8,8 +8,8 @@
 #define MB_SOURCE "unknown"
 #endif
 
-/* Rows of a product that are worked on at once: see product.h. What it costs to read the weights once for so many rows
- * does not matter. */
+/* Rows of a product that are worked on at once: see product.h. With so many rows, the time to read the weights does not
+ * matter. */
 enum { ROWS_AT_ONCE = 112 };
 enum { NORM_ROWS = 8 };
 
@@ -91,6 +91,13 @@ const char *mb_pack(const struct kernels *kernels, const float *w, ptrdiff_t inp
     return NULL;
 }
 
+const char *mb_unpack(const struct kernels *kernels, const float *packed, size_t packed_size, size_t inputs,
+                      size_t outputs, float *w) {
+    if (packed_size < mb_packed_size(kernels, inputs, outputs)) return "the packed matrix is too small";
+    if (inputs) kernels->unpack(packed, inputs, outputs, w);
+    return NULL;
+}
+
 void mb_fold(const float *w, const float *x, const float *bias, size_t inputs, size_t outputs, float *out) {
     enum { PARTS = 8 }; /* partial sums, so that the result is the same for every width of registers */
     for (size_t n = 0; n < outputs; n++, w += inputs) {
@@ -111,6 +118,7 @@ const char *mb_product(const struct kernels *kernels, struct team *team, int wor
         return "the panels must be those of the packed weights";
     if (product->ldx < product->inputs || product->ldy < product->outputs) return "rows must not overlap";
     if (product->activation < 0 || product->activation >= ACTIVATIONS) return "there is no such activation";
+    if (workers < 1) workers = 1;
     if (product->inputs) multiply(kernels, team_ready(team), workers, product, NULL);
     return NULL;
 }
@@ -138,8 +146,9 @@ static size_t longest_text(const int64_t *starts, size_t texts) {
 
 static void attend(const struct kernels *kernels, struct team *team, int workers, const struct attention *attention,
                    float *scratch) {
+    const size_t longest = longest_text(attention->keys, attention->texts);
     struct attention_tasks tasks = {kernels, attention, scratch, 0};
-    tasks.scratch_size = kernels->attention_scratch(longest_text(attention->keys, attention->texts), attention->head_size);
+    tasks.scratch_size = kernels->attention_scratch(longest, attention->head_size);
     team_run(team, workers, attention->texts * attention->heads, attention_task, &tasks);
 }
 
@@ -161,6 +170,7 @@ const char *mb_attention(const struct kernels *kernels, struct team *team, const
     if (!ordered(attention->keys, attention->texts) || !ordered(attention->queries, attention->texts))
         return "the starts of texts must begin with 0 and not fall";
     const size_t longest = longest_text(attention->keys, attention->texts);
+    if (longest > MOST_KEYS) return "a text has too many tokens";
     if (scratch_size < kernels->attention_scratch(longest, attention->head_size) * (size_t)workers)
         return "the scratch memory is too small";
     attend(kernels, team, workers, attention, scratch);
@@ -240,9 +250,12 @@ double mb_peak(const struct kernels *kernels, size_t rounds) { return kernels->p
 static size_t padded_row(size_t columns) { return ((columns + 15) / 16 | 1) * 16; }
 size_t mb_leading(size_t columns) { return padded_row(columns); }
 
-static size_t wide_row(const struct shape *shape) { return larger(padded_row(shape->inner), padded_row(3 * shape->hidden)); }
+static size_t wide_row(const struct shape *shape) {
+    return larger(padded_row(shape->inner), padded_row(3 * shape->hidden));
+}
 
-size_t mb_workspace(const struct kernels *kernels, const struct shape *shape, size_t tokens, size_t longest, int workers) {
+size_t mb_workspace(const struct kernels *kernels, const struct shape *shape, size_t tokens, size_t longest,
+                    int workers) {
     return tokens * (wide_row(shape) + 2 * padded_row(shape->hidden)) +
            kernels->attention_scratch(longest, shape->hidden / shape->heads) * (size_t)workers;
 }
@@ -266,16 +279,19 @@ const char *mb_layer(const struct kernels *kernels, struct team *whole_team, int
     if (shape->activation < 0 || shape->activation >= ACTIVATIONS) return "there is no such activation";
     const char *wrong = wrong_batch(batch);
     if (wrong) return wrong;
+    const size_t longest = longest_text(batch->keys, batch->texts);
+    if (longest > MOST_KEYS) return "a text has too many tokens";
     const size_t hidden = shape->hidden, inner = shape->inner, tokens = (size_t)batch->keys[batch->texts];
     const size_t rows = (size_t)batch->queries[batch->texts]; /* from the attention on */
     struct team *team = team_ready(whole_team);
     if (workers < 1 || !team) workers = 1;
     if (workers > team_size(team)) workers = team_size(team);
-    if (workspace_size < mb_workspace(kernels, shape, tokens, longest_text(batch->keys, batch->texts), workers))
+    if (workspace_size < mb_workspace(kernels, shape, tokens, longest, workers))
         return "the workspace is too small";
 
     const size_t ld = padded_row(hidden), ld3 = padded_row(3 * hidden), ldi = padded_row(inner);
-    const size_t panel = kernels->panel_columns, panels = pieces_of(hidden, panel), panels3 = pieces_of(3 * hidden, panel);
+    const size_t panel = kernels->panel_columns, panels = pieces_of(hidden, panel);
+    const size_t panels3 = pieces_of(3 * hidden, panel);
     const size_t panels_up = pieces_of(inner, panel);
     float *y = workspace, *context = y + tokens * ld, *wide = context + tokens * ld;
     float *scratch = wide + tokens * wide_row(shape);
@@ -299,11 +315,13 @@ const char *mb_layer(const struct kernels *kernels, struct team *whole_team, int
     }
     attend(kernels, team, workers, &attention, scratch);
 
-    struct norm norm1 = {x, y, layer->output_bias, layer->norm1, layer->shift1, x, rows, hidden, ld, ld, ld, shape->eps};
+    struct norm norm1 = {x, y, layer->output_bias, layer->norm1, layer->shift1, x,
+                         rows, hidden, ld, ld, ld, shape->eps};
     struct product up = {x, layer->up, layer->up_bias, wide, ld, ldi, rows, hidden, inner, panels_up, 0, panels_up,
                          shape->activation};
     struct product down = {wide, layer->down, NULL, y, ldi, ld, rows, inner, hidden, panels, 0, panels, 0};
-    struct norm norm2 = {x, y, layer->down_bias, layer->norm2, layer->shift2, x, rows, hidden, ld, ld, ld, shape->eps};
+    struct norm norm2 = {x, y, layer->down_bias, layer->norm2, layer->shift2, x,
+                         rows, hidden, ld, ld, ld, shape->eps};
     struct product next_qkv = qkv;
     if (next) next_qkv.w = next->qkv, next_qkv.first_panel = 0;
     multiply(kernels, team, workers, &output, &up);

@@ -1,8 +1,9 @@
 /* What minibert/engine/native.py calls.
  *
  * Arrays are float32, ids and starts are int64. Nothing here keeps a pointer after the call. A function that returns
- * text returns NULL, or what is wrong with its arguments; then it has computed nothing. It checks all that it can: ids,
- * the order of texts, the sizes of workspaces. The caller vouches that each array is as long as its sizes say.
+ * text returns NULL, or what is wrong with its arguments; then it has computed nothing. It checks ids, the order of
+ * texts and the sizes of workspaces. The caller vouches that each array is as long as its sizes say. A function that
+ * does not return text checks nothing.
  */
 #ifndef MB_LIBRARY_H
 #define MB_LIBRARY_H
@@ -49,6 +50,8 @@ MB_API size_t mb_packed_size(const struct kernels *, size_t inputs, size_t outpu
 MB_API const char *mb_pack(const struct kernels *, const float *w, ptrdiff_t input_stride, ptrdiff_t output_stride,
                            size_t inputs, size_t columns, float scale, size_t first_column, size_t outputs,
                            float *packed, size_t packed_size);
+MB_API const char *mb_unpack(const struct kernels *, const float *packed, size_t packed_size, size_t inputs,
+                             size_t outputs, float *w);
 /* out[n] = bias[n] + the sum over k of w[n][k] x[k], in double precision; w is (outputs, inputs). */
 MB_API void mb_fold(const float *w, const float *x, const float *bias, size_t inputs, size_t outputs, float *out);
 
@@ -58,8 +61,8 @@ MB_API size_t mb_workspace(const struct kernels *, const struct shape *, size_t 
 /* The embeddings of all tokens, layer-normalized. `tables` are the numbers of word and position embeddings. */
 MB_API const char *mb_embed(const struct kernels *, struct team *, int workers, const struct embedding *, size_t words,
                             size_t positions);
-/* A layer, in the memory of x. With queries of first tokens, only the first rows of x have a result. `next` is the layer
- * that will be computed next, or NULL: its first weights are fetched ahead. */
+/* A layer, in the memory of x. With queries of first tokens, only the first rows of x have a result. `next` is the
+ * layer that will be computed next, or NULL: its first weights are fetched ahead. */
 MB_API const char *mb_layer(const struct kernels *, struct team *, int workers, const struct shape *,
                             const struct layer *, const struct layer *next, const struct batch *, float *x,
                             float *workspace, size_t workspace_size);

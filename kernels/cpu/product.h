@@ -2,9 +2,9 @@
  *
  * An element of y = x @ w is a sum of K products. It is cut into blocks of LONGEST_SUM products; the last one may be
  * shorter. Each block is one chain of fused multiply-adds in the order of k. The blocks of a group are added pairwise:
- * two neighbours, then two of these sums, and so on. The sums of the groups are added in their order. Tiles, threads and
- * registers only split the other two dimensions, so they cannot change a bit. This order also has a small rounding
- * error: for K = 3072, less than half of that of one chain.
+ * two neighbours, then two of these sums, and so on. The sums of the groups are added in their order. Tiles, threads
+ * and registers only split the other two dimensions, so they cannot change a bit. Short chains also have small rounding
+ * errors.
  *
  * Packed weights lie in the order of their use:
  *
@@ -20,7 +20,10 @@
 #include "kernels.h"
 #include "vec.h"
 
-enum { LONGEST_SUM = 64, BLOCKS_AT_ONCE = 16, LEVELS = 20 };
+enum { LONGEST_SUM = 64, BLOCKS_AT_ONCE = 16 };
+/* Partial sums of a tile, of 1, 2, 4, ... blocks. They are on the stack, so there are not more than texts need. */
+enum { LEVELS = 12 };
+_Static_assert(MOST_KEYS <= LONGEST_SUM << LEVELS, "the sum over the keys of a text has a level for each size");
 
 INLINE size_t blocks_of(size_t inputs) { return (inputs + LONGEST_SUM - 1) / LONGEST_SUM; }
 INLINE size_t groups_of(size_t inputs) { return (blocks_of(inputs) + BLOCKS_AT_ONCE - 1) / BLOCKS_AT_ONCE; }
@@ -47,11 +50,22 @@ static void pack(const float *w, ptrdiff_t input_stride, ptrdiff_t output_stride
 
 typedef float partial_tile[MR * NR] __attribute__((aligned(64)));
 
+/* The opposite. */
+static void unpack(const float *packed, size_t inputs, size_t outputs, float *w) {
+    const size_t panels = (outputs + NR - 1) / NR;
+    for (size_t group = 0; group < groups_of(inputs); group++) {
+        const size_t start = group_start(inputs, group), count = group_start(inputs, group + 1) - start;
+        for (size_t k = 0; k < count; k++)
+            for (size_t n = 0; n < outputs; n++)
+                w[(start + k) * outputs + n] = packed[start * panels * NR + n / NR * NR * count + k * NR + n % NR];
+    }
+}
+
 /* One tile: c (+)= a @ b for `rows` rows, k columns of a, and one panel of b. `ahead` is memory that is needed later:
  * each step fetches `lines` cache lines of it. Every caller has a constant `rows`, so the sums are in registers.
  *
- * Pairwise sums need only one partial sum of each size: when block number `block` is done, the sums of the blocks before
- * it are those of the powers of two in that number. */
+ * Pairwise sums need only one partial sum of each size: when block number `block` is done, the sums of the blocks
+ * before it are those of the powers of two in that number. */
 INLINE void tile(const int rows, const float *restrict a, size_t lda, const float *restrict b, size_t k,
                  float *restrict c, size_t ldc, int add, const char *ahead, const int lines) {
     partial_tile partial[LEVELS];
@@ -102,7 +116,7 @@ typedef void tile_function(const float *a, size_t lda, const float *b, size_t k,
         else tile(ROWS, a, lda, b, k, c, ldc, add, ahead, 2);                                                     \
     }
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
-#if defined(ISA_AVX512)
+#if defined(ISA_AVX512) /* MR is 14 */
 TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 #endif
 static tile_function *const tiles[MR + 1] = {

@@ -28,10 +28,10 @@ static double peak(size_t rounds) {
     return 2.0 * VL * CHAINS * rounds;
 }
 
-#define TABLE(NAME, TEXT)                                                                                        \
-    const struct kernels NAME = {                                                                                \
-        .name = TEXT, .panel_columns = NR, .pack = pack, .product = product, .panel = panel_of,                  \
-        .attention_scratch = attention_scratch, .attention = attention, .add_layer_norm = add_layer_norm,        \
-        .embed = embed, .pool = pool, .normalize = normalize_vectors, .activate = activate, .exp = exp_all,      \
-        .peak = peak,                                                                                            \
+#define TABLE(NAME, TEXT)                                                                                          \
+    const struct kernels NAME = {                                                                                  \
+        .name = TEXT, .panel_columns = NR, .pack = pack, .unpack = unpack, .product = product, .panel = panel_of,  \
+        .attention_scratch = attention_scratch, .attention = attention, .add_layer_norm = add_layer_norm,          \
+        .embed = embed, .pool = pool, .normalize = normalize_vectors, .activate = activate, .exp = exp_all,        \
+        .peak = peak,                                                                                              \
     };

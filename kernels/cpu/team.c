@@ -5,23 +5,26 @@
 
 #include <pthread.h>
 #include <sched.h>
+#if !defined(_WIN32)
+#include <signal.h>
+#endif
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <time.h>
 
-/* How often a thread looks for what it waits for before it lets others have the core, and how often before it sleeps. */
+/* How often a thread looks for what it waits for before it lets others have the core, and before it sleeps. */
 enum { SPINS = 300, LOOKS = 1500 };
 
-/* A caller that waited for a helper for so long (ns), and for more than twice the time of one of its own tasks, has lost
- * the helper to another process. Then the team has a break, PATIENCE times as long as the wait, or twice as long as the
- * last break if that was not long ago. So lost helpers cost at most about 1 / PATIENCE of the time. */
+/* A caller that waited for a helper for so long (ns), and for more than twice the time of one of its own tasks, has
+ * lost the helper to another process. Then calls do without the team for PATIENCE times as long as the wait, or twice as
+ * long as the last break if that was not long ago and is longer. So lost helpers cost about 1 / PATIENCE of the time. */
 enum { PATIENCE = 16, LONG_WAIT = 100000, LONGEST_BREAK = 2000000000 };
 
 /* Each worker has a range of the tasks. Who has none left takes tasks of others. All take from the front of a range, so
  * tasks follow each other in order, and each can fetch the memory of the next one. A range is one word, for atomic
- * operations: number of the round (32 bits), first task and end (16 bits each). A worker that still has the number of an
- * earlier round cannot take anything. */
+ * operations: number of the round (32 bits), first task and end (16 bits each). A worker that still has the number of
+ * an earlier round cannot take anything. */
 struct range {
     _Alignas(64) atomic_uint_least64_t word; /* each in its own cache line */
 };
@@ -152,8 +155,17 @@ struct team *team_new(int workers) {
     pthread_mutex_init(&team->mutex, NULL);
     pthread_cond_init(&team->wake, NULL);
     for (size_t i = 0; i < helpers; i++) team->helper[i] = (struct helper){.team = team, .number = (int)i + 1};
+#if !defined(_WIN32) /* helpers take no signals that are for the program; those of errors stay with who made them */
+    sigset_t signals, before;
+    sigfillset(&signals);
+    sigdelset(&signals, SIGSEGV), sigdelset(&signals, SIGBUS), sigdelset(&signals, SIGFPE), sigdelset(&signals, SIGILL);
+    pthread_sigmask(SIG_BLOCK, &signals, &before);
+#endif
     int made = 0;
     while (made < workers - 1 && !pthread_create(&team->helper[made].thread, NULL, help, &team->helper[made])) made++;
+#if !defined(_WIN32)
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+#endif
     team->helpers = made; /* helpers read it only after the first round */
     return team;
 }

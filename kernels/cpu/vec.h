@@ -1,7 +1,7 @@
 /* Vectors in the syntax of GCC and Clang, as wide as the registers of the instruction set.
  *
- * The file that includes this one defines ISA_AVX512, ISA_AVX2 or ISA_NEON. Nothing else in the kernels depends on the
- * instruction set, and no result does:
+ * The file that includes this one defines ISA_AVX512, ISA_AVX2 or ISA_NEON. Besides this file, only the list of tiles
+ * in product.h depends on the instruction set. No result does:
  *
  * - A sum over a row has 16 partial sums (LANES), whatever the width of a register. They are added as one fixed tree.
  * - All operations are + - * / sqrt, fused multiply-add, comparisons and integer operations. IEEE 754 defines their
@@ -60,28 +60,24 @@ INLINE vf all(float x) {
 #endif
 }
 
-/* a * b + c, rounded once. GCC has no built-in function for vectors of any width. */
+/* a * b + c, rounded once. */
 INLINE vf fma_(vf a, vf b, vf c) {
-#if defined(__clang__)
-    return __builtin_elementwise_fma(a, b, c);
-#elif defined(ISA_AVX512)
+#if defined(ISA_AVX512)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(ISA_AVX2)
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
-    return vfmaq_f32(c, a, b);
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #endif
 }
 
 INLINE vf sqrt_(vf x) {
-#if defined(__clang__)
-    return __builtin_elementwise_sqrt(x);
-#elif defined(ISA_AVX512)
+#if defined(ISA_AVX512)
     return (vf)_mm512_sqrt_ps((__m512)x);
 #elif defined(ISA_AVX2)
     return (vf)_mm256_sqrt_ps((__m256)x);
 #else
-    return vsqrtq_f32(x);
+    return (vf)vsqrtq_f32((float32x4_t)x);
 #endif
 }
 

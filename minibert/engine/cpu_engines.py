@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.arrays import pieces_of
 from minibert.config import BertConfig
 from minibert.engine import native, native_params, packed
 from minibert.engine.arithmetic import Arithmetic, ArrayArithmetic
@@ -34,8 +35,6 @@ _SHORT_TEXT = 40
 _NATIVE_BATCH_NUMBERS, _NATIVE_LEAST_TOKENS, _NATIVE_MOST_TOKENS = 262_144, 256, 2048
 #: Products of so many rows read their weights once.
 _NATIVE_EFFICIENT_TOKENS = 112
-#: Numbers of vectors that are looked at at a time.
-_PIECE = 1 << 22
 
 
 class CpuEngine:
@@ -130,8 +129,8 @@ class NativeEngine(CpuEngine):
         return min(_NATIVE_MOST_TOKENS, max(_NATIVE_LEAST_TOKENS, _NATIVE_BATCH_NUMBERS // config.hidden_size))
 
     def threads_for(self, text: Batch, rule: RowRule, most: int) -> int:  # noqa: ARG002
-        """Return ``most``: any number of threads gives the same bits."""
-        return most
+        """Return the size of the team, or ``most`` if that is less: any number of threads gives the same bits."""
+        return min(most, self.threads, native.LARGEST_TEAM)
 
     @contextlib.contextmanager
     def worker(self, cancelled: Callable[[], bool] = lambda: False, *, threads: int = 1) -> Iterator[Fused]:
@@ -143,24 +142,11 @@ class NativeEngine(CpuEngine):
             fused = self._idle.pop()
         except IndexError:
             fused = FusedNative(self._library)
-        fused.use(threads, cancelled)
-        try:
-            yield fused
-        finally:
-            fused.use(1, _never)  # it keeps nothing of the call
-            self._idle.append(fused)
+        fused.begin(threads, cancelled)
+        yield fused
+        fused.end()  # after an error, it is dropped instead: it may be in the middle of a change
+        self._idle.append(fused)
 
     def close(self) -> None:
         """Release the memory that is kept between calls."""
         self._idle.clear()
-
-
-def _never() -> bool:
-    return False
-
-
-def pieces_of(vectors: Any) -> Iterator[Any]:
-    """Yield an array in runs of rows, at least one, whose intermediate results are small."""
-    rows = max(1, _PIECE // max(1, vectors.shape[1]))
-    for start in range(0, max(1, len(vectors)), rows):
-        yield vectors[start : start + rows]

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from minibert.arrays import pieces_of
 from minibert.config import BertConfig
 from minibert.engine import packed
 from minibert.engine.arithmetic import ArrayArithmetic
 from minibert.engine.batches import Batch
-from minibert.engine.cpu_engines import pieces_of
 from minibert.engine.fused import Fused
 from minibert.engine.packed import PackedParams, Weights
 from minibert.engine.precisions import choose_precision

@@ -123,7 +123,7 @@ def open_engine(device: object, dtype: DType | str, kernels: str | None = None) 
 
     Raises:
         DeviceError: The device or the kernels are unknown or cannot be used.
-        ValueError: The device or the kernels cannot compute in ``dtype``.
+        ValueError: The device or the kernels cannot compute in ``dtype``, or there are kernels for a GPU.
     """
     if device is None or device == "cpu":
         return _open_cpu(dtype, kernels)
@@ -131,7 +131,7 @@ def open_engine(device: object, dtype: DType | str, kernels: str | None = None) 
     if number is None:
         raise DeviceError(f'device must be "cpu", "cuda", "cuda:" and a number, or None; it is {device!r}.')
     if kernels is not None:
-        raise ValueError(f"kernels must be None on a GPU, which has its own; they are {kernels!r}.")
+        raise ValueError(f"kernels must be None on a GPU, which has its own; it is {kernels!r}. Leave it out.")
     from minibert.engine.cuda_engine import CudaEngine
 
     return CudaEngine(int(number[1] or 0), dtype)
@@ -142,10 +142,13 @@ def _open_cpu(dtype: DType | str, kernels: str | None) -> Engine:
     chosen = kernels if kernels is not None else os.environ.get(_KERNELS) or None
     if chosen is not None and (not isinstance(chosen, str) or chosen not in {native.NUMPY, *native.NAMES}):
         source = _KERNELS if kernels is None else "kernels"
-        raise DeviceError(f"{source} must be one of {', '.join((native.NUMPY, *native.NAMES))}; it is {chosen!r}.")
+        raise DeviceError(
+            f"{source} must be one of {', '.join((native.NUMPY, *native.NAMES))}; it is {chosen!r}. "
+            "Leave it out for the best that this machine has."
+        )
     precision = compute_dtype(dtype)
     if precision == np.float64 and kernels not in {None, native.NUMPY}:
-        raise ValueError(f'kernels must be "numpy" for float64: native kernels have float32. They are {kernels!r}.')
+        raise ValueError(f'kernels must be "numpy" for float64: native kernels have float32. it is {kernels!r}.')
     library = None
     if chosen != native.NUMPY and precision == np.float32:
         library = native.open_library(chosen)

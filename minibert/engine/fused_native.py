@@ -23,7 +23,7 @@ from minibert.engine.native import (
     aligned,
     checked,
     checked_whole,
-    leading,
+    row_stride,
 )
 from minibert.engine.native_params import NativeLayer
 from minibert.engine.packed import require_in_tables
@@ -34,6 +34,8 @@ from minibert.typing import Array, Float, Int
 
 #: Any rows in any order have the same bits.
 ROW_RULE: Final = RowRule((0,), threads=True)
+#: The largest number of floats that is kept between calls for each thread: 64 MB.
+_MOST_KEPT = 1 << 24
 
 
 class _Batch:
@@ -41,8 +43,9 @@ class _Batch:
 
     Attributes:
         packing: The rows of the tokens.
-        bounds: The index of each text's first token, and the number of tokens.
-        at: The addresses of the tokens' ids, of their positions, and of ``bounds``.
+        numbers: The tokens' ids, their positions, and the bounds of the texts: the index of each text's first token, and
+            the number of tokens.
+        at: The addresses of these three.
         pointers: The texts, with all tokens as queries.
         x: The hidden states.
         shape: The sizes for which the workspace is large enough, or None.
@@ -53,10 +56,10 @@ class _Batch:
         tokens, texts = packing.tokens, len(packing.lengths)
         if ids.shape != (tokens,):
             raise ValueError(f"there must be one id for each of {tokens} tokens; ids have shape {ids.shape}.")
-        numbers = np.empty(2 * tokens + texts + 1, np.int64)
+        self.numbers = numbers = np.empty(2 * tokens + texts + 1, np.int64)  # kept: `at` has addresses in it
         numbers[:tokens] = ids
         numbers[tokens : 2 * tokens] = packing.positions()
-        self.bounds = _fill_bounds(packing, numbers[2 * tokens :])
+        _fill_bounds(packing, numbers[2 * tokens :])
         start = address(numbers) or 0
         self.at = (start, start + 8 * tokens, start + 16 * tokens)
         self.pointers = BatchPointers(self.at[2], self.at[2], texts)
@@ -77,19 +80,27 @@ class FusedNative:
             cancelled: Whether to stop. It is asked before each layer.
         """
         self._library = library
-        self.use(threads, cancelled)
+        self.begin(threads, cancelled)
         self.free()
 
-    def use(self, threads: int, cancelled: Callable[[], bool]) -> None:
+    def begin(self, threads: int, cancelled: Callable[[], bool]) -> None:
         """Set the arguments of the constructor anew, and keep the memory."""
         self._team = self._library.team() if threads > 1 else None
         self._threads = threads if self._team else 1
         self._cancelled = cancelled
 
+    def end(self) -> None:
+        """Forget the last batch. Memory is kept for the next one, unless it is large."""
+        self._batch = self._tables = None
+        self._cancelled = _never
+        if self._hidden.size + self._workspace.size > _MOST_KEPT:
+            self.free()
+
     def free(self) -> None:
         """Release all memory."""
-        self._hidden = self._workspace = aligned(0)
-        self._hidden_at = self._workspace_at = address(self._hidden)
+        nothing = aligned(0)
+        self._hidden = self._workspace = nothing
+        self._hidden_at = self._workspace_at = address(nothing)
         self._tables: Embeddings | None = None
         self._embedding = EmbeddingPointers()
         self._batch: _Batch | None = None
@@ -101,10 +112,10 @@ class FusedNative:
         library, rows, width = self._library, packing.tokens, tables.word.shape[1]
         if self._tables is not tables:
             self._embedding, self._tables = _table_pointers(tables), tables
-        embedding, ld = self._embedding, library.leading(width)
+        embedding, ld = self._embedding, library.padded_width(width)
         if self._hidden.size < rows * ld:
-            self._hidden = aligned(rows * ld)
-            self._hidden_at = address(self._hidden)
+            hidden = aligned(rows * ld)
+            self._hidden, self._hidden_at = hidden, address(hidden)
         x = self._hidden[: rows * ld].reshape(rows, ld)[:, :width]
         self._batch = batch = _Batch(packing, ids, x)
         embedding.ids, embedding.positions, _ = batch.at
@@ -130,7 +141,12 @@ class FusedNative:
         packing: Packing,
         first_tokens: Packing | None = None,
     ) -> Float[Array, "R H"]:
-        """Return the hidden states after a layer, in the memory of ``x``."""
+        """Return the hidden states after a layer, in the memory of ``x``.
+
+        Raises:
+            InterruptedError: The call is cancelled.
+            ValueError: ``x`` or ``packing`` is not that of the last :meth:`embed_layer_norm`.
+        """
         if self._cancelled():
             raise InterruptedError
         batch = self._batch
@@ -142,7 +158,7 @@ class FusedNative:
             self._make_room(batch, layer.shape)
         texts = batch.pointers
         if first_tokens is not None:
-            queries = checked(_bounds(first_tokens), len(batch.bounds), dtype=np.int64)
+            queries = checked(_bounds(first_tokens), len(packing.lengths) + 1, dtype=np.int64)
             texts = BatchPointers(texts.keys, address(queries), texts.texts)
         library = self._library
         library.require(
@@ -169,8 +185,8 @@ class FusedNative:
             library.kernels, ctypes.byref(shape), batch.packing.tokens, longest, self._threads
         )
         if self._workspace.size < size:
-            self._workspace = aligned(size)
-            self._workspace_at = address(self._workspace)
+            workspace = aligned(size)
+            self._workspace, self._workspace_at = workspace, address(workspace)
         batch.shape = shape
 
     def pool(
@@ -188,7 +204,7 @@ class FusedNative:
             return pool(self._library, modes, hidden, _bounds(packing), exclude, normalize=normalize)
         pointers = PoolPointers(
             x=self._hidden_at,
-            ldx=self._library.leading(hidden.shape[1]),
+            ldx=self._library.padded_width(hidden.shape[1]),
             starts=batch.at[2],
             texts=len(packing.lengths),
             exclude=exclude,
@@ -216,9 +232,15 @@ class FusedNative:
         return vectors
 
 
+def _never() -> bool:
+    return False
+
+
 def _table_pointers(tables: Embeddings) -> EmbeddingPointers:
     """Return the addresses of the tables."""
     width = tables.word.shape[1]
+    if not len(tables.token_type):
+        raise ValueError("there must be an embedding of the first type; the table has no rows.")
     return EmbeddingPointers(
         word=address(checked_whole(tables.word, -1, width)),
         position=address(checked_whole(tables.position, -1, width)),
@@ -254,7 +276,7 @@ def pool(
         checked_whole(weight_sums, len(bounds) - 1, dtype=np.float64)
     pointers = PoolPointers(
         x=address(checked(hidden, -1, -1)),
-        ldx=leading(hidden),
+        ldx=row_stride(hidden),
         starts=address(checked_whole(bounds, -1, dtype=np.int64)),
         texts=len(bounds) - 1,
         weight_sums=address(weight_sums),

@@ -32,7 +32,7 @@ _FILE = {"win32": "minibert_cpu.dll", "darwin": "minibert_cpu.dylib"}.get(sys.pl
 #: Where it is: in the wheel, and in a checkout.
 _FOLDERS = (Path(__file__).parents[1] / "_kernels" / "cpu", Path(__file__).parents[2] / "kernels" / "cpu")
 #: A team of more threads was not measured.
-_LARGEST_TEAM = 16
+LARGEST_TEAM = 16
 
 #: The numbers of the activations in ``kernels/cpu/kernels.h``, by the names of ``hidden_act``, and softplus for Dense.
 ACTIVATIONS: Final = {
@@ -157,6 +157,7 @@ _FUNCTIONS: tuple[tuple[str, Any, list[Any]], ...] = (
         _TEXT,
         [_POINTER, _POINTER, ctypes.c_ssize_t, ctypes.c_ssize_t, *[_SIZE] * 2, _FLOAT, *[_SIZE] * 2, _POINTER, _SIZE],
     ),
+    ("mb_unpack", _TEXT, [_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER]),
     ("mb_fold", None, [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _POINTER]),
     ("mb_leading", _SIZE, [_SIZE]),
     ("mb_workspace", _SIZE, [_POINTER, _POINTER, _SIZE, _SIZE, _INT]),
@@ -198,9 +199,9 @@ def checked(array: Array, *shape: int, dtype: type = np.float32) -> Array:
     """
     have = array.shape
     right = have == shape or (len(have) == len(shape) and all(x in {-1, y} for x, y in zip(shape, have, strict=True)))
-    if not right or array.dtype != dtype or not (array.flags.c_contiguous or _has_rows(array)):
+    if not right or array.dtype != dtype or not array.flags.aligned or not (array.flags.c_contiguous or _has_rows(array)):
         raise ValueError(
-            f"an array for the native kernels must have shape {shape}, type {np.dtype(dtype)} and contiguous rows; it "
+            f"an array for the native kernels must have shape {shape} (-1: any size), type {np.dtype(dtype)} and contiguous rows; it "
             f"has shape {array.shape}, type {array.dtype} and strides {array.strides}."
         )
     return array
@@ -236,7 +237,7 @@ def checked_result(array: Array, *shape: int) -> Array:
     return checked(array, *shape)
 
 
-def leading(array: Float[Array, "rows columns"]) -> int:
+def row_stride(array: Float[Array, "rows columns"]) -> int:
     """Return the number of floats from one row to the next."""
     if array.shape[0] < 2:
         return array.shape[1]
@@ -259,11 +260,14 @@ class Library:
         self.c = c
         self.name = name
         self.kernels = kernels
+        self._widths: dict[int, int] = {}
 
-    @functools.cache  # noqa: B019 - there are few libraries and few widths
-    def leading(self, columns: int) -> int:
+    def padded_width(self, columns: int) -> int:
         """Return the number of floats from one row of hidden states to the next."""
-        return int(self.c.mb_leading(columns))
+        width = self._widths.get(columns)
+        if width is None:
+            width = self._widths[columns] = int(self.c.mb_leading(columns))
+        return width
 
     def team(self) -> int | None:
         """Return the process's team of threads for single calls. It is made at the first call; None if it cannot be."""
@@ -286,11 +290,17 @@ class Library:
         """Put matrices side by side into a packed matrix of ``outputs`` columns, each multiplied by its factor.
 
         The matrices may have any strides, so a transposed view needs no copy.
+
+        Raises:
+            ValueError: The matrices and the packed matrix do not fit together.
         """
         first = 0
         for part, factor in parts:
             if part.ndim != 2 or part.dtype != np.float32 or part.strides[0] % 4 or part.strides[1] % 4:
-                raise ValueError(f"a matrix must be float32 with two dimensions; it is {part.dtype} of {part.shape}.")
+                raise ValueError(
+                    f"a matrix must be float32 with two dimensions and whole strides; it is {part.dtype} of shape "
+                    f"{part.shape} and strides {part.strides}."
+                )
             strides = (stride // 4 for stride in part.strides)
             self.require(
                 self.c.mb_pack(
@@ -310,8 +320,11 @@ class Library:
             raise ValueError(f"the matrices must have {outputs} columns together; they have {first}.")
 
     def unpack(self, packed: Float[Array, "packed"], inputs: int, outputs: int) -> Float[Array, "inputs outputs"]:
-        """Return the matrix that was packed: its product with the unit matrix, which is exact. -0 becomes 0."""
-        return self.linear(np.eye(inputs, dtype=np.float32), packed, outputs)
+        """Return the matrix that was packed."""
+        w = np.empty((inputs, outputs), np.float32)
+        checked_whole(packed, -1)
+        self.require(self.c.mb_unpack(self.kernels, address(packed), packed.size, inputs, outputs, address(w)))
+        return w
 
     def linear(
         self,
@@ -331,7 +344,7 @@ class Library:
         if bias is not None:
             checked(bias, outputs)
         product = ProductPointers(
-            address(x), address(packed), address(bias), address(y), leading(x), outputs, len(x), inputs, outputs,
+            address(x), address(packed), address(bias), address(y), row_stride(x), outputs, len(x), inputs, outputs,
             panels, 0, panels, ACTIVATIONS[activation] if bias is not None else 0,
         )  # fmt: skip
         self.require(self.c.mb_product(self.kernels, None, 1, ctypes.byref(product)))
@@ -347,7 +360,7 @@ class Library:
     def normalize(self, x: Float[Array, "rows width"]) -> None:
         """Scale each row to length 1, in place, as :func:`minibert.ops.l2_normalize`."""
         checked_result(x, -1, -1)
-        self.c.mb_normalize(self.kernels, address(x), *x.shape, leading(x))
+        self.c.mb_normalize(self.kernels, address(x), *x.shape, row_stride(x))
 
     def peak(self, seconds: float) -> float:
         """Return the GFLOP/s of this thread in a loop of fused multiply-adds, run for about this time."""
@@ -463,7 +476,7 @@ class _Team:
         if not self.made:
             with self.lock:
                 if not self.made:
-                    self.address = c.mb_team(min(usable_cores(), _LARGEST_TEAM))
+                    self.address = c.mb_team(min(usable_cores(), LARGEST_TEAM))
                     self.made = True
         return self.address
 

@@ -1,6 +1,7 @@
 """The arithmetic of the modules after the transformer by the native kernels: the same bits on every processor."""
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -75,13 +76,14 @@ class NativeArithmetic:
     ) -> Float[Array, "B D"]:
         """Return :func:`minibert.pooling.pool`, for texts of equal length without padding, or without tokens."""
         texts, tokens = mask.shape
-        if not (mask.all() or not mask.any()):
+        whole = bool(mask.all())
+        if not whole and mask.any():
             return pooling.pool(modes, hidden, mask, exclude=exclude, weight_sum=weight_sum)
-        bounds = np.arange(texts + 1, dtype=np.int64) * (tokens if mask.all() else 0)
+        bounds = np.arange(texts + 1, dtype=np.int64) * (tokens if whole else 0)
         sums = None if weight_sum is None else weight_sum.astype(np.float64)
         return fused_native.pool(self._library, modes, _rows(hidden), bounds, exclude, sums)
 
 
 def _rows(x: Float[Array, "*rows n"]) -> Float[Array, "m n"]:
     """Return the rows of an array as one contiguous float32 matrix."""
-    return np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32)
+    return np.ascontiguousarray(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), np.float32)

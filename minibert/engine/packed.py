@@ -7,6 +7,7 @@ parameters that :func:`load` rearranged once. The bits of a text's vectors do no
     n  texts                  I  intermediate size      d  head size, H / h
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -122,7 +123,7 @@ def row_rule(config: BertConfig, dtype: DType) -> RowRule:
 
 def query_scale(hidden: int, heads: int) -> float:
     """Return 1 / sqrt(d), the factor of the query weights and bias."""
-    return float((hidden // heads) ** -0.5)
+    return 1.0 / math.sqrt(hidden // heads)  # both operations are exact to the last bit; a power is not
 
 
 def pack_layer(layer: params.Layer, heads: int) -> Layer:

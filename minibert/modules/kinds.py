@@ -75,6 +75,13 @@ class Module(Protocol):
         ...
 
 
+def _moved(module: Any, arithmetic: Arithmetic) -> Any:
+    """Return a copy of a module with another arithmetic."""
+    moved = copy.copy(module)
+    moved.arithmetic = arithmetic
+    return moved
+
+
 class Pooling(Module):
     """From token vectors to one vector per text, with one or several modes of :mod:`minibert.pooling`."""
 
@@ -123,9 +130,7 @@ class Pooling(Module):
         return module
 
     def on(self, arithmetic: Arithmetic) -> Self:
-        module = copy.copy(self)
-        module.arithmetic = arithmetic
-        return module
+        return _moved(self, arithmetic)
 
     def connect(self, flow: Flow) -> None:
         flow.widths["sentence_embedding"] = len(self.modes) * flow.widths["token_embeddings"]
@@ -170,9 +175,7 @@ class Normalize(InPlace, Module):
         flow.widths[self.target] = _width(self.path, flow, self.source)
 
     def on(self, arithmetic: Arithmetic) -> Self:
-        module = copy.copy(self)
-        module.arithmetic = arithmetic
-        return module
+        return _moved(self, arithmetic)
 
     def __call__(self, features: Features) -> None:
         features[self.target] = self.arithmetic.l2_normalize(features[self.source])
@@ -257,8 +260,7 @@ class Dense(InPlace, Module):
         flow.widths[self.target] = self.out_features
 
     def on(self, arithmetic: Arithmetic) -> Self:
-        module = copy.copy(self)
-        module.arithmetic = arithmetic
+        module = _moved(self, arithmetic)
         module.weights = {
             name: arithmetic.matrix(weight) if weight.ndim == 2 else arithmetic.vector(weight)
             for name, weight in self.weights.items()
@@ -278,8 +280,8 @@ class LayerNorm(Module):
 
     EPS: ClassVar[float] = 1e-5
 
-    def __init__(self, path: Path, weights: Mapping[str, Any], arithmetic: Arithmetic | None = None) -> None:
-        self.arithmetic = arithmetic or _NUMPY
+    def __init__(self, path: Path, weights: Mapping[str, Any]) -> None:
+        self.arithmetic: Arithmetic = _NUMPY
         self.path = path
         self.weight, self.bias = weights["norm.weight"], weights["norm.bias"]
 
@@ -294,8 +296,9 @@ class LayerNorm(Module):
         _require_equal(self.path, "dimension", len(self.weight), "the width of the vectors that enter", width)
 
     def on(self, arithmetic: Arithmetic) -> Self:
-        weights = {"norm.weight": arithmetic.vector(self.weight), "norm.bias": arithmetic.vector(self.bias)}
-        return type(self)(self.path, weights, arithmetic)
+        module = _moved(self, arithmetic)
+        module.weight, module.bias = arithmetic.vector(self.weight), arithmetic.vector(self.bias)
+        return module
 
     def __call__(self, features: Features) -> None:
         features["sentence_embedding"] = self.arithmetic.layer_norm(
