@@ -43,8 +43,8 @@ class _Batch:
 
     Attributes:
         packing: The rows of the tokens.
-        numbers: The tokens' ids, their positions, and the bounds of the texts: the index of each text's first token, and
-            the number of tokens.
+        numbers: The tokens' ids, their positions, and the bounds of the texts: the index of each text's first token,
+            and the number of tokens.
         at: The addresses of these three.
         pointers: The texts, with all tokens as queries.
         x: The hidden states.
@@ -80,6 +80,9 @@ class FusedNative:
             cancelled: Whether to stop. It is asked before each layer.
         """
         self._library = library
+        self._tables: Embeddings | None = None
+        self._embedding = EmbeddingPointers()
+        self._batch: _Batch | None = None
         self.begin(threads, cancelled)
         self.free()
 
@@ -91,7 +94,7 @@ class FusedNative:
 
     def end(self) -> None:
         """Forget the last batch. Memory is kept for the next one, unless it is large."""
-        self._batch = self._tables = None
+        self._batch = None
         self._cancelled = _never
         if self._hidden.size + self._workspace.size > _MOST_KEPT:
             self.free()
@@ -101,9 +104,7 @@ class FusedNative:
         nothing = aligned(0)
         self._hidden = self._workspace = nothing
         self._hidden_at = self._workspace_at = address(nothing)
-        self._tables: Embeddings | None = None
-        self._embedding = EmbeddingPointers()
-        self._batch: _Batch | None = None
+        self._batch = None
 
     def embed_layer_norm(
         self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float

@@ -199,10 +199,15 @@ def checked(array: Array, *shape: int, dtype: type = np.float32) -> Array:
     """
     have = array.shape
     right = have == shape or (len(have) == len(shape) and all(x in {-1, y} for x, y in zip(shape, have, strict=True)))
-    if not right or array.dtype != dtype or not array.flags.aligned or not (array.flags.c_contiguous or _has_rows(array)):
+    if (
+        not right
+        or array.dtype != dtype
+        or not array.flags.aligned
+        or not (array.flags.c_contiguous or _has_rows(array))
+    ):
         raise ValueError(
-            f"an array for the native kernels must have shape {shape} (-1: any size), type {np.dtype(dtype)} and contiguous rows; it "
-            f"has shape {array.shape}, type {array.dtype} and strides {array.strides}."
+            f"an array for the native kernels must have shape {shape} (-1: any size), type {np.dtype(dtype)} and "
+            f"contiguous rows; it has shape {array.shape}, type {array.dtype} and strides {array.strides}."
         )
     return array
 
