@@ -30,8 +30,8 @@ _EFFICIENT_TOKENS = 192
 #: text uses BLAS threads only in the products with the weights. Tests showed that their bits stay the same.
 _SHORT_TEXT = 40
 #: The same for the native kernels. On two cores with AVX-512, all-MiniLM-L6-v2 is equally fast with 256 to 512 tokens,
-#: BERT-base from 256 on. The built-in model is faster with 1536 than with 1024, because Python does less; with more, the
-#: speed is the same.
+#: BERT-base from 256 on. The built-in model is faster with 1536 than with 1024, because Python does less.
+#: With more, the speed is the same.
 _NATIVE_BATCH_NUMBERS, _NATIVE_LEAST_TOKENS, _NATIVE_MOST_TOKENS = 262_144, 256, 1536
 #: Products of so many rows read their weights once.
 _NATIVE_EFFICIENT_TOKENS = 112
