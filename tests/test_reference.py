@@ -13,6 +13,7 @@ import pytest
 from support import CARDS, GOLDEN, ROOT, copy_twin, edit_json, edit_weights, golden, twin
 
 from minibert import BUILTIN_MODEL, BertModel, SentenceEncoder
+from minibert.engine.native import available
 
 pytestmark = pytest.mark.reference
 
@@ -279,14 +280,13 @@ def test_token_types_and_holes_in_the_mask():
 
 @pytest.mark.weights
 def test_error_against_float64_on_minilm(minilm):
-    """RMS error of the hidden states no larger than transformers' in float32; unit vectors within 3e-7."""
+    """RMS error of the hidden states at most transformers' in float32, native kernels 0.75 times; unit vectors 3e-7."""
     from accuracy import measure
 
     texts = json.loads(_metadata("all-MiniLM-L6-v2.safetensors")["texts"])
     errors = measure(minilm, texts)
 
-    assert errors["minibert float32"].rms <= errors["transformers sdpa float32"].rms
-    assert errors["minibert float32"].vector <= 3e-7
+    assert_errors(errors, of_numpy=1.0)
     assert errors["minibert.model float64"].hidden <= 2e-14
 
 
@@ -327,10 +327,10 @@ def test_float16_error_of_the_kernels(minilm, executor):
 
 
 def test_error_against_float64_on_bert_base(tmp_path):
-    """RMS error of the hidden states no larger than transformers' in float32 with seeded BERT-base weights.
+    """The same with seeded BERT-base weights.
 
-    The two are nearly equal, and both depend on the processor: the ratio was 0.987 with AVX2, and 1.003 on a processor
-    with AVX-512, where torch uses other kernels. So a hundredth is allowed.
+    The errors of numpy and of transformers are nearly equal, and both depend on the processor: the ratio was 0.987 with
+    AVX2, and 1.003 on a processor with AVX-512, where torch uses other kernels. So a hundredth is allowed.
     """
     from accuracy import measure
     from repos import full_vocabulary, made_up_texts, write_seeded_repo
@@ -339,9 +339,16 @@ def test_error_against_float64_on_bert_base(tmp_path):
     errors = measure(folder, made_up_texts(full_vocabulary(30522), 48, 30))
     shutil.rmtree(folder)
 
-    assert errors["minibert float32"].rms <= 1.01 * errors["transformers sdpa float32"].rms
-    assert errors["minibert float32"].vector <= 3e-7
+    assert_errors(errors, of_numpy=1.01)
     assert errors["minibert.model float64"].hidden <= 2e-14
+
+
+def assert_errors(errors, of_numpy):
+    """Check the error of numpy and of each instruction set of the native kernels, as multiples of transformers'."""
+    allowed = {"numpy": of_numpy, **dict.fromkeys(available(), 0.75)}
+    for kernels, factor in allowed.items():
+        assert errors[f"minibert {kernels} float32"].rms <= factor * errors["transformers sdpa float32"].rms, kernels
+        assert errors[f"minibert {kernels} float32"].vector <= 3e-7
 
 
 def _metadata(name):
