@@ -212,7 +212,8 @@ class FusedCpu(ByOperations):
         weights = self._array("scores", *q.shape[:3], k.shape[3])
         ones = self._ones(k.shape[3])
         np.matmul(q, k, out=weights)
-        with np.errstate(over="ignore"):  # texts with overflow are computed again below
+        # Texts with overflow are computed again below. Some kernels of OpenBLAS also call a product with inf invalid.
+        with np.errstate(over="ignore", invalid="ignore"):
             np.exp(weights, out=weights)
             sums = np.matmul(weights, ones)
         least, most = _SAFE_SUMS
