@@ -113,7 +113,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             on_truncate: See the class.
             num_threads: Number of threads. By default, it is the number of cores that the process may use. On a GPU,
                 it is the number of streams, by default 2.
-            max_batch_tokens: See the class. By default, it is up to 1536 (less for wider models), on a GPU 16,384.
+            max_batch_tokens: See the class. By default, it is 256 to 1536 with native kernels, up to 1024 with
+                numpy (less for wider models), and 16,384 on a GPU.
             max_seq_length: See the class. By default, the model defines it.
             include_prompt: See the class. By default, the model defines it.
             **torch_only: Other arguments of sentence-transformers. Each one raises an error that says what to use

@@ -148,6 +148,25 @@ class Operations(Fused, Protocol):
         ...
 
 
+class OnHost:
+    """The operations that have nothing to do where the device is the host."""
+
+    def recorded(
+        self,
+        key: Hashable,  # noqa: ARG002
+        ids: Int[Array, "tokens"],  # noqa: ARG002
+        packing: Packing,  # noqa: ARG002
+        first_tokens: Packing | None,  # noqa: ARG002
+        compute: Callable[[], Float[Array, "n D"]],
+    ) -> Float[Array, "n D"]:
+        """Return ``compute()``."""
+        return compute()
+
+    def to_host(self, vectors: Float[Array, "n D"]) -> Float[Array, "n D"]:
+        """Return ``vectors``."""
+        return vectors
+
+
 def partial_sums(products: int, longest: int) -> list[slice]:
     """Split a sum of ``products`` products into parts of about equal length, each of at most ``longest``."""
     parts = -(-products // longest)

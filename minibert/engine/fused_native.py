@@ -6,12 +6,13 @@ or the compiler (kernels/README.md tells how). Rows need no order, so the row ru
 
 import ctypes
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
 from minibert.config import BertConfig
+from minibert.engine.fused import OnHost
 from minibert.engine.native import (
     POOLING_MODES,
     BatchPointers,
@@ -68,7 +69,7 @@ class _Batch:
         self.shape: Shape | None = None
 
 
-class FusedNative:
+class FusedNative(OnHost):
     """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one thread."""
 
     def __init__(self, library: Library, threads: int = 1, *, cancelled: Callable[[], bool] = lambda: False) -> None:
@@ -213,24 +214,9 @@ class FusedNative:
         )
         return _pool(self._library, modes, pointers, *hidden.shape)
 
-    def recorded(
-        self,
-        key: Hashable,  # noqa: ARG002
-        ids: Int[Array, "tokens"],  # noqa: ARG002
-        packing: Packing,  # noqa: ARG002
-        first_tokens: Packing | None,  # noqa: ARG002
-        compute: Callable[[], Float[Array, "n D"]],
-    ) -> Float[Array, "n D"]:
-        """Return ``compute()``."""
-        return compute()
-
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
         """Return the tokens' rows of ``x``, in the order of the tokens."""
         return x[: packing.tokens]
-
-    def to_host(self, vectors: Float[Array, "n D"]) -> Float[Array, "n D"]:
-        """Return ``vectors``."""
-        return vectors
 
 
 def _never() -> bool:
@@ -272,6 +258,9 @@ def pool(
         exclude: Number of tokens at the start of each text that are left out.
         weight_sums: The sum of each text's weights in float64, in place of its number of tokens.
         normalize: Whether vectors are scaled to length 1.
+
+    Raises:
+        ValueError: The arrays do not fit together.
     """
     if weight_sums is not None:
         checked_whole(weight_sums, len(bounds) - 1, dtype=np.float64)

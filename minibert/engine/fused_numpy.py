@@ -1,13 +1,13 @@
 """The fused operations on a CPU: numpy, in place, on blocks of rows that fit in the cache."""
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from minibert import ops, pooling
-from minibert.engine.fused import partial_sums
+from minibert.engine.fused import OnHost, partial_sums
 from minibert.engine.packed import ByOperations, require_in_tables
 from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
@@ -23,7 +23,7 @@ _SCORES = 262_144
 _SAFE_SUMS = (1e-15, 1e15)
 
 
-class FusedCpu(ByOperations):
+class FusedCpu(ByOperations, OnHost):
     """The operations of :class:`minibert.engine.fused.Fused`, and the memory of one thread."""
 
     def __init__(self, dtype: DType, *, cancelled: Callable[[], bool] = lambda: False) -> None:
@@ -162,24 +162,9 @@ class FusedCpu(ByOperations):
         together = np.concatenate(vectors)
         return ops.l2_normalize(together) if normalize else together
 
-    def recorded(
-        self,
-        key: Hashable,  # noqa: ARG002
-        ids: Int[Array, "tokens"],  # noqa: ARG002
-        packing: Packing,  # noqa: ARG002
-        first_tokens: Packing | None,  # noqa: ARG002
-        compute: Callable[[], Float[Array, "n D"]],
-    ) -> Float[Array, "n D"]:
-        """Return ``compute()``."""
-        return compute()
-
     def unpack(self, x: Float[Array, "T H"], packing: Packing) -> Float[Array, "tokens H"]:
         """Return the tokens' rows of ``x``, in the order of the tokens."""
         return self.in_order(x, packing)
-
-    def to_host(self, vectors: Float[Array, "n D"]) -> Float[Array, "n D"]:
-        """Return ``vectors``."""
-        return vectors
 
     def free(self) -> None:
         """Release all memory."""

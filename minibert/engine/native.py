@@ -339,7 +339,11 @@ class Library:
         bias: Float[Array, "outputs"] | None = None,
         activation: str = "linear",
     ) -> Float[Array, "rows outputs"]:
-        """Return ``act(x @ w + bias)`` in new memory. ``packed`` has the weights ``w``, ``(inputs, outputs)``."""
+        """Return ``act(x @ w + bias)`` in new memory. ``packed`` has the weights ``w``, ``(inputs, outputs)``.
+
+        Raises:
+            ValueError: The arrays do not fit together, or there are no inputs.
+        """
         inputs = checked(x, -1, -1).shape[1]
         if not inputs:
             raise ValueError("a product must have at least one input; it has none.")
@@ -358,7 +362,7 @@ class Library:
         return y
 
     def activate(self, activation: str, x: Float[Array, "*shape"]) -> None:
-        """Apply an activation in place. ``x`` must be contiguous."""
+        """Apply an activation of :data:`ACTIVATIONS` in place. Raise ValueError unless ``x`` is contiguous float32."""
         checked_result(checked_whole(x, *x.shape), *x.shape)
         self.c.mb_activate(self.kernels, ACTIVATIONS[activation], address(x), x.size)
 
