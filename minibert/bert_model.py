@@ -1,19 +1,35 @@
 """BertModel: the reference forward pass with the parameters of a checkpoint, with the interface of transformers."""
 
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from minibert import params
+from minibert import model, params
 from minibert.config import BertConfig
 from minibert.engine.precisions import compute_dtype
 from minibert.files import checkpoint, hub
-from minibert.model import BertOutput, bert
+from minibert.model import Tap, untapped
 from minibert.repo import ModelRepo
 from minibert.safe.regular import is_there
-from minibert.typing import Array, Bool, DType, Int, Num, PathLike
+from minibert.typing import Array, Bool, DType, Float, Int, Num, PathLike
 
-__all__ = ["BertModel"]
+__all__ = ["BertModel", "BertOutput"]
+
+
+class BertOutput(NamedTuple):
+    """The result of BERT. The fields have the names of transformers' BertModel.
+
+    Attributes:
+        last_hidden_state: The token vectors after the last layer, ``(B, S, H)``.
+        pooler_output: The pooled first token, ``(B, H)``; None if the checkpoint has no pooler.
+        hidden_states: On request, L + 1 arrays ``(B, S, H)``: the embeddings, then the output of each layer.
+        attentions: On request, L arrays ``(B, h, S, S)``: each layer's attention weights, query by key.
+    """
+
+    last_hidden_state: Float[Array, "B S H"]
+    pooler_output: Float[Array, "B H"] | None
+    hidden_states: tuple[Float[Array, "B S H"], ...] | None
+    attentions: tuple[Float[Array, "B h S S"], ...] | None
 
 
 class BertModel:
@@ -79,6 +95,7 @@ class BertModel:
         *,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        tap: Tap = untapped,
     ) -> BertOutput:
         """Return the hidden states of ``B`` texts of ``S`` tokens.
 
@@ -88,6 +105,8 @@ class BertModel:
             token_type_ids: 0 in the first text of a pair and 1 in the second; by default 0.
             output_hidden_states: Whether to return the hidden states of every layer.
             output_attentions: Whether to return the attention weights of every layer.
+            tap: Takes the name and the value of each result of :func:`minibert.model.bert`, and returns the value to
+                continue with. With the default, nothing changes.
 
         Raises:
             ValueError: The arrays are not two-dimensional, their shapes differ, or they have no or too many tokens.
@@ -108,14 +127,23 @@ class BertModel:
         for name, array in (("token_type_ids", types), ("attention_mask", mask)):
             if array.shape != ids.shape:
                 raise ValueError(f"{name} must have the shape of input_ids, {ids.shape}; it has {array.shape}.")
-        return bert(
-            self.params,
-            self.config,
-            ids,
-            mask,
-            types,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
+        hidden_states: list[Array] = []
+        attentions: list[Array] = []
+
+        def collect(name: str, value: Array) -> Array:
+            value = tap(name, value)
+            if name.endswith(".x") and output_hidden_states:
+                hidden_states.append(value)
+            if name.endswith(".weights") and output_attentions:
+                attentions.append(value)
+            return value
+
+        x = model.bert(self.params, self.config, ids, mask, types, collect)
+        return BertOutput(
+            last_hidden_state=x,
+            pooler_output=None if self.params.pooler is None else model.pool_first_token(self.params.pooler, x),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
         )
 
     @staticmethod

@@ -11,7 +11,7 @@ from packed_cases import EACH_RULE, RULES, cast, random_model, random_tensors
 from safetensors.numpy import save_file
 from support import CARDS, assert_as_accurate, copy_twin, edit_weights, twin, write_module
 
-from minibert import model
+from minibert.bert_model import BertModel
 from minibert.config import BertConfig
 from minibert.engine import packed
 from minibert.engine.devices import CpuEngine
@@ -84,11 +84,8 @@ def packed_states(parameters, config, texts, rule, dtype):
 def reference_states(parameters, config, texts, dtype):
     """Return the same by the reference, one text after the other."""
     parameters = cast(parameters, dtype)
-    states = []
-    for ids in texts:
-        batch = ids[None]
-        run = model.bert(parameters, config, batch, batch >= 0, 0 * batch, output_hidden_states=True)
-        states.append(np.concatenate(run.hidden_states))
+    bert = BertModel(config, parameters)
+    states = [np.concatenate(bert(ids[None], output_hidden_states=True).hidden_states) for ids in texts]
     return np.concatenate(states, axis=1)
 
 
