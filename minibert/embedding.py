@@ -139,7 +139,7 @@ def embed(
         pieces = (np.arange(len(unique))[first:][:_HELD_AT_ONCE] for first in range(0, len(unique), _HELD_AT_ONCE))
         with contextlib.closing(ahead(encode, pieces)) as encoded:
             held = TokenIds.joined(map(ids_of, encoded))
-        _refuse_truncation(lengths[which], limit, start)
+        refuse_truncation(lengths[which], limit, start)
         source = source._replace(tokenize=lambda rows: (held.lengths[rows], rows.tolist()), ids_of=held.take)
     outputs = _compute(source, request, pipeline, engine, progress)
     progress(len(texts) - len(unique))
@@ -268,7 +268,7 @@ def _in_batches(
                 batches.close()
 
 
-def _refuse_truncation(lengths: Int[Array, "texts"], limit: int, start: int) -> None:
+def refuse_truncation(lengths: Int[Array, "texts"], limit: int, start: int) -> None:
     """Raise TruncationError if a text has more tokens than the limit. The index of the first text is ``start``."""
     cut = np.flatnonzero(lengths > limit)
     if len(cut):

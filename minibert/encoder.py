@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import logging
 import os
@@ -13,15 +14,19 @@ import numpy as np
 from minibert import instead, quantization, similarity
 from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
 from minibert.arrays import array_namespace
-from minibert.embedding import OutputValue, Request, Truncation, embed
+from minibert.embedding import OutputValue, Request, Truncation, embed, refuse_truncation
 from minibert.engine.devices import open_engine
 from minibert.errors import DeviceError, TruncationWarning, warn_caller
 from minibert.files import hub
-from minibert.inputs import as_texts, at_least_one, checked, iterate, refuse_torch_only
+from minibert.inputs import as_texts, at_least_one, checked, iterate, refuse_torch_only, require_text
 from minibert.pipeline import Pipeline
 from minibert.repo import DEFAULT_PROMPTS, ModelRepo
 from minibert.settings import Setting, Settings, chosen
 from minibert.typing import Array, DType, EncodeOptions, Float, Int, Num, OnTruncate, PathLike, Precision
+
+if TYPE_CHECKING:
+    from minibert.study import Edit, Similarity, Trace
+    from minibert.study.reference import Reference
 
 __all__ = ["SentenceEncoder", "Truncation"]
 
@@ -585,6 +590,109 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         """
         return similarity.similarity_pairwise(self.similarity_fn_name, embeddings1, embeddings2)
 
+    @overload
+    def trace(  # type: ignore[overload-overlap]  # a str is an iterable of texts, too, to a type checker
+        self,
+        inputs: str,
+        *,
+        keep: str | Iterable[str] = "*",
+        edit: "Mapping[str, Edit] | None" = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> "Trace": ...
+    @overload
+    def trace(
+        self,
+        inputs: Iterable[str],
+        *,
+        keep: str | Iterable[str] = "*",
+        edit: "Mapping[str, Edit] | None" = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> "list[Trace]": ...
+    def trace(
+        self,
+        inputs: Any,
+        *,
+        keep: str | Iterable[str] = "*",
+        edit: "Mapping[str, Edit] | None" = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Any:
+        """Return every result on the way from a text to its vector: a :class:`minibert.study.Trace`.
+
+        The reference computes it in float64, from the same files: :mod:`minibert.model`, then the modules. The first
+        call reads the parameters and keeps them: 8 bytes for each number of the checkpoint.
+
+        Args:
+            inputs: A text, or an iterable of texts, which gives a list of traces.
+            keep: Names of results, or patterns such as ``"layers.*.weights"``: what the trace keeps.
+            edit: For a name or pattern, a function of the result, such as :func:`minibert.study.without`. The model
+                continues with what it returns. It gets a copy without the dimension of texts. Edits are made in order.
+            prompt_name: As in :meth:`encode`.
+            prompt: As in :meth:`encode`.
+
+        Raises:
+            TypeError: An input is not a text.
+            ValueError: No result has such a name, or an edit returns another shape.
+            TruncationError: A text is too long, and :attr:`on_truncate` is ``"error"``.
+            ModelFileError: A file of the repo can no longer be used.
+
+        Example:
+            >>> trace = SentenceEncoder().trace("A man is eating food.", keep=["layers.*.weights", "layers.*.x"])
+            >>> print(trace)
+            Trace of 'A man is eating food.', 8 tokens
+            layers.0.weights  2 heads x 8 tokens that attend x 8 tokens attended to  model.py:102
+            layers.0.x        8 tokens x 128 dimensions                              model.py:113
+            layers.1.weights  2 heads x 8 tokens that attend x 8 tokens attended to  model.py:102
+            layers.1.x        8 tokens x 128 dimensions                              model.py:113
+        """
+        from minibert.study import Trace
+
+        settings, (texts, single) = self._settings, as_texts(inputs)
+        before, limit = settings.prompt(prompt, prompt_name), settings.max_seq_length
+        tokenizer = self._pipeline.tokenizer
+        lengths = tokenizer.lengths(tokenizer.encode([before + text for text in texts]))
+        if settings.on_truncate == "error":
+            refuse_truncation(lengths, limit, 0)
+        model = self._reference.changed(include_prompt=settings.include_prompt, truncate_dim=settings.truncate_dim)
+        patterns = [keep] if isinstance(keep, str) else list(keep)
+        traces = [Trace.of(model, text, before, limit, patterns, edit or {}) for text in texts]
+        self._report(Truncation(0, 0, limit).including(lengths), len(texts), settings)
+        return traces[0] if single else traces
+
+    def explain(self, a: "str | Trace", b: "str | Trace", *, tolerance: float = 0.01) -> "Similarity":
+        """Return why two texts are similar: by words, tokens, heads and layers.
+
+        The score is that of :attr:`similarity_fn_name`, which must be ``"cosine"`` or ``"dot"``. Each part of the
+        result is computed when it is first used. The time of ``words`` and ``without_token`` grows with the square of
+        the number of tokens.
+
+        Args:
+            a: A text, or a trace of this encoder with all results, for example with a prompt.
+            b: The other text or trace.
+            tolerance: The allowed error of each text's words, in lengths of its vector.
+
+        Raises:
+            TypeError: An input is neither a text nor a trace.
+            ValueError: The encoder has another similarity function, or a trace has edits.
+        """
+        from minibert.study import Similarity, Trace
+
+        def traced(name: str, text: str | Trace) -> Trace:
+            if isinstance(text, Trace):
+                return text
+            require_text(name, text)
+            return self.trace(text)
+
+        return Similarity(traced("a", a), traced("b", b), self.similarity_fn_name, tolerance)
+
+    @functools.cached_property
+    def _reference(self) -> "Reference":
+        from minibert.study.reference import Reference
+
+        return Reference.load(self._repo, self._pipeline.tokenizer)
+
     def prompt_for(self, kind: Literal["query", "document"]) -> str:
         """Return the text that :meth:`encode_query` or :meth:`encode_document` puts before each text, or ``""``."""
         return self._settings.prompt(None, self._settings.prompt_name(kind))
@@ -625,7 +733,8 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     def __getstate__(self) -> dict[str, Any]:
         pipeline = self._pipeline.portable(self._engine)
-        return {**self.__dict__, "_pipeline": pipeline, "_engine": self.dtype.name}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_reference"}
+        return {**kept, "_pipeline": pipeline, "_engine": self.dtype.name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore model and settings. Choose kernels, packing and threads again: they depend on the machine."""

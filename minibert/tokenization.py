@@ -40,6 +40,7 @@ class TextTokenizer:
         largest_id: The largest id that can occur in a text.
         model_max_length: The limit in ``tokenizer_config.json``, or None.
         pad_id: The id that pads shorter texts.
+        blank_id: The id that stands for a hidden word: of the mask token, or else of the unknown token.
         special_ids: The ids of the named special tokens.
         prefix: The special ids before a text's own ids.
         suffix: The special ids after a text's own ids.
@@ -51,6 +52,7 @@ class TextTokenizer:
     largest_id: int
     model_max_length: int | None
     pad_id: int
+    blank_id: int
     special_ids: frozenset[int]
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
@@ -90,6 +92,7 @@ class TextTokenizer:
             largest_id=largest_id,
             model_max_length=files.max_length,
             pad_id=special_ids.get("pad_token", 0),
+            blank_id=special_ids.get("mask_token", special_ids.get("unk_token", 0)),
             special_ids=frozenset(special_ids.values()),
             prefix=prefix,
             suffix=suffix,
