@@ -41,9 +41,9 @@ FLOORS = (
 WINGS = {
     "cli": (
         ("help_texts", "terminal"),
-        ("arguments", "encoder", "files", "opened", "outputs", "texts"),
+        ("arguments", "encoder", "files", "heat_map", "opened", "outputs", "texts"),
         ("convert", "differences", "download", "encode", "index"),
-        ("inspect", "search"),
+        ("explain", "inspect", "search"),
         ("__init__",),
     ),
     "engine": (

@@ -28,6 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     encode = add("encode", "turn texts into vectors", help_texts.ENCODE, help_texts.ENCODE_EPILOG)
     index = add("index", "encode texts for many searches", help_texts.INDEX, help_texts.INDEX_EPILOG)
     search = add("search", "find texts by their meaning", help_texts.SEARCH, help_texts.SEARCH_EPILOG)
+    explain = add("explain", "show why texts are similar", help_texts.EXPLAIN, help_texts.EXPLAIN_EPILOG)
     inspect = add("inspect", "print the facts about a model repo", help_texts.INSPECT, help_texts.INSPECT_EPILOG)
     convert = add(
         "convert", "write a model repo with safetensors weights", help_texts.CONVERT, help_texts.CONVERT_EPILOG
@@ -36,6 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_encode(encode)
     _add_index(index)
     _add_search(search)
+    _add_explain(explain)
     _add_model(inspect, nargs="?", default_text=" (default: the built-in English model)")
     inspect.add_argument("--json", action="store_true", help="print one JSON object, for other programs")
     _add_model(convert)
@@ -43,7 +45,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_model(download)
 
     options = parser.parse_args(argv)
-    checks = {"encode": _check_encode, "index": _check_index, "search": _check_search, "inspect": _check_inspect}
+    checks = {
+        "encode": _check_encode,
+        "index": _check_index,
+        "search": _check_search,
+        "explain": _check_explain,
+        "inspect": _check_inspect,
+    }
     if options.command in checks:
         checks[options.command](commands.choices[options.command], options)
     return options
@@ -142,6 +150,21 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(truncate_dim=None)  # the index defines the dimensions
     _add_prompts(parser, 'By default those of the index, or the model\'s own; "" for no prompt.')
     _add_computation(parser)
+    _add_hub(parser)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", metavar="TEXT", help="a text; put -- before a text that begins with a dash")
+    parser.add_argument("other", metavar="OTHER", nargs="?", help="a text to compare it with")
+    _add_model_option(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--html", metavar="FILE", type=Path, help="write a page to FILE instead")
+    output.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    parser.add_argument_group("prompts", "By default the model's default prompt, if there is one.").add_argument(
+        "--prompt", metavar="TEXT", help='what is put before each text; "" for no prompt'
+    )
+    # The reference computes, in float64 and on a CPU.
+    parser.set_defaults(device=None, dtype=None, num_threads=None, truncate_dim=None, on_truncate="warn")
     _add_hub(parser)
 
 
@@ -281,6 +304,12 @@ def _check_input_and_model(parser: argparse.ArgumentParser, options: argparse.Na
         options.input = "-"
     if options.input_format is None:
         options.input_format = "jsonl" if FORMATS.get(Path(options.input).suffix) == "jsonl" else "text"
+    _check_revision(parser, options, "--model")
+
+
+def _check_explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.overwrite and options.html is None:
+        parser.error("--overwrite is for --html")
     _check_revision(parser, options, "--model")
 
 

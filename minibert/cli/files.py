@@ -25,19 +25,24 @@ def model_folder(options: argparse.Namespace) -> Path:
 
 
 @contextlib.contextmanager
-def output_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def output_file(path: Path, *, overwrite: bool, option: str = "--output") -> Iterator[Path]:
     """Give the new file that becomes ``path``, as :func:`minibert.safe.atomic.whole_file` does.
+
+    Args:
+        path: The file.
+        overwrite: Whether it may replace a file.
+        option: The option that names the file, for messages.
 
     Raises:
         OSError: ``path`` exists and ``overwrite`` is false, or no file can be written there. Raised before the block
             begins.
     """
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--output must lie in a folder; there is no folder {path.parent}. Create it first.")
+        raise FileNotFoundError(f"{option} must lie in a folder; there is no folder {path.parent}. Create it first.")
     if path.exists() and not path.is_file():
-        raise FileExistsError(f"--output must be a regular file; {path} is not. Give another name.")
+        raise FileExistsError(f"{option} must be a regular file; {path} is not. Give another name.")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Give another --output, or --overwrite to replace it.")
+        raise FileExistsError(f"{path} exists. Give another {option}, or --overwrite to replace it.")
     with whole_file(path) as new:
         yield new
 

@@ -120,6 +120,28 @@ examples:
       "why is the sky blue"
 """
 
+EXPLAIN = """\
+Look into the model. For one text, print what each part of the model added to
+its vector at each token. For two texts, print which pairs of words make them
+similar. With --html, write a page with every step of the computation.
+"""
+EXPLAIN_EPILOG = """\
+output:
+  On a terminal, a map in colours. If NO_COLOR is set, or in a pipe, there are
+  no colours. If the map is too large for the terminal, the largest numbers are
+  listed. Pairs of words are approximate: their error is printed. They are for
+  texts of at most 64 tokens. For longer texts, there are pairs of token
+  vectors, which are exact.
+  The page of --html is one file that needs no network: the source of the
+  forward pass beside its results, attention, tokens, and similarity.
+
+examples:
+  minibert explain "A man is eating food."
+  minibert explain "A man is eating food." "Someone is having a meal."
+  minibert explain "A man is eating food." "Someone is having a meal." \\
+      --html food.html
+"""
+
 INSPECT = """\
 Print the facts about a model repo: architecture, weights, pooling, maximum
 length, casing, prompts and files. Then print where other runtimes would

@@ -15,6 +15,11 @@ def cut(line: str, width: int) -> str:
     return line
 
 
+def columns_of(text: str) -> int:
+    """Return the number of terminal columns of a text."""
+    return sum(map(_columns, text))
+
+
 def _columns(character: str) -> int:
     """Return the number of terminal columns of a character."""
     if unicodedata.category(character) in {"Mn", "Me", "Cf"}:

@@ -19,6 +19,8 @@ __all__ = ["Similarity"]
 _STRETCHES = (0.0, 0.25, 0.5, 1.0)
 #: Number of points of each stretch, and the length of the shortest stretch.
 _POINTS, _SHORTEST = 6, 1 / 512
+#: The longest texts, in tokens, for which ``words`` and ``without_token`` do not take long.
+_QUICK = 64
 #: A derivative is a difference over this distance. The rounding error in float64 is about 1e-16 / _STEP.
 _STEP = 1e-6
 
@@ -75,6 +77,11 @@ class Similarity:
         are set aside: ``rest`` is the product in these directions.
         """
         return self._words[0]
+
+    @property
+    def words_are_quick(self) -> bool:
+        """Whether both texts have at most 64 tokens. The time for ``words`` grows with the square of the tokens."""
+        return max(len(self.a.ids), len(self.b.ids)) <= _QUICK
 
     @property
     def rest(self) -> float:
