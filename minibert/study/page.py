@@ -96,7 +96,7 @@ def _data(traces: Sequence[Trace], similarity: Similarity | None, name: str) -> 
         "hidden": bert.config.hidden_size,
         "eps": bert.config.layer_norm_eps,
         "steps": list(first),
-        "about": {kind_of(each): meaning_of(each).sentence for each in first},
+        "about": {kind_of(each): meaning_of(each) for each in first},
         "source": list(_source(first)),
         "modules": _modules(first),
         "norms": {key: {"weight": _packed(w, "f2"), "bias": _packed(b, "f2")} for key, (w, b) in norms.items()},
