@@ -144,7 +144,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             local_files_only=local_files_only,
         )
         self._repo = ModelRepo.open(folder)
-        positions = self._repo.config.max_position_embeddings
+        positions = self._repo.config.max_tokens
         own: dict[str, Any] = {
             "prompts": DEFAULT_PROMPTS | self._repo.prompts,
             "default_prompt_name": self._repo.default_prompt_name,

@@ -17,7 +17,7 @@ class Fused(Protocol):
     """
 
     def embed_layer_norm(
-        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
+        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, config: BertConfig
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0.
 
@@ -33,6 +33,7 @@ class Fused(Protocol):
         x: Float[Array, "T H"],
         packing: Packing,
         first_tokens: Packing | None = None,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "R H"]:
         """Return the hidden states after an encoder layer. The call may overwrite ``x``.
 
@@ -42,6 +43,8 @@ class Fused(Protocol):
             x: The hidden states of all tokens: the result of :meth:`embed_layer_norm` or of the last call.
             packing: The rows of the tokens.
             first_tokens: The rows of the first tokens, if only these are wanted; else None.
+            distance_bias: What is added to a score by the distance from the query to the key, from 1 - P to P - 1 for
+                texts of at most P tokens; None if nothing is added.
         """
         ...
 
@@ -117,8 +120,11 @@ class Operations(Fused, Protocol):
         heads: int,
         queries: Packing,
         keys: Packing,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax((Q + query_bias) K^T) V for each text and head, with concatenated heads. Q is already scaled.
+        """Return softmax((Q + query_bias) K^T + bias) V for each text and head, with concatenated heads.
+
+        Q is already scaled. ``bias`` is that of the distance from the query to the key; see :meth:`layer`.
 
         ``queries`` and ``keys`` have the same texts. A text may have fewer queries than keys. The call may overwrite
         ``q``.

@@ -196,10 +196,10 @@ class FusedCuda(ByOperations):
         self._recordings = Recordings(device, self._tables, enabled=record)
 
     def embed_layer_norm(
-        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
+        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, config: BertConfig
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
-        require_in_tables(tables, ids, packing)
+        require_in_tables(tables, ids, packing, config)
         width = tables.word.shape[1]
         for name, table in (("word", tables.word), ("position", tables.position), ("token_type", tables.token_type)):
             self._require(f"the {name} table", table, (len(table), width))

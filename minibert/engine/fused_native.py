@@ -108,7 +108,7 @@ class FusedNative(OnHost):
         self._batch = None
 
     def embed_layer_norm(
-        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
+        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, config: BertConfig
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
         library, rows, width = self._library, packing.tokens, tables.word.shape[1]
@@ -131,7 +131,7 @@ class FusedNative(OnHost):
             len(tables.position),
         )
         if wrong is not None:
-            require_in_tables(tables, ids, packing)  # it names the id
+            require_in_tables(tables, ids, packing, config)  # it names the id
         library.require(wrong)
         return x
 
