@@ -96,17 +96,23 @@ def test_layers_agree_with_the_vectors_of_encode(corpus, pairs):
     assert found["cosine_of_two_texts"][-1] == pytest.approx((cosines.sum() - 8) / (8 * 7), abs=1e-4)
 
 
-def test_heads_agree_with_the_attentions(corpus):
-    """The weights of one text are those that the model returns."""
+def test_heads_agree_with_a_trace(corpus):
+    """The weights and lengths of one text are those of its trace."""
     corpus.ids = corpus.ids[:1]
-    tokens = len(corpus.ids[0])
-    attentions = corpus.bert(corpus.ids, output_attentions=True).attentions
+    text, tokens = min(text for pair in corpus.pairs for text in pair), len(corpus.ids[0])
+    trace, masked = corpus.encoder.trace([text, " ".join(["[MASK]"] * (tokens - 2))])
     found = findings.heads(corpus)
 
-    for layer, weights in enumerate(attentions):
-        previous = np.diagonal(weights[0], -1, 1, 2)[:, 1 : tokens - 2].mean(axis=1)
-        np.testing.assert_allclose(found["previous"][layer], previous, rtol=0, atol=1e-4)
-        assert found["cls"][layer] == pytest.approx(weights[0, :, 1:-1, 0].mean(), abs=1e-4)
+    assert masked.ids[1:-1].tolist() == [103] * (tokens - 2)
+    for layer in range(2):
+        for name, each in (("previous", trace), ("previous_masked", masked)):
+            previous = np.diagonal(each.layers[layer].weights, -1, 1, 2)[:, 1 : tokens - 2].mean(axis=1)
+            np.testing.assert_allclose(found[name][layer], previous, rtol=0, atol=1e-4)
+        weights = trace.layers[layer].weights[:, 1:-1]
+        arriving = weights * trace.value_norms(layer)[:, None]
+        arriving /= arriving.sum(axis=-1, keepdims=True)
+        assert found["cls"][layer] == pytest.approx(weights[..., 0].mean(), abs=1e-4)
+        assert found["cls_norm"][layer] == pytest.approx(arriving[..., 0].mean(), abs=1e-4)
     assert found["equal"] == pytest.approx(1 / tokens, abs=1e-4)
 
 
