@@ -1116,7 +1116,7 @@ function drawByLayer(box) {
 /** Return a chart of the cosine by layer. */
 function layerChart(values, width) {
   const [height, low] = [150, Math.min(0, ...values)];
-  const x = (k) => 34 + (k * (width - 64)) / Math.max(1, values.length - 1);
+  const x = (k) => 52 + (k * (width - 82)) / Math.max(1, values.length - 1);
   const y = (value) => height - 26 - ((value - low) / (1 - low)) * (height - 46);
   const every = Math.ceil(values.length / (width / 60));
   const rule = (value) => [
@@ -1166,7 +1166,8 @@ function update() {
     tab.setAttribute("aria-selected", String(current));
     tab.tabIndex = current ? 0 : -1;
   }
-  [...$("texts").children].forEach((each, k) => each.setAttribute("aria-pressed", String(k === state.text)));
+  [...$("texts").children].forEach((each, k) =>
+    each.setAttribute("aria-pressed", String(k === state.text && state.view !== "similarity")));
   $("theme").textContent = isDark() ? "Light" : "Dark";
   VIEWS[state.view]();
   const after = new Map(keyed(""));
