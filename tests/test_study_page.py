@@ -259,7 +259,7 @@ def test_long_texts_are_cut_and_the_page_says_so():
     assert data["texts"][0]["count"] == 512 > shown
     assert "Text A has 602 tokens. The model reads only 512 of them." in data["notes"]
     assert any(f"the first {shown} tokens" in note for note in data["notes"])
-    assert "more than 64 tokens" in data["similarity"]["words"]["reason"]
+    assert "512 and 202 tokens" in data["similarity"]["words"]["reason"]
     assert data["similarity"]["withoutToken"] == data["similarity"]["withoutHead"] == data["similarity"]["words"]
     own = traces[0]["layers.1.weights"][:, :shown, :shown]
     np.testing.assert_allclose(array_of(data["texts"][0]["results"]["layers.1.weights"]), own, atol=1e-3)

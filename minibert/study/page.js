@@ -836,14 +836,14 @@ function drawHeads(box) {
   };
   const grid = element("div", { className: "grid", role: "group", "aria-label": "Heads", style: {
     gridTemplateColumns: `repeat(${gridColumns(box)}, minmax(0, ${DATA.heads > 3 ? "1fr" : "150px"}))` } });
-  for (let layer = 0; layer < DATA.layers; layer++) {
-    for (let head = 0; head < DATA.heads; head++) grid.append(headButton(layer, head));
-  }
+  const all = [...Array(DATA.layers * DATA.heads).keys()].map((k) => [Math.floor(k / DATA.heads), k % DATA.heads]);
+  const scale = Math.max(...all.map((head) => scaleOf(attention(...head))));
+  grid.append(...all.map((head) => headButton(...head, scale)));
   box.replaceChildren(
     heading("All heads", badge("exact")),
     paragraph(`${count(DATA.layers, "layer")} of ${count(DATA.heads, "head")}. Row: the token that attends. ` +
       "Column: the token that it attends to. Below each map is its number, layer.head, and where most of the " +
-      "attention of the words goes, if it is more than 35%."),
+      "attention of the words goes, if it is more than 35%. All maps have one scale."),
     choice("What is shown", "show", [["weights", "weights"], ["norms", "weights \u00d7 \u2016V W_O\u2016"]], state.show,
       (what) => { state.show = what; update(); }),
     paragraph(explained[state.show]),
@@ -860,10 +860,10 @@ function gridColumns(box) {
   return Math.min(fit, DATA.heads);
 }
 
-function headButton(layer, head) {
+function headButton(layer, head, scale) {
   const m = attention(layer, head);
   const habit = text().habits[layer][head];
-  const made = button(pixels(m, state.show === "weights" ? 1 : scaleOf(m), false), `cell-${layer}-${head}`,
+  const made = button(pixels(m, scale, false), `cell-${layer}-${head}`,
     () => { Object.assign(state, { layer, head }); update(); }, { className: "cell",
       "aria-pressed": String(layer === state.layer && head === state.head),
       "aria-label": `${layer}.${head} ${habit}` });
@@ -1244,7 +1244,7 @@ function buildTexts() {
       element("bdi", { dir: "auto" }, each.text || "(empty)"),
       element("span", { className: "count" }, count(each.count, "token"))));
   });
-  $("notes").append(...DATA.notes.map((note) => element("p", { className: "note" }, note)));
+  if (DATA.notes.length) $("notes").append(element("p", { className: "note" }, DATA.notes.join(" ")));
 }
 
 function chooseText(which) {
