@@ -239,7 +239,7 @@ def test_habits():
     trace = opened().trace("one two three four")
     size = len(trace.tokens)
 
-    assert page_module._habit(trace, np.eye(size, k=-1)) == "the previous token 100%"
+    assert page_module._habit(trace, np.eye(size, k=-1)) == "previous 100%"
     assert page_module._habit(trace, np.eye(size)[[0] * size] * 0.5) == "[CLS] 50%"
     assert page_module._habit(trace, np.full((size, size), 1 / size)) == "spread"
     assert page_module._habit(opened().trace(""), np.eye(2)) == "no words"

@@ -131,7 +131,7 @@ function shortened(label, most) {
 function partInWords(name) {
   const [kind, layer, what, head] = name.split(".");
   if (kind !== "layers") return { words: "words", types: "token types", positions: "positions" }[kind] || kind;
-  if (what === "outer") return `feed-forward ${layer}`;
+  if (what === "outer") return `FFN ${layer}`;
   return head === undefined ? `heads ${layer}` : `head ${layer}.${head}`;
 }
 
@@ -843,7 +843,8 @@ function drawHeads(box) {
     heading("All heads", badge("exact")),
     paragraph(`${count(DATA.layers, "layer")} of ${count(DATA.heads, "head")}. Row: the token that attends. ` +
       "Column: the token that it attends to. Below each map is its number, layer.head, and where most of the " +
-      "attention of the words goes, if it is more than 35%. All maps have one scale."),
+      "attention of the words goes: a token, the next or previous token, or \u201cspread\u201d if none has more than " +
+      "35%. All maps have one scale."),
     choice("What is shown", "show", [["weights", "weights"], ["norms", "weights \u00d7 \u2016V W_O\u2016"]], state.show,
       (what) => { state.show = what; update(); }),
     paragraph(explained[state.show]),
@@ -871,6 +872,11 @@ function headButton(layer, head, scale) {
   return made;
 }
 
+function habitInWords(habit) {
+  if (habit === "no words") return "The text has no words.";
+  return habit === "spread" ? "The attention of the words is spread." : `Most attention of the words: ${habit}.`;
+}
+
 function drawHead(box) {
   const { tokens } = text();
   const m = attention(state.layer, state.head);
@@ -881,7 +887,7 @@ function drawHead(box) {
     heading(`Layer ${state.layer}, head ${state.head}`),
     element("div", { className: "bar steps" }, selection("Layer", "layer", layers, state.layer, pick("layer")),
       selection("Head", "head", heads, state.head, pick("head"))),
-    paragraph(`In this text: ${text().habits[state.layer][state.head]}.`),
+    paragraph(habitInWords(text().habits[state.layer][state.head])),
   );
   const lines = tokens.length <= 24 ? attentionLines(m, box.clientWidth - 34) : null;
   if (lines) box.append(lines.svg);
@@ -962,7 +968,7 @@ function drawParts(box) {
   box.append(paragraph("What a head or a feed-forward layer adds to a token can be followed to the end: a layer " +
     "normalization, with the mean and the deviation that it had in this text, is linear. So the vector is also a sum " +
     "over the parts of the model. All numbers of the map sum to 100%. What a later layer makes of a part counts for " +
-    "the later layer. Heads are numbered layer.head."));
+    "the later layer. Heads are numbered layer.head. FFN is a feed-forward layer."));
   new HeatMap(box, matrixOf(parts.shares), {
     label: "Parts of the vector, in percent", rows: names, columns: tokens, most: 48, height: 25,
     numbers: tokens.length <= 14 ? hundredths : null, bars: listOf(parts.totals), barText: percent,

@@ -214,7 +214,7 @@ def _habit(trace: Trace, weights: Array) -> str:
     words, last = np.flatnonzero(~trace.special), len(weights) - 1
     if not len(words):
         return "no words"
-    goals = {"itself": words, "the previous token": np.maximum(words - 1, 0), "the next token": words + 1}
+    goals = {"itself": words, "previous": np.maximum(words - 1, 0), "next": words + 1}
     goals |= {printable(trace.tokens[i]): np.full(len(words), i) for i in (0, last) if trace.special[i]}
     share, goal = max((weights[words, np.minimum(to, last)].mean(), goal) for goal, to in goals.items())
     return f"{goal} {share:.0%}" if share > 0.35 else "spread"
