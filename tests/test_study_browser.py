@@ -136,7 +136,8 @@ def number(text):
 
 def focus(browser, selector):
     """Give an element the focus."""
-    browser.execute_script(f"document.querySelector({json.dumps(selector)}).focus({{focusVisible: true, preventScroll: true}})")
+    options = "{focusVisible: true, preventScroll: true}"
+    browser.execute_script(f"document.querySelector({json.dumps(selector)}).focus({options})")
 
 
 def assert_like(shown, value, bits=11):
