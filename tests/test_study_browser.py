@@ -341,6 +341,7 @@ def test_every_number_of_the_results(show):
             assert (np.abs(shown - value.ravel()) <= np.maximum(np.abs(value.ravel()) * 2**-11, 2**-25)).all(), name
 
 
+#: The results whose numbers the page computes again, by the ends of their names.
 AGAIN = ("scores", "weights", "heads", "attended", "x", "sentence_embedding")
 
 
