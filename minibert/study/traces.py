@@ -197,10 +197,10 @@ class Trace(Mapping[str, Array]):
         """Return what each part of the model added to the last layer's token vectors. The arrays sum to ``x``, exactly.
 
         The parts are ``words``, ``types``, ``positions``, each head, such as ``layers.0.heads.1``, each feed-forward
-        layer, such as ``layers.0.outer``, and ``biases``, which are the same for every text. Each layer normalization
-        is taken as it was in this text: a shift, a division and a scale. With these, it is linear, and what a head
-        wrote can be followed to the end. These are direct contributions: what a later layer made of a part counts as
-        the later layer's.
+        layer, such as ``layers.0.outer``, and ``biases``: those of W_O and of the layer normalizations. The other
+        biases are in the parts that they belong to. Each layer normalization is taken as it was in this text: a shift,
+        a division and a scale. With these, it is linear, and what a head wrote can be followed to the end. These are
+        direct contributions: what a later layer made of a part counts as the later layer's.
 
         Raises:
             ValueError: The trace has edits.
