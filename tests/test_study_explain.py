@@ -1,14 +1,19 @@
 """Why two texts are similar: every sum, against definitions in plain numpy."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from study_cases import LINEAR, NOT_LINEAR, by_hand, chain, chains, close, pooled
 from support import CARDS, MODES, twin
 
 from minibert import SentenceEncoder, study
+from minibert.modules.kinds import Pooling
 from minibert.study.similar import integrate
+from minibert.study.traces import Trace
 
 A, B = "No man can play.", "The happy cat listens!"
 EACH_CARD = pytest.mark.parametrize("card", CARDS)
@@ -25,6 +30,12 @@ def encoder():
 def changeable():
     """Return an encoder of the test's own."""
     return SentenceEncoder(twin("BertModel-128d"))
+
+
+@pytest.fixture(scope="module")
+def models(encoder):
+    """Return the reference of a twin with each pooling mode."""
+    return {mode: dataclasses.replace(encoder._reference, modules=(Pooling(mode),)) for mode in MODES}
 
 
 def score_of(function, a, b):
@@ -177,6 +188,21 @@ def test_texts_without_words(encoder, a, b):
     close(found.rest, found.score)
     close(found.vectors.sum(), found.score)
     assert [part.shape for part in found.without_token] == [found.a.ids.shape, found.b.ids.shape]
+
+
+@settings(deadline=None, max_examples=20)
+@given(texts=st.tuples(*[st.text("acdeno 4.[]中é", max_size=8)] * 2), mode=st.sampled_from(MODES))
+def test_any_two_texts(models, texts, mode):
+    """All sums are right for any texts and poolings, and exchange of the texts exchanges the shares."""
+    a, b = (Trace.of(models[mode], text, "", 512, ["*"], {}) for text in texts)
+    there, back = study.Similarity(a, b), study.Similarity(b, a)
+
+    assert_sums(there, 0.01)
+    close(there.vectors.sum(), there.score)
+    close(there.words, back.words.T)
+    close(there.rest, back.rest)
+    close(there.vectors, back.vectors.T)
+    close(there.without_head, back.without_head)
 
 
 def test_prompts_have_no_share(changeable):
