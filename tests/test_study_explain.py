@@ -1,5 +1,6 @@
 """Why two texts are similar: every sum, against definitions in plain numpy."""
 
+import copy
 import dataclasses
 import re
 
@@ -284,13 +285,15 @@ def test_what_explain_refuses(encoder, changeable):
         changeable.similarity_fn_name = name
         with pytest.raises(ValueError, match=f'similarity_fn_name must be "cosine" or "dot"; it is {name!r}'):
             changeable.explain(A, B)
-    for tolerance in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match=f"tolerance must be a number above 0; it is {tolerance}"):
+    for tolerance in (0, -1, 9e-6, float("nan"), None, "0.1"):
+        with pytest.raises(ValueError, match=f"tolerance must be a number of at least 1e-05; it is {tolerance!r}"):
             encoder.explain(A, B, tolerance=tolerance)
     with pytest.raises(ValueError, match=re.escape(f"the trace of {A!r} has edits")):
         encoder.explain(B, encoder.trace(A, edit={"layers.0.x": lambda value: value}))
-    with pytest.raises(ValueError, match="these traces have two"):
+    with pytest.raises(ValueError, match="b must be a text or a trace of this encoder"):
         encoder.explain(trace, changeable.trace(B))
+    with pytest.raises(ValueError, match="these traces have two"):
+        study.Similarity(trace, changeable.trace(B))
     for wrong in (None, 3, [A], b"a"):
         with pytest.raises(TypeError, match=r"b must be a text \(str\)"):
             encoder.explain(A, wrong)
@@ -300,6 +303,14 @@ def test_what_explain_refuses(encoder, changeable):
         changeable.explain(whole, B)
     with pytest.raises(ValueError, match="a must be valid Unicode"):
         changeable.explain("\ud800", B)
+
+
+def test_copies_explain_each_other():
+    """A trace of a copy is a trace of the encoder, also if the copy was made before the first trace."""
+    encoder = SentenceEncoder()
+    other = copy.copy(encoder)
+
+    assert encoder.explain(other.trace(A), B).score == other.explain(A, encoder.trace(B)).score
 
 
 def test_parts_need_what_was_kept(encoder):

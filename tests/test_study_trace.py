@@ -188,9 +188,13 @@ def test_each_line_has_its_tap(encoder):
     for name, number in shown[:-1]:
         assert f'tap("{name.split(".")[-1]}", ' in lines[int(number) - 1]
         functions = [line for line in lines[: int(number)] if line.startswith("def ")]
-        assert functions[-1].split("(")[0].removeprefix("def ") == names.meaning_of(name).function
+        of_part = {
+            "embeddings": ("def embed(",),
+            "layers": ("def attend(", "def scaled_dot_product_attention(", "def feed_forward("),
+        }
+        assert functions[-1].startswith(of_part[name.split(".")[0]])
     taps = re.findall(r'tap\("(\w+)", ', "\n".join(lines))
-    assert len(taps) == len({number for _, number in shown[:-1]}) == len(names.MEANINGS)
+    assert len(taps) == len({number for _, number in shown[:-1]}) == 15
 
 
 # ---------------------------------------------------------------- edits

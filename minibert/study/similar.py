@@ -23,6 +23,8 @@ _POINTS, _SHORTEST = 6, 1 / 512
 _QUICK = 64
 #: A derivative is a difference over this distance. The rounding error in float64 is about 1e-16 / _STEP.
 _STEP = 1e-6
+#: With less, a smaller error of the integral would disappear in that of the derivatives.
+_LEAST_TOLERANCE = 1e-5
 
 
 class Similarity:
@@ -44,8 +46,8 @@ class Similarity:
                 'explain needs a product of vectors: similarity_fn_name must be "cosine" or "dot"; it is '
                 f'{function!r}. Set encoder.similarity_fn_name = "cosine" to see why the directions agree.'
             )
-        if not tolerance > 0:
-            raise ValueError(f"tolerance must be a number above 0; it is {tolerance!r}.")
+        if not (isinstance(tolerance, int | float) and tolerance >= _LEAST_TOLERANCE):
+            raise ValueError(f"tolerance must be a number of at least {_LEAST_TOLERANCE}; it is {tolerance!r}.")
         for trace in (a, b):
             if trace.edited:
                 raise ValueError(

@@ -32,8 +32,8 @@ def without(*heads: int) -> Edit:
     def edit(value: Array) -> Array:
         if value.ndim != 3:
             raise ValueError(f"study.without edits a result with heads, (h, S, d) or (h, S, S); this is {value.shape}.")
-        if wrong := [head for head in heads if not 0 <= head < len(value)]:
-            raise ValueError(f"study.without: a head must be from 0 to {len(value) - 1}; it is {wrong[0]}.")
+        if wrong := [head for head in heads if head not in range(len(value))]:
+            raise ValueError(f"study.without: a head must be from 0 to {len(value) - 1}; it is {wrong[0]!r}.")
         value[list(heads)] = 0
         return value
 
@@ -75,6 +75,7 @@ class Trace(Mapping[str, Array]):
         spans: The start and the end of each token in ``prompt + text``; ``(0, 0)`` for a special token.
         special: True at the special tokens around the text, ``(S,)``.
         prompt_length: Number of tokens of the prompt at the start, with the special tokens before it.
+        length: Number of tokens before truncation.
         embeddings: ``words``, ``types``, ``positions`` and ``x``, ``(S, H)`` each.
         layers: For each layer ``Q``, ``K``, ``V``, ``heads`` ``(h, S, d)``; ``scores``, ``weights`` ``(h, S, S)``;
             ``multihead``, ``attended``, ``outer``, ``x`` ``(S, H)``; ``inner`` ``(S, I)``.
