@@ -2,10 +2,10 @@
 
 import contextlib
 import copy
-import functools
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["SentenceEncoder", "Truncation"]
 
 logger = logging.getLogger("minibert")
+
+#: Threads that trace for the first time wait for one of them to load the reference.
+_LOADING = threading.Lock()
 
 
 class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
@@ -161,6 +164,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         own["max_seq_length"], own["include_prompt"] = self._pipeline.max_seq_length, self._pipeline.include_prompt
         lengths = self._pipeline.tokenizer.special_tokens, positions
         self._arguments, self._own = arguments, own
+        self._study: list[Reference] = []  # its copies have the same list
         self._settings = Settings(**chosen(arguments, own), lengths=lengths)
         self.truncation = Truncation(0, 0, self.max_seq_length)
 
@@ -671,27 +675,34 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         Args:
             a: A text, or a trace of this encoder with all results, for example with a prompt.
             b: The other text or trace.
-            tolerance: The allowed error of each text's words, in lengths of its vector.
+            tolerance: The allowed error of each text's words, in lengths of its vector: 1e-5 or more, because
+                derivatives are differences.
 
         Raises:
             TypeError: An input is neither a text nor a trace.
-            ValueError: The encoder has another similarity function, or a trace has edits.
+            ValueError: The encoder has another similarity function, a trace has edits or is of another encoder, or the
+                tolerance is too small.
         """
         from minibert.study import Similarity, Trace
 
         def traced(name: str, text: str | Trace) -> Trace:
             if isinstance(text, Trace):
+                if text.model.bert is not self._reference.bert:
+                    raise ValueError(f"{name} must be a text or a trace of this encoder; it is a trace of another one.")
                 return text
             require_text(name, text)
             return self.trace(text)
 
         return Similarity(traced("a", a), traced("b", b), self.similarity_fn_name, tolerance)
 
-    @functools.cached_property
+    @property
     def _reference(self) -> "Reference":
         from minibert.study.reference import Reference
 
-        return Reference.load(self._repo, self._pipeline.tokenizer)
+        with _LOADING:
+            if not self._study:
+                self._study.append(Reference.load(self._repo, self._pipeline.tokenizer))
+        return self._study[0]
 
     def prompt_for(self, kind: Literal["query", "document"]) -> str:
         """Return the text that :meth:`encode_query` or :meth:`encode_document` puts before each text, or ``""``."""
@@ -733,8 +744,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     def __getstate__(self) -> dict[str, Any]:
         pipeline = self._pipeline.portable(self._engine)
-        kept = {name: value for name, value in self.__dict__.items() if name != "_reference"}
-        return {**kept, "_pipeline": pipeline, "_engine": self.dtype.name}
+        return {**self.__dict__, "_pipeline": pipeline, "_engine": self.dtype.name, "_study": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore model and settings. Choose kernels, packing and threads again: they depend on the machine."""

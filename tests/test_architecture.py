@@ -197,13 +197,14 @@ def test_only_the_command_line_prints(path):
 
 
 def test_import_loads_nothing_heavy():
-    """``import minibert`` loads no torch, transformers, cupy, huggingface_hub or tqdm."""
+    """``import minibert`` loads no torch, transformers, cupy, huggingface_hub or tqdm, and no minibert.study."""
     code = "import json, sys, minibert; print(json.dumps(sorted(sys.modules)))"
     modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     loaded = {name.split(".")[0] for name in modules}
 
     assert "minibert" in loaded
     assert not loaded & {"torch", "transformers", "sentence_transformers", "cupy", "huggingface_hub", "tqdm", "scipy"}
+    assert not any(name.startswith("minibert.study") for name in modules)
 
 
 def test_encoding_from_a_folder_loads_nothing_heavy():
@@ -216,6 +217,7 @@ def test_encoding_from_a_folder_loads_nothing_heavy():
     modules = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
     assert not {name.split(".")[0] for name in modules} & {"torch", "transformers", "cupy", "huggingface_hub", "tqdm"}
+    assert not any(name.startswith("minibert.study") for name in modules)
 
 
 def test_every_public_name_is_documented():

@@ -69,7 +69,7 @@ def test_widths(capsys, monkeypatch):
 
     assert max(map(len, wide)) <= 80
     assert "the 12 largest of 36 numbers" in narrow
-    assert "  11.6  food · meal" in narrow
+    assert "  11.7  food · meal" in narrow
 
 
 def test_colours(capsys, monkeypatch):
@@ -81,8 +81,8 @@ def test_colours(capsys, monkeypatch):
     forbidden = explained(capsys, A, B)
 
     assert "\x1b" not in "".join(plain)
-    assert any("\x1b[38;5;16;48;5;202m  11.6\x1b[0m" in line for line in coloured)
-    assert any("\x1b[38;5;16;48;5;195m  -0.8\x1b[0m" in line for line in coloured)
+    assert any("\x1b[38;5;16;48;5;202m  11.7\x1b[0m" in line for line in coloured)
+    assert any("\x1b[38;5;16;48;5;195m  -1.3\x1b[0m" in line for line in coloured)
     assert [re.sub("\x1b[^m]*m", "", line) for line in coloured] == plain == forbidden
 
 

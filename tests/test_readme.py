@@ -105,7 +105,7 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 160
 
 
-PAGES = [ROOT / "README.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: The repository's address on the web. README's links must also work on a package index.
 ON_THE_WEB = re.compile(
     r"https://(?:github\.com|raw\.githubusercontent\.com)/minibert/minibert/(?:(?:blob|tree)/)?main/"
@@ -113,7 +113,9 @@ ON_THE_WEB = re.compile(
 
 
 def anchors(page):
-    """Return the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, or of the lines of another file, as GitHub makes them."""
+    if page.suffix != ".md":
+        return {f"L{number}" for number, _ in enumerate(page.read_text("utf-8").splitlines(), 1)}
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -93,6 +93,11 @@ def test_kernels_arrive(wheel):
     assert sorted(name for name in wheel[0] if "kernels" in name) == sorted(expected)
 
 
+def test_the_page_arrives(wheel):
+    """The wheel has the files of the page of `minibert explain --html`, which are no Python."""
+    assert {f"minibert/study/page.{kind}" for kind in ("css", "html", "js", "py")} <= set(wheel.names)
+
+
 def test_the_library_in_the_wheel(wheel, tmp_path):
     """The library in the wheel loads, is compiled from the sources of this checkout, and takes less than 0.5 MB."""
     with ZipFile(wheel.path) as archive:

@@ -7,7 +7,7 @@ from typing import Any, assert_type
 import numpy as np
 import numpy.typing as npt
 
-from minibert import BertConfig, BertModel, SentenceEncoder, quantize_embeddings
+from minibert import BertConfig, BertModel, SentenceEncoder, quantize_embeddings, study
 from minibert.errors import MinibertError
 
 
@@ -36,12 +36,31 @@ def outputs(encoder: SentenceEncoder, texts: Sequence[str]) -> None:
     encoder.truncate_dim, encoder.on_truncate, encoder.include_prompt = 64, "error", False
 
 
+def looked_into(encoder: SentenceEncoder, texts: Sequence[str]) -> study.Similarity:
+    """Say which type each form of ``trace`` and ``explain`` returns."""
+    halved: study.Edit = lambda value: value / 2  # noqa: E731  # the type is what is shown here
+    assert_type(encoder.trace("a text"), study.Trace)
+    assert_type(encoder.trace(texts, keep=["layers.*.x"], prompt="a prompt: "), list[study.Trace])
+    assert_type(encoder.trace(iter(texts), keep="layers.0.x", prompt_name="query"), list[study.Trace])
+    edited = encoder.trace("a text", edit={"layers.0.heads": study.without(0, 1), "layers.1.x": halved})
+    assert_type(edited["layers.0.x"], npt.NDArray[Any])
+    assert_type(edited.contributions(), dict[str, npt.NDArray[Any]])
+    found = encoder.explain("a text", encoder.trace("another"), tolerance=0.001)
+    assert_type(found.score, float)
+    assert_type(found.vectors, npt.NDArray[Any] | None)
+    assert_type(found.without_token, tuple[npt.NDArray[Any], npt.NDArray[Any]])
+    return found
+
+
 def mistakes(encoder: SentenceEncoder) -> None:
     """Do what a type checker must refuse."""
     encoder.encod("a text")  # type: ignore[attr-defined]
     encoder.half()  # type: ignore[attr-defined]
     encoder[0]  # type: ignore[index]
     encoder.truncate_dim = "64"  # type: ignore[assignment]
+    encoder.trace(3)  # type: ignore[call-overload]
+    encoder.trace("a text", edit={"layers.0.x": 3})  # type: ignore[dict-item]
+    encoder.explain("a text", 3)  # type: ignore[arg-type]
 
 
 def layers(folder: str) -> int:

@@ -18,7 +18,7 @@ from minibert.study.page import page
 
 TEXTS = ("A man is eating food.", "Someone is having a meal.")
 VIEW = "view=similarity&theme=light"
-WIDTH, HEIGHT = 1200, 790
+WIDTH, HEIGHT, SCALE = 1000, 765, 0.85
 
 
 def open_browser() -> Any:
@@ -36,8 +36,8 @@ def open_browser() -> Any:
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for argument in ("--headless=new", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb"):
-        options.add_argument(argument)
+    for argument in ("headless=new", "disable-dev-shm-usage", "hide-scrollbars", "force-color-profile=srgb"):
+        options.add_argument(f"--{argument}")
     if os.geteuid() == 0:  # Chromium does not start its sandbox for root
         options.add_argument("--no-sandbox")
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
@@ -47,9 +47,9 @@ def open_browser() -> Any:
     return browser
 
 
-def resize(browser: Any, width: int, height: int) -> None:
-    """Give the page another size, in pixels."""
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+def resize(browser: Any, width: int, height: int, scale: float = 1) -> None:
+    """Give the page another size, in CSS pixels. A picture of it has ``scale`` pixels for each."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
@@ -67,7 +67,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "page.html"
             file.write_text(html, encoding="utf-8")
-            resize(browser, WIDTH, HEIGHT)
+            resize(browser, WIDTH, HEIGHT, SCALE)
             browser.get(f"{file.as_uri()}#{VIEW}")
             path.write_bytes(base64.b64decode(browser.get_screenshot_as_base64()))
     finally:

@@ -131,7 +131,7 @@ function shortened(label, most) {
 function partInWords(name) {
   const [kind, layer, what, head] = name.split(".");
   if (kind !== "layers") return { words: "words", types: "token types", positions: "positions" }[kind] || kind;
-  if (what === "outer") return `feed-forward ${layer}`;
+  if (what === "outer") return `FFN ${layer}`;
   return head === undefined ? `heads ${layer}` : `head ${layer}.${head}`;
 }
 
@@ -836,14 +836,15 @@ function drawHeads(box) {
   };
   const grid = element("div", { className: "grid", role: "group", "aria-label": "Heads", style: {
     gridTemplateColumns: `repeat(${gridColumns(box)}, minmax(0, ${DATA.heads > 3 ? "1fr" : "150px"}))` } });
-  for (let layer = 0; layer < DATA.layers; layer++) {
-    for (let head = 0; head < DATA.heads; head++) grid.append(headButton(layer, head));
-  }
+  const all = [...Array(DATA.layers * DATA.heads).keys()].map((k) => [Math.floor(k / DATA.heads), k % DATA.heads]);
+  const scale = Math.max(...all.map((head) => scaleOf(attention(...head))));
+  grid.append(...all.map((head) => headButton(...head, scale)));
   box.replaceChildren(
     heading("All heads", badge("exact")),
     paragraph(`${count(DATA.layers, "layer")} of ${count(DATA.heads, "head")}. Row: the token that attends. ` +
       "Column: the token that it attends to. Below each map is its number, layer.head, and where most of the " +
-      "attention of the words goes, if it is more than 35%."),
+      "attention of the words goes: a token, the next or previous token, or \u201cspread\u201d if none has more than " +
+      "35%. All maps have one scale."),
     choice("What is shown", "show", [["weights", "weights"], ["norms", "weights \u00d7 \u2016V W_O\u2016"]], state.show,
       (what) => { state.show = what; update(); }),
     paragraph(explained[state.show]),
@@ -860,15 +861,20 @@ function gridColumns(box) {
   return Math.min(fit, DATA.heads);
 }
 
-function headButton(layer, head) {
+function headButton(layer, head, scale) {
   const m = attention(layer, head);
   const habit = text().habits[layer][head];
-  const made = button(pixels(m, state.show === "weights" ? 1 : scaleOf(m), false), `cell-${layer}-${head}`,
+  const made = button(pixels(m, scale, false), `cell-${layer}-${head}`,
     () => { Object.assign(state, { layer, head }); update(); }, { className: "cell",
       "aria-pressed": String(layer === state.layer && head === state.head),
       "aria-label": `${layer}.${head} ${habit}` });
   made.append(element("span", {}, `${layer}.${head} ${habit}`));
   return made;
+}
+
+function habitInWords(habit) {
+  if (habit === "no words") return "The text has no words.";
+  return habit === "spread" ? "The attention of the words is spread." : `Most attention of the words: ${habit}.`;
 }
 
 function drawHead(box) {
@@ -881,7 +887,7 @@ function drawHead(box) {
     heading(`Layer ${state.layer}, head ${state.head}`),
     element("div", { className: "bar steps" }, selection("Layer", "layer", layers, state.layer, pick("layer")),
       selection("Head", "head", heads, state.head, pick("head"))),
-    paragraph(`In this text: ${text().habits[state.layer][state.head]}.`),
+    paragraph(habitInWords(text().habits[state.layer][state.head])),
   );
   const lines = tokens.length <= 24 ? attentionLines(m, box.clientWidth - 34) : null;
   if (lines) box.append(lines.svg);
@@ -962,7 +968,7 @@ function drawParts(box) {
   box.append(paragraph("What a head or a feed-forward layer adds to a token can be followed to the end: a layer " +
     "normalization, with the mean and the deviation that it had in this text, is linear. So the vector is also a sum " +
     "over the parts of the model. All numbers of the map sum to 100%. What a later layer makes of a part counts for " +
-    "the later layer. Heads are numbered layer.head."));
+    "the later layer. Heads are numbered layer.head. FFN is a feed-forward layer."));
   new HeatMap(box, matrixOf(parts.shares), {
     label: "Parts of the vector, in percent", rows: names, columns: tokens, most: 48, height: 25,
     numbers: tokens.length <= 14 ? hundredths : null, bars: listOf(parts.totals), barText: percent,
@@ -1116,7 +1122,7 @@ function drawByLayer(box) {
 /** Return a chart of the cosine by layer. */
 function layerChart(values, width) {
   const [height, low] = [150, Math.min(0, ...values)];
-  const x = (k) => 34 + (k * (width - 64)) / Math.max(1, values.length - 1);
+  const x = (k) => 52 + (k * (width - 82)) / Math.max(1, values.length - 1);
   const y = (value) => height - 26 - ((value - low) / (1 - low)) * (height - 46);
   const every = Math.ceil(values.length / (width / 60));
   const rule = (value) => [
@@ -1166,7 +1172,8 @@ function update() {
     tab.setAttribute("aria-selected", String(current));
     tab.tabIndex = current ? 0 : -1;
   }
-  [...$("texts").children].forEach((each, k) => each.setAttribute("aria-pressed", String(k === state.text)));
+  [...$("texts").children].forEach((each, k) =>
+    each.setAttribute("aria-pressed", String(k === state.text && state.view !== "similarity")));
   $("theme").textContent = isDark() ? "Light" : "Dark";
   VIEWS[state.view]();
   const after = new Map(keyed(""));
@@ -1243,7 +1250,7 @@ function buildTexts() {
       element("bdi", { dir: "auto" }, each.text || "(empty)"),
       element("span", { className: "count" }, count(each.count, "token"))));
   });
-  $("notes").append(...DATA.notes.map((note) => element("p", { className: "note" }, note)));
+  if (DATA.notes.length) $("notes").append(element("p", { className: "note" }, DATA.notes.join(" ")));
 }
 
 function chooseText(which) {

@@ -29,8 +29,6 @@ __all__ = ["page"]
 
 #: A page has at most so many numbers of results: 4 MB in base64.
 _MOST_NUMBERS = 1_500_000
-#: What needs a forward pass for each word or each head is left out for longer texts.
-_MOST_TOKENS = 64
 #: In models with more heads than this, the shares of the heads of a layer are added up.
 _MOST_HEADS = 24
 
@@ -38,8 +36,8 @@ _MOST_HEADS = 24
 def page(traces: Sequence[Trace], similarity: Similarity | None, *, name: str) -> str:
     """Return the page of one or more texts, as HTML.
 
-    Long texts and large models are cut, so that the page stays below about 5 MB. The page says what is left out. The
-    parts of ``similarity`` are computed here; those that take long are left out if a text has more than 64 tokens.
+    Long texts and large models are cut, so that the page stays below about 5 MB. The page says what is left out. Where
+    ``similarity.words_are_quick`` is False, the parts that need many forward passes are left out, too.
 
     Args:
         traces: The results of each text, by one model. They must have all results.
@@ -216,7 +214,7 @@ def _habit(trace: Trace, weights: Array) -> str:
     words, last = np.flatnonzero(~trace.special), len(weights) - 1
     if not len(words):
         return "no words"
-    goals = {"itself": words, "the previous token": np.maximum(words - 1, 0), "the next token": words + 1}
+    goals = {"itself": words, "previous": np.maximum(words - 1, 0), "next": words + 1}
     goals |= {printable(trace.tokens[i]): np.full(len(words), i) for i in (0, last) if trace.special[i]}
     share, goal = max((weights[words, np.minimum(to, last)].mean(), goal) for goal, to in goals.items())
     return f"{goal} {share:.0%}" if share > 0.35 else "spread"
@@ -261,9 +259,9 @@ def _parts(trace: Trace, shown: slice) -> dict[str, Any]:
 
 
 def _similarity(similarity: Similarity, shown: slice) -> dict[str, Any]:
-    longest = max(len(trace.ids) for trace in (similarity.a, similarity.b))
-    why = f"This takes long, so it is left out for texts of more than {_MOST_TOKENS} tokens. A text has {longest}."
-    left_out = {"reason": why} if longest > _MOST_TOKENS else None
+    sizes = f"{len(similarity.a.ids)} and {len(similarity.b.ids)}"
+    why = f"This takes long, so it is left out for long texts. These have {sizes} tokens."
+    left_out = None if similarity.words_are_quick else {"reason": why}
 
     def pairs(values: Array, **facts: float) -> dict[str, Any]:
         return {"pairs": _packed(values[shown, shown]), "sum": float(values.sum()), **facts}

@@ -149,12 +149,6 @@ class Reference:
                 yield module
             pooled = pooled or isinstance(module, Pooling)
 
-    @property
-    def unit_length(self) -> bool:
-        """Whether the last module scales vectors to length 1."""
-        last = self.modules[-1]
-        return isinstance(last, Normalize) and last.target == last.SENTENCE and self.truncate_dim is None
-
     def unscaled(self) -> Self:
         """Return the same model without the Normalize modules at its end. The vectors have the same direction."""
         modules = list(self.modules)

@@ -23,6 +23,8 @@ _POINTS, _SHORTEST = 6, 1 / 512
 _QUICK = 64
 #: A derivative is a difference over this distance. The rounding error in float64 is about 1e-16 / _STEP.
 _STEP = 1e-6
+#: With less, a smaller error of the integral would disappear in that of the derivatives.
+_LEAST_TOLERANCE = 1e-5
 
 
 class Similarity:
@@ -44,8 +46,8 @@ class Similarity:
                 'explain needs a product of vectors: similarity_fn_name must be "cosine" or "dot"; it is '
                 f'{function!r}. Set encoder.similarity_fn_name = "cosine" to see why the directions agree.'
             )
-        if not tolerance > 0:
-            raise ValueError(f"tolerance must be a number above 0; it is {tolerance!r}.")
+        if not (isinstance(tolerance, int | float) and tolerance >= _LEAST_TOLERANCE):
+            raise ValueError(f"tolerance must be a number of at least {_LEAST_TOLERANCE}; it is {tolerance!r}.")
         for trace in (a, b):
             if trace.edited:
                 raise ValueError(
@@ -59,8 +61,6 @@ class Similarity:
             raise ValueError(
                 f"the similarity must be a finite number; it is {self.score}. Has a text no token to pool?"
             )
-        #: For cosines, the vectors before Normalize: their directions are the same, and the way to them is smoother.
-        self._model = a.model.unscaled() if function == "cosine" else a.model
 
     # ---------------------------------------------------------------- words
 
@@ -96,15 +96,15 @@ class Similarity:
     @functools.cached_property
     def _words(self) -> tuple[Array, float]:
         (added_a, blank_a, full_a), (added_b, blank_b, full_b) = (self._added(trace) for trace in (self.a, self.b))
-        blanks = np.stack([blank_a, blank_b], axis=1)  # (D, 2)
-        aside = np.linalg.qr(blanks)[0]
+        aside = _directions(np.stack([blank_a, blank_b], axis=1))
         length = self._length(full_a, full_b)
         pairs = added_a @ added_b.T - (added_a @ aside) @ (added_b @ aside).T
         return pairs / length, float((full_a @ aside) @ (full_b @ aside) / length)
 
     def _added(self, trace: Trace) -> tuple[Array, Array, Array]:
         """Return what each token adds to a text's vector, ``(S, D)``; the vector of the blank text; the text's own."""
-        model, ids = self._model, trace.ids
+        # For cosines, the vectors before Normalize: their directions are the same, and the way to them is smoother.
+        model, ids = trace.model.unscaled() if self.function == "cosine" else trace.model, trace.ids
         fixed = trace.special | (np.arange(len(ids)) < trace.prompt_length)
         blank = np.where(fixed, ids, model.tokenizer.blank_id)
         start, end = (_embedded(model, row) for row in (blank, ids))
@@ -212,12 +212,14 @@ class Similarity:
     # ---------------------------------------------------------------- scores
 
     def _length(self, a: Array, b: Array) -> float:
-        """Return what the product of two vectors is divided by."""
-        return float(np.linalg.norm(a) * np.linalg.norm(b)) if self._is_cosine else 1.0
+        """Return what the product of two vectors is divided by to get the score.
 
-    @property
-    def _is_cosine(self) -> bool:
-        return self.function == "cosine" or self.a.model.unit_length
+        The vectors have the directions of the traces' vectors. Normalize may have changed their lengths.
+        """
+        length = np.linalg.norm(a) * np.linalg.norm(b)
+        if self.function == "dot":
+            length /= np.linalg.norm(self.a.vector) * np.linalg.norm(self.b.vector) or 1.0
+        return float(length) or 1.0  # a vector of zeros has the score 0, and so have all its shares
 
     def _score(self, a: Array, b: Array) -> float:
         return float(SIMILARITY[self.function](a[None], b[None])[0, 0])
@@ -276,6 +278,15 @@ def integrate(vectors: Callable[[Array, Array], Array], tokens: Int[Array, "W"],
                 todo += [(start, (start + end) / 2), ((start + end) / 2, end)]
     total: Array = np.sum([added for _, _, added in done], axis=0)
     return total
+
+
+def _directions(vectors: Float[Array, "D n"]) -> Float[Array, "D r"]:
+    """Return orthogonal directions of length 1 in which all the vectors lie, as columns: one for each that is new.
+
+    Texts with equally many tokens have the same blank text. A second direction would then be rounding error.
+    """
+    left, sizes, _ = np.linalg.svd(vectors, full_matrices=False)
+    return left[:, sizes > 1e-9 * sizes[0]]
 
 
 def _embedded(model: Reference, ids: Int[Array, "S"]) -> Float[Array, "S H"]:

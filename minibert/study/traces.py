@@ -32,8 +32,8 @@ def without(*heads: int) -> Edit:
     def edit(value: Array) -> Array:
         if value.ndim != 3:
             raise ValueError(f"study.without edits a result with heads, (h, S, d) or (h, S, S); this is {value.shape}.")
-        if wrong := [head for head in heads if not 0 <= head < len(value)]:
-            raise ValueError(f"study.without: a head must be from 0 to {len(value) - 1}; it is {wrong[0]}.")
+        if wrong := [head for head in heads if head not in range(len(value))]:
+            raise ValueError(f"study.without: a head must be from 0 to {len(value) - 1}; it is {wrong[0]!r}.")
         value[list(heads)] = 0
         return value
 
@@ -50,7 +50,10 @@ class Part:
         return [name for name in vars(self) if not name.startswith("_")]
 
     def __getattr__(self, name: str) -> Any:  # only called for what is not there
-        raise AttributeError(f"{self._name}.{name} is not a result, or was not kept; there are {', '.join(dir(self))}.")
+        if name.startswith("_"):  # copy and pickle ask for such names before there is a `_name`
+            raise AttributeError(name)
+        there = f"there are {', '.join(dir(self))}" if dir(self) else f"nothing of {self._name} was kept"
+        raise AttributeError(f"{self._name}.{name} is not a result, or was not kept; {there}.")
 
     def __repr__(self) -> str:
         return f"{self._name}: {', '.join(dir(self))}"
@@ -72,6 +75,7 @@ class Trace(Mapping[str, Array]):
         spans: The start and the end of each token in ``prompt + text``; ``(0, 0)`` for a special token.
         special: True at the special tokens around the text, ``(S,)``.
         prompt_length: Number of tokens of the prompt at the start, with the special tokens before it.
+        length: Number of tokens before truncation.
         embeddings: ``words``, ``types``, ``positions`` and ``x``, ``(S, H)`` each.
         layers: For each layer ``Q``, ``K``, ``V``, ``heads`` ``(h, S, d)``; ``scores``, ``weights`` ``(h, S, S)``;
             ``multihead``, ``attended``, ``outer``, ``x`` ``(S, H)``; ``inner`` ``(S, I)``.
@@ -114,6 +118,11 @@ class Trace(Mapping[str, Array]):
         edits: Mapping[str, Edit],
     ) -> Self:
         """Return the trace of a text. :meth:`minibert.SentenceEncoder.trace` describes the arguments and errors."""
+        if wrong := [(name, type(edit).__name__) for name, edit in edits.items() if not callable(edit)]:
+            name, found = wrong[0]
+            raise TypeError(
+                f"the edit of {name} must be a function of an array, such as lambda x: 2 * x; it is of type {found}."
+            )
         trace = cls(model, text, prompt, max_length)
         unused, names = {*keep, *edits}, list[str]()
 
@@ -189,10 +198,10 @@ class Trace(Mapping[str, Array]):
         """Return what each part of the model added to the last layer's token vectors. The arrays sum to ``x``, exactly.
 
         The parts are ``words``, ``types``, ``positions``, each head, such as ``layers.0.heads.1``, each feed-forward
-        layer, such as ``layers.0.outer``, and ``biases``, which are the same for every text. Each layer normalization
-        is taken as it was in this text: a shift, a division and a scale. With these, it is linear, and what a head
-        wrote can be followed to the end. These are direct contributions: what a later layer made of a part counts as
-        the later layer's.
+        layer, such as ``layers.0.outer``, and ``biases``: those of W_O and of the layer normalizations. The other
+        biases are in the parts that they belong to. Each layer normalization is taken as it was in this text: a shift,
+        a division and a scale. With these, it is linear, and what a head wrote can be followed to the end. These are
+        direct contributions: what a later layer made of a part counts as the later layer's.
 
         Raises:
             ValueError: The trace has edits.
@@ -257,7 +266,7 @@ class Trace(Mapping[str, Array]):
 
 
 def _without_texts(name: str, value: Array) -> Array:
-    return value if name == "embeddings.positions" else value[0]
+    return value if name == "embeddings.positions" else value[0, ...]  # always an array, also for a single number
 
 
 def _read_only(value: Array) -> Array:
@@ -267,13 +276,17 @@ def _read_only(value: Array) -> Array:
 
 
 def _edited(name: str, value: Array, function: Edit) -> Array:
-    """Return a result after an edit. The function gets a copy: it may change it in place."""
+    """Return a result after an edit. The function gets a copy: it may change it in place. What it returns is copied."""
     own = _without_texts(name, value).copy()
-    new = function(own)
-    if np.shape(new) != own.shape or np.asarray(new).dtype.kind not in "biuf":
-        found = "None" if new is None else f"{np.asarray(new).dtype} {np.shape(new)}"
+    returned = function(own)
+    try:
+        new = np.array(returned)  # a copy: the caller may change the array later, but the trace must not change
+    except ValueError:  # lists of different lengths
+        new = np.array(None)
+    if new.shape != own.shape or new.dtype.kind not in "biuf":
+        found = f"{new.dtype} {new.shape}" if new.dtype != object else "None" if returned is None else "other objects"
         raise ValueError(f"the edit of {name} must return numbers of the shape {own.shape}; it returned {found}.")
-    return np.asarray(new, value.dtype).reshape(value.shape)
+    return new.astype(value.dtype, copy=False).reshape(value.shape)
 
 
 def _require_used(unused: set[str], names: list[str]) -> None:
