@@ -12,9 +12,10 @@ through ``tap(name, value)``, which can keep or replace it: ``minibert.study`` l
 
 from collections.abc import Callable
 
-from minibert import ops, params, positions
+from minibert import ops, params
 from minibert.arrays import array_namespace
 from minibert.config import BertConfig
+from minibert.positions import bias_of_pairs, rows_of_positions
 from minibert.typing import Array, Bool, Float, Int
 
 #: It takes the name of a result, such as ``layers.3.weights``, and its value. It returns the value to continue with.
@@ -45,7 +46,7 @@ def bert(
     are finite but have no meaning. The ids must be inside the embedding tables: this function does not check them.
     """
     x = embed(model.embeddings, config, input_ids, token_type_ids, within("embeddings", tap))
-    bias = positions.bias_of_pairs(model.relative_bias, input_ids.shape[1])  # MPNet: (h, S, S); else 0
+    bias = bias_of_pairs(model.relative_bias, input_ids.shape[1])  # MPNet: (h, S, S); else 0
     for number, layer in enumerate(model.layers):
         tap_layer = within(f"layers.{number}", tap)
         x = attend(layer.attention, config, x, attention_mask, bias, tap_layer)
@@ -66,9 +67,9 @@ def embed(
     """
     words = tap("words", table.word[input_ids])  # (B, S, H)
     types = tap("types", table.token_type[token_type_ids])  # (B, S, H)
-    rows = positions.rows_of_positions(input_ids, config.position_padding_id)  # (B, S)
-    places = tap("positions", table.position[rows])  # (B, S, H)
-    return tap("x", ops.layer_norm(words + types + places, *table.norm, eps=config.layer_norm_eps))
+    rows = rows_of_positions(input_ids, config.position_padding_id)  # (B, S)
+    positions = tap("positions", table.position[rows])  # (B, S, H)
+    return tap("x", ops.layer_norm(words + types + positions, *table.norm, eps=config.layer_norm_eps))
 
 
 def attend(

@@ -162,13 +162,16 @@ function have(...names) {
   return names.every(resultOf);
 }
 
-/** Return Q[i] . K[j] / sqrt(d). */
+/** Return Q[i] . K[j] / sqrt(d), in MPNet with the bias of the distance from i to j. */
 function scoreAgain(name, i, j) {
   const [q, k] = [sibling(name, "Q"), sibling(name, "K")];
   if (!have(q, k)) return missing("Q and K");
   const product = dot(rowOf(matrixOf(resultOf(q), state.head), i), rowOf(matrixOf(resultOf(k), state.head), j));
-  const value = product / Math.sqrt(SIZE);
-  return { how: `Q[${i}] \u00b7 K[${j}] / \u221a${SIZE} = ${show(product)} / ${two(Math.sqrt(SIZE))}`, value };
+  const how = `Q[${i}] \u00b7 K[${j}] / \u221a${SIZE} = ${show(product)} / ${two(Math.sqrt(SIZE))}`;
+  if (!DATA.bias) return { how, value: product / Math.sqrt(SIZE) };
+  const biases = matrixOf(DATA.bias);
+  const bias = biases.at(state.head, j - i + (biases.columns - 1) / 2);
+  return { how: `${how} + ${show(bias)}, the bias of this distance`, value: product / Math.sqrt(SIZE) + bias };
 }
 
 /** Return exp(scores[i, j]) over the sum of exp(scores[i]). */

@@ -19,6 +19,7 @@ import numpy as np
 
 from minibert import model, pooling
 from minibert.modules.kinds import Module, Pooling
+from minibert.positions import bias_by_distance
 from minibert.safe.escapes import printable
 from minibert.study.names import in_words, kind_of, line_of, meaning_of, names_of
 from minibert.study.similar import Similarity
@@ -84,6 +85,7 @@ def _packed(value: Array, kind: str = "f4") -> dict[str, Any]:
 
 def _data(traces: Sequence[Trace], similarity: Similarity | None, name: str) -> dict[str, Any]:
     first, bert, cut = traces[0], traces[0].model.bert, _Cut.fitting(traces)
+    table = bert.params.relative_bias
     norms = {"embeddings": bert.params.embeddings.norm}
     for number, layer in enumerate(bert.params.layers):
         norms |= {f"layers.{number}.attended": layer.attention.norm, f"layers.{number}.x": layer.feed_forward.norm}
@@ -93,6 +95,7 @@ def _data(traces: Sequence[Trace], similarity: Similarity | None, name: str) -> 
         "heads": bert.config.num_attention_heads,
         "hidden": bert.config.hidden_size,
         "eps": bert.config.layer_norm_eps,
+        "bias": None if table is None else _packed(bias_by_distance(table, cut.tokens)),
         "steps": list(first),
         "about": {kind_of(each): meaning_of(each) for each in first},
         "source": list(_source(first)),

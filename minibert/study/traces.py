@@ -147,7 +147,7 @@ class Trace(Mapping[str, Array]):
     def _keep(self, name: str, value: Array) -> None:
         part, *number, last = name.split(".")
         owner = getattr(self, part)
-        self._kept[name] = _read_only(_without_texts(name, value))
+        self._kept[name] = _read_only(value[0, ...])  # always an array, also for a single number
         setattr(owner[int(number[0])] if number else owner, last, self._kept[name])
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # arrays have no single truth value to compare mappings by
@@ -265,10 +265,6 @@ class Trace(Mapping[str, Array]):
         return heads @ output.T.reshape(len(heads), heads.shape[2], -1)
 
 
-def _without_texts(name: str, value: Array) -> Array:
-    return value if name == "embeddings.positions" else value[0, ...]  # always an array, also for a single number
-
-
 def _read_only(value: Array) -> Array:
     value = value.view()
     value.flags.writeable = False
@@ -277,7 +273,7 @@ def _read_only(value: Array) -> Array:
 
 def _edited(name: str, value: Array, function: Edit) -> Array:
     """Return a result after an edit. The function gets a copy: it may change it in place. What it returns is copied."""
-    own = _without_texts(name, value).copy()
+    own = value[0, ...].copy()
     returned = function(own)
     try:
         new = np.array(returned)  # a copy: the caller may change the array later, but the trace must not change
