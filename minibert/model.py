@@ -88,9 +88,8 @@ def attend(
     Q = tap("Q", ops.split_heads(ops.linear(x, *layer.query), h))  # (B, h, S, d)
     K = tap("K", ops.split_heads(ops.linear(x, *layer.key), h))  # (B, h, S, d)
     V = tap("V", ops.split_heads(ops.linear(x, *layer.value), h))  # (B, h, S, d)
-    heads = tap(
-        "heads", scaled_dot_product_attention(Q, K, V, attention_mask[:, None, None, :], bias, tap)
-    )  # (B, h, S, d)
+    mask = attention_mask[:, None, None, :]  # (B, 1, 1, S)
+    heads = tap("heads", scaled_dot_product_attention(Q, K, V, mask, bias, tap))  # (B, h, S, d)
     multihead = tap("multihead", ops.linear(ops.merge_heads(heads), *layer.output))  # (B, S, H)
     return tap("attended", ops.layer_norm(x + multihead, *layer.norm, eps=config.layer_norm_eps))
 
