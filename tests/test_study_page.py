@@ -6,16 +6,19 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import ROOT, copy_twin, edit_json, twin, write_module
+from support import copy_twin, edit_json, twin, write_module
 
 from minibert import SentenceEncoder, model
 from minibert.study import page as page_module
 from minibert.study.page import page
 from minibert.study.similar import Similarity
+
+PACKAGE = Path(model.__file__).parent
 
 TEXTS = ["A man is eating food.", "Someone is having a meal."]
 HOSTILE = [
@@ -151,9 +154,7 @@ def test_size():
     html = built_in()[1]
 
     assert len(html.encode()) < 300_000
-    assert (
-        sum((ROOT / "minibert" / "study" / f"page.{kind}").stat().st_size for kind in ("html", "css", "js")) < 100_000
-    )
+    assert sum((PACKAGE / "study" / f"page.{kind}").stat().st_size for kind in ("html", "css", "js")) < 100_000
 
 
 @pytest.mark.weights
@@ -192,7 +193,7 @@ def test_lines_are_those_of_the_source():
     """The lines are those of model.py, with their numbers. A line with a result is the call of tap with its name."""
     data = Reader(built_in()[1]).data()
     (source, *modules) = data["source"]
-    lines = (ROOT / "minibert" / "model.py").read_text("utf-8").splitlines()
+    lines = (PACKAGE / "model.py").read_text("utf-8").splitlines()
     start = source["start"]
 
     assert model.__file__.endswith(source["file"])
@@ -202,7 +203,7 @@ def test_lines_are_those_of_the_source():
     assert set(source["results"].values()) == {
         re.sub(r"\.\d+\.", ".", name) for name in data["steps"] if "mod" not in name
     }
-    kinds = (ROOT / "minibert" / "modules" / "kinds.py").read_text("utf-8").splitlines()
+    kinds = (PACKAGE / "modules" / "kinds.py").read_text("utf-8").splitlines()
     assert [list(each["results"].values()) for each in modules] == [[n] for n in data["steps"] if "modules" in n]
     for each in modules:
         ((line, _),) = each["results"].items()
