@@ -283,20 +283,16 @@ def test_limit_of_pieces(tmp_path, kind, monkeypatch):
         TextTokenizer.from_folder(folder)
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [
-        *(GOLDEN / "tokenizers" / name for name in ("vocab", "json-lower", "json-as-is", "unigram")),
-        *map(twin, FAMILIES),
-    ],
-    ids=str,
-)
-def test_limit_of_tokens(folder, monkeypatch):
+TOKENIZERS = [f"tokenizers/{kind}" for kind in ("vocab", "json-lower", "json-as-is", "unigram")]
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, *(f"{card}/repo" for card in FAMILIES)])
+def test_limit_of_tokens(name, monkeypatch):
     """A vocabulary has a limit of tokens, in every kind of file."""
     monkeypatch.setattr(tokenizer_files, "MAX_TOKENS", 30)
 
     with pytest.raises(TokenizerError, match=r"at most 30 (tokens|are read)"):
-        TextTokenizer.from_folder(folder)
+        TextTokenizer.from_folder(GOLDEN / name)
 
 
 def test_limit_of_merges(tmp_path, monkeypatch):
