@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import CARDS, GOLDEN, ROOT, copy_twin, edit_json, edit_weights, golden, twin
+from support import CARDS, FAMILIES, GOLDEN, MODELS, ROOT, copy_twin, edit_json, edit_weights, golden, load, twin
 
 from minibert import BUILTIN_MODEL, BertModel, SentenceEncoder
+from minibert.cli import main
 from minibert.engine.native import available
 
 pytestmark = pytest.mark.reference
@@ -96,7 +97,7 @@ def without_modules(folder, _):
 
 def in_shards(folder, _):
     """Split the weights over several files."""
-    from transformers import BertModel as Peer
+    from transformers import AutoModel as Peer
 
     model = Peer.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -107,7 +108,7 @@ def in_shards(folder, _):
 def torch_file(folder, *, zipped):
     """Replace the weights by a pytorch_model.bin."""
     import torch
-    from transformers import BertModel as Peer
+    from transformers import AutoModel as Peer
 
     state = Peer.from_pretrained(folder).state_dict()
     (folder / "model.safetensors").unlink()
@@ -127,7 +128,7 @@ def torch_legacy(folder, _):
 def in_half(folder, dtype):
     """Save the weights in 16 bits."""
     import torch
-    from transformers import BertModel as Peer
+    from transformers import AutoModel as Peer
 
     Peer.from_pretrained(folder).to(getattr(torch, dtype)).save_pretrained(folder)
 
@@ -175,8 +176,11 @@ LAYOUTS = (
 
 
 @pytest.mark.filterwarnings("ignore::minibert.errors.TruncationWarning")
-@pytest.mark.parametrize("card", CARDS)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize(
+    ("layout", "card"),
+    [(layout, card) for layout in LAYOUTS for card in (CARDS if layout is old_names else MODELS)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
 def test_layout(layout, card, tmp_path, peer):
     """A repo in this layout gives what sentence-transformers gives from the very same files."""
     folder = copy_twin(tmp_path / "repo", card)
@@ -186,6 +190,47 @@ def test_layout(layout, card, tmp_path, peer):
 
     assert encoder.max_seq_length == reference.max_seq_length
     np.testing.assert_allclose(encoder.encode(texts), reference.encode(texts), rtol=0, atol=5e-6, equal_nan=False)
+
+
+@pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"])
+@pytest.mark.parametrize("card", FAMILIES)
+def test_models_with_a_head(head, card, tmp_path):
+    """What transformers saves of a model with a head gives the hidden states of its encoder (G5-G7)."""
+    import torch
+    import transformers
+
+    folder = copy_twin(tmp_path / "repo", card)
+    model = getattr(transformers, f"AutoModelFor{head}").from_pretrained(folder).eval()
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+    ids = golden(card)[0]["ids"][None, :20].astype(np.int64)
+    with torch.inference_mode():
+        expected = model.base_model.double()(torch.from_numpy(ids)).last_hidden_state
+    own = BertModel.from_pretrained(folder, dtype="float64")
+
+    assert any(name.startswith(model.base_model_prefix) for name in load(folder / "model.safetensors")[0])
+    np.testing.assert_allclose(own(ids).last_hidden_state, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("prefix", ["", "roberta."])
+@pytest.mark.parametrize("card", MODELS)
+def test_converted_repo(prefix, card, tmp_path):
+    """What ``minibert convert`` writes, transformers loads with no tensor missing or unexpected, and the same results."""
+    import torch
+    from transformers import AutoModel as Peer
+
+    folder = copy_twin(tmp_path / "repo", card)
+    before = Peer.from_pretrained(folder).eval()
+    edit_weights(
+        folder / "model.safetensors", lambda arrays: {f"{prefix}{name}": array for name, array in arrays.items()}
+    )
+    assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
+    after, report = Peer.from_pretrained(tmp_path / "new", output_loading_info=True)
+    ids = torch.from_numpy(golden(card)[0]["ids"][None, :20].astype(np.int64))
+
+    assert not any(report.values())
+    with torch.inference_mode():
+        assert torch.equal(after.eval()(ids).last_hidden_state, before(ids).last_hidden_state)
 
 
 def test_lower_casing_by_the_repo(tmp_path, peer):
@@ -352,8 +397,6 @@ def assert_errors(errors, of_numpy):
 
 
 def _metadata(name):
-    from support import load
-
     return load(GOLDEN / name)[1]
 
 
@@ -399,8 +442,6 @@ def test_golden_files_are_what_the_tool_writes(tmp_path):
     (copy / "tests" / "golden").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "cards.json", copy / "tests")
     subprocess.run([sys.executable, "tools/make_golden.py"], cwd=copy, check=True, capture_output=True)
-    from support import load
-
     golden = copy / "tests" / "golden"
     for path in [golden / "builtin.safetensors", *golden.rglob("golden.safetensors")]:
         name = path.relative_to(golden)
