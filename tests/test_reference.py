@@ -215,7 +215,7 @@ def test_models_with_a_head(head, card, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "roberta."])
 @pytest.mark.parametrize("card", MODELS)
 def test_converted_repo(prefix, card, tmp_path):
-    """What ``minibert convert`` writes, transformers loads with no tensor missing or unexpected, and the same results."""
+    """What ``minibert convert`` writes, transformers loads without a missing tensor, and with the same results."""
     import torch
     from transformers import AutoModel as Peer
 
