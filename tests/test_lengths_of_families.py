@@ -95,7 +95,9 @@ def test_limit_of_the_user(small, card):
     encoder = SentenceEncoder(small(card, 40))
     encoder.max_seq_length = longest(card)
 
-    with pytest.raises(ValueError, match=rf"from 2, the special tokens, to {longest(card)}, .*; it is {longest(card) + 1}"):
+    with pytest.raises(
+        ValueError, match=rf"from 2, the special tokens, to {longest(card)}, .*; it is {longest(card) + 1}"
+    ):
         encoder.max_seq_length = longest(card) + 1
 
 

@@ -17,6 +17,8 @@ from minibert.cli import main
 from minibert.engine.native import available
 
 pytestmark = pytest.mark.reference
+#: The repos of other families, by name.
+SHAPES = json.loads((ROOT / "tests" / "cards.json").read_text("utf-8"))["families"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,6 +64,52 @@ def test_card_at_full_size(card, tmp_path, peer):
     assert vectors.shape == (len(texts), CARDS[card]["config"]["hidden_size"])
     np.testing.assert_allclose(_unit(vectors), _unit(expected), rtol=0, atol=1e-6, equal_nan=False)
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5, equal_nan=False)
+
+
+@pytest.mark.filterwarnings("ignore::minibert.errors.TruncationWarning")
+@pytest.mark.parametrize("card", SHAPES)
+def test_family_at_full_size(card, tmp_path, peer):
+    """A repo of another family at full width and depth: sentence-transformers' unit vectors within 5e-7.
+
+    The RMS error of the hidden states against float64 is at most transformers' own. That of numpy is nearly equal to
+    it, as for BERT, and these are few texts: 3 % are allowed (measured: 1.003 to 1.024).
+    """
+    from accuracy import PEERS, measure, peer_of
+    from repos import write_seeded_repo
+
+    shape = SHAPES[card]
+    folder = write_seeded_repo(tmp_path / "repo", card)
+    texts = [*made_up(12), "", "<pad> in <pad><pad> the middle <mask> [PAD]"]
+    if shape["max_seq_length"] <= 512:
+        texts.append(" ".join(made_up(80)))
+    prompt_name = "query" if "prompts" in shape else None
+    try:
+        encoder = SentenceEncoder(folder)
+        vectors = encoder.encode(texts, prompt_name=prompt_name)
+        reference = peer(folder)
+        expected = reference.encode(texts, prompt_name=prompt_name)
+        limits = encoder.max_seq_length, reference.max_seq_length
+        cut = encoder.truncation.count
+        del encoder, reference
+        own = [f"minibert {kernels} float32" for kernels in (*available(), "numpy")]
+        errors = measure(folder, texts[:14], names=[*PEERS, *own])
+    finally:
+        shutil.rmtree(folder)
+
+    assert limits == (shape["max_seq_length"],) * 2
+    assert cut == len(texts) - 14
+    np.testing.assert_allclose(_unit(vectors), _unit(expected), rtol=0, atol=5e-7, equal_nan=False)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5, equal_nan=False)
+    for name in own:
+        assert errors[name].rms <= (1.03 if "numpy" in name else 1.0) * peer_of(errors).rms, name
+        assert errors[name].vector <= 5e-7, name
+
+
+def made_up(count):
+    """Return texts for the tokenizers of seeded repos."""
+    from repos import full_vocabulary, made_up_texts
+
+    return made_up_texts(full_vocabulary(5_000), count, 24, seed=7)
 
 
 def _unit(vectors):
@@ -390,9 +438,11 @@ def test_error_against_float64_on_bert_base(tmp_path):
 
 def assert_errors(errors, of_numpy):
     """Check the error of numpy and of each instruction set of the native kernels, as multiples of transformers'."""
+    from accuracy import peer_of
+
     allowed = {"numpy": of_numpy, **dict.fromkeys(available(), 0.75)}
     for kernels, factor in allowed.items():
-        assert errors[f"minibert {kernels} float32"].rms <= factor * errors["transformers sdpa float32"].rms, kernels
+        assert errors[f"minibert {kernels} float32"].rms <= factor * peer_of(errors).rms, kernels
         assert errors[f"minibert {kernels} float32"].vector <= 3e-7
 
 

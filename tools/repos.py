@@ -64,6 +64,8 @@ def write_modules(repo: Path, card: dict[str, Any], hidden_size: int, *after: st
             **{f"pooling_mode_{key}": mode == card["pooling_mode"] for mode, key in modes.items()},
         },
     )
+    if "prompts" in card:
+        dump(repo / "config_sentence_transformers.json", {"prompts": card["prompts"], "default_prompt_name": None})
     for kind, folder in zip(after, folders[2:], strict=True):
         (repo / folder).mkdir(exist_ok=True)
         if kind == "Dense":
@@ -84,7 +86,8 @@ def _write_dense(folder: Path, inputs: int, outputs: int) -> None:
 def write_seeded_repo(repo: Path, card_name: str, vocabulary: Sequence[str] | None = None, seed: int = 0) -> Path:
     """Write a card's model at full size, initialised by transformers from a seed, and return ``repo``.
 
-    A card of another family than BERT has a small vocabulary: its table of word embeddings could have a gigabyte.
+    A card of another family than BERT has a small vocabulary: its table of word embeddings could have a gigabyte. Its
+    biases, norms and biases by distance are random, too: transformers begins with zeros and ones.
     """
     import torch
     from transformers import AutoConfig, AutoModel
@@ -99,7 +102,13 @@ def write_seeded_repo(repo: Path, card_name: str, vocabulary: Sequence[str] | No
     else:
         write_layout(repo, card, config.hidden_size, vocabulary or full_vocabulary(config.vocab_size))
     torch.manual_seed(seed)
-    AutoModel.from_config(config).save_pretrained(repo)
+    model = AutoModel.from_config(config)
+    if card_name in FAMILIES:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1 or "relative_attention_bias" in name:
+                    parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 1.0))
+    model.save_pretrained(repo)
     return repo
 
 
