@@ -83,8 +83,12 @@ def _write_dense(folder: Path, inputs: int, outputs: int) -> None:
     save_file({name: array.astype(np.float32) for name, array in arrays.items()}, folder / "model.safetensors")
 
 
-def write_seeded_repo(repo: Path, card_name: str, vocabulary: Sequence[str] | None = None, seed: int = 0) -> Path:
+def write_seeded_repo(
+    repo: Path, card_name: str, vocabulary: Sequence[str] | None = None, seed: int = 0, layers: int | None = None
+) -> Path:
     """Write a card's model at full size, initialised by transformers from a seed, and return ``repo``.
+
+    With ``layers``, it has only so many layers.
 
     A card of another family than BERT has a small vocabulary: its table of word embeddings could have a gigabyte. Its
     biases, norms and biases by distance are random, too: transformers begins with zeros and ones.
@@ -95,6 +99,8 @@ def write_seeded_repo(repo: Path, card_name: str, vocabulary: Sequence[str] | No
     repo.mkdir(parents=True, exist_ok=True)
     card = (CARDS | FAMILIES)[card_name]
     config = AutoConfig.for_model(card.get("model_type", "bert"), **card["config"])
+    if layers is not None:
+        config.num_hidden_layers = layers
     if card_name in FAMILIES:
         texts = seeded_texts()
         config.vocab_size = write_tokenizer(repo, card["tokenizer"], texts, lower=card["do_lower_case"])
