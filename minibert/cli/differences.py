@@ -102,7 +102,7 @@ def _positions_after_padding(opened: OpenedRepo) -> Iterator[str]:
             f"them to {tokens}."
         )
     if config.model_type == "mpnet" and stated is None:
-        yield f"text-embeddings-inference allows {rows} tokens for MPNet, {rows - tokens} more than the positions serve."
+        yield f"text-embeddings-inference allows {rows} tokens for MPNet, {rows - tokens} more than it has positions."
 
 
 def _tokenizer_json(opened: OpenedRepo) -> Iterator[str]:
