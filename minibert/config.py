@@ -51,7 +51,7 @@ class BertConfig:
     relative_attention_num_buckets: int | None = None
 
     def __post_init__(self) -> None:
-        if self.model_type not in FAMILIES:
+        if self.model_type not in list(FAMILIES):  # a list: the value of a file may have no hash
             raise ConfigError(f"model_type must be one of {_KNOWN}; it is {self.model_type!r}.")
         for field in dataclasses.fields(self):
             if field.type is int and field.name != "pad_token_id":
@@ -123,7 +123,7 @@ class BertConfig:
 def _refuse_other_architectures(values: Mapping[str, Any]) -> None:
     """Raise ConfigError unless ``values`` describe a plain bidirectional encoder of a known family."""
     model_type = values.get("model_type", "bert")
-    if model_type not in FAMILIES:
+    if model_type not in list(FAMILIES):  # a list: the value of a file may have no hash
         raise ConfigError(
             f"model_type must be one of {_KNOWN}; it is {model_type!r}, which minibert does not implement."
         )

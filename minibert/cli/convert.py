@@ -1,4 +1,4 @@
-"""``minibert convert``: convert any repo that minibert reads to safetensors weights with BertModel's names."""
+"""``minibert convert``: convert any repo that minibert reads to safetensors weights with transformers' names."""
 
 import argparse
 import json
