@@ -28,6 +28,7 @@ class Fault(NamedTuple):
 
 
 MASK = "attention_mask[:, None, None, :]"
+SCORES = "Q @ K.swapaxes(-2, -1) * d**-0.5 + bias"
 FAULTS = (
     Fault("tanh GELU", "ops.py", '"gelu": gelu,', '"gelu": gelu_tanh,'),
     Fault("eps 1e-5", "model.py", "eps=config.layer_norm_eps", "eps=1e-5"),
@@ -40,9 +41,17 @@ FAULTS = (
         "return cls(tokens)",
     ),
     Fault("mean for cls", "pooling.py", "return _at(tokens, tokens.mask.argmax(axis=1))", "return mean(tokens)"),
-    Fault("no scaling of scores", "model.py", "scores *= d**-0.5", "scores *= 1.0"),
+    Fault("no scaling of scores", "model.py", " * d**-0.5 + bias", " + bias"),
     Fault("keys for queries", "model.py", "*layer.key)", "*layer.query)"),
-    Fault("no residual", "model.py", "x = x + ops.linear(concat", "x = ops.linear(concat"),
+    Fault("no residual", "model.py", "ops.layer_norm(x + multihead", "ops.layer_norm(multihead"),
+    Fault("bias before the scale", "model.py", SCORES, "(Q @ K.swapaxes(-2, -1) + bias) * d**-0.5"),
+    Fault("no bias by distance", "model.py", SCORES, SCORES.removesuffix(" + bias")),
+    Fault("bias mirrored", "positions.py", "np.where(distance > 0", "np.where(distance < 0"),
+    Fault("buckets one longer", "positions.py", 'side="right"', 'side="left"'),
+    Fault("positions one later", "positions.py", "* counts + padding_id", "* counts + padding_id + 1"),
+    Fault("positions from 0", "positions.py", "if padding_id is None:", "if True:"),
+    Fault("padding ids counted", "positions.py", "counts = ids != padding_id", "counts = ids == ids"),
+    Fault("another type", "model.py", "table.token_type[token_type_ids]", "table.token_type[token_type_ids] * 2"),
 )
 SHIFTS = """
 
