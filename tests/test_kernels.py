@@ -18,6 +18,7 @@ from kernel_cases import (
 )
 
 from minibert import ops, pooling
+from minibert.config import BertConfig
 from minibert.engine.fused_cuda import (
     _ROW_LAYOUTS,
     ACTIVATIONS,
@@ -28,13 +29,15 @@ from minibert.engine.fused_cuda import (
     row_layout,
 )
 from minibert.engine.tables import Batch, attention_tiles, cu_seqlens, with_empty_texts, with_empty_tiles
-from minibert.errors import ConfigError
+from minibert.errors import ConfigError, TokenizerError
 from minibert.params import Embeddings, LayerNorm
 
 EACH_BATCH = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 FLOAT16 = STORAGES["float16"]
 #: Multiples of 8, of 4 and of neither; with vectors of some lanes missing and not; each number of vectors a lane.
 ROW_WIDTHS = [8, 36, 38, 128, 312, 384, 500, 502, 516, 768, 1024, 1536, 2048]
+#: The config of the embedding tables below.
+BERT = BertConfig(vocab_size=50, max_position_embeddings=16, layer_norm_eps=EPS)
 
 
 # ---------------------------------------------------------------- layer norms
@@ -55,9 +58,44 @@ def test_embed_layer_norm(device, storage, width):
         return ops.layer_norm(word[ids] + position[positions] + token_type[0], weight, bias, EPS)
 
     on_device = Embeddings(*map(bench.stored, tables), LayerNorm(*map(bench.stored, norm)))
-    x = bench.fused.embed_layer_norm(on_device, ids, packing_of(lengths), EPS)
+    x = bench.fused.embed_layer_norm(on_device, ids, packing_of(lengths), BERT)
 
     assert_near(bench.back(x), definition, bench, *map(bench.rounded, tables), *norm)
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "mpnet", "distilbert"])
+@pytest.mark.parametrize("padding_id", [1, 3])
+def test_positions_after_the_padding_id(device, storage, kind, padding_id):
+    """In RoBERTa's family, positions begin after the padding id; a token with this id has its row, and is not counted.
+
+    MPNet always begins after 1, DistilBERT always at 0.
+    """
+    bench = Bench(device, storage)
+    values = {"model_type": kind, "vocab_size": 50, "max_position_embeddings": 16, "pad_token_id": padding_id}
+    config = BertConfig.from_dict(values)
+    after = {"mpnet": 1, "distilbert": None}.get(kind, padding_id)
+    lengths = [7, 5, 0, 5, 1, 1, config.max_tokens]
+    ids = np.random.default_rng(0).integers(4, 50, sum(lengths))
+    ids[[0, 3, 4, 11, 14, 17]] = padding_id  # the first, some in the middle, the last, and the only one
+    positions = []
+    for text in np.split(ids, np.cumsum(lengths)[:-1]):
+        counted = 0
+        for number, token in enumerate(text):
+            counted += token != after
+            positions.append(number if after is None else after if token == after else after + counted)
+    word, position, norm = normal(50, 24), normal(16, 24, seed=1), random_norm(24)
+    zeros = np.zeros((1, 24), np.float32)
+
+    def definition(word, position, weight, bias, round_):
+        return ops.layer_norm(word[ids] + position[positions], weight, bias, config.layer_norm_eps)
+
+    on_device = Embeddings(*map(bench.stored, (word, position, zeros)), LayerNorm(*map(bench.stored, norm)))
+    x = bench.fused.embed_layer_norm(on_device, ids, packing_of(lengths), config)
+
+    assert_near(bench.back(x), definition, bench, bench.rounded(word), bench.rounded(position), *norm)
+    with pytest.raises(TokenizerError, match=f"must have at most {config.max_tokens} tokens"):
+        bench.fused.embed_layer_norm(on_device, ids[:16], packing_of([config.max_tokens + 1]), config)
 
 
 @EACH_STORAGE
@@ -512,7 +550,7 @@ def test_no_tokens_launch_nothing(executor):
     bench = Bench(executor, FLOAT16)
     tables = Embeddings(*(bench.stored(normal(3, 8)) for _ in range(3)), LayerNorm(*random_norm(8)))
     empty = packing_of([])
-    x = bench.fused.embed_layer_norm(tables, np.zeros(0, int), empty, EPS)
+    x = bench.fused.embed_layer_norm(tables, np.zeros(0, int), empty, BERT)
     x = bench.fused.attention(x, x, x, np.zeros(8, np.float32), 2, empty, empty)
     bench.fused.add_layer_norm(x, x, np.zeros(8, np.float32), tables.norm, EPS)
 

@@ -1,10 +1,12 @@
 """The fused operations on an NVIDIA GPU: cuBLASLt for matrix products, the kernels in kernels/cuda/ for the rest."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from minibert.config import BertConfig
 from minibert.engine.fused import partial_sums
 from minibert.engine.packed import ByOperations, require_in_tables
 from minibert.engine.packing import Packing
@@ -207,13 +209,14 @@ class FusedCuda(ByOperations):
         if packing.rows == 0:
             return x
         self._tables.of(packing, ids=ids)
-        of_tokens = self._tables.get("tokens", Table(tokens))
+        padding_id = config.position_padding_id
+        of_tokens = self._tables.get(("tokens", padding_id), Table(functools.partial(tokens, padding_id=padding_id)))
         self._launch_rows(
             "embed_layer_norm",
             x,
             (x, of_tokens[0], of_tokens[1], tables.word, tables.position, tables.token_type[0]),
             tables.norm,
-            eps,
+            config.layer_norm_eps,
         )
         return x
 
