@@ -70,6 +70,38 @@ FAULTS = {
         1,
         "const T* both = reinterpret_cast<const T*>(&q[d][i]); low = to_float(both[0]), high = to_float(both[1]);",
     ),
+    "distances off by one": ("attention.cu", "distances / 2 - first_query", 1, "distances / 2 - first_query + 1"),
+    "distances of the other sign": (
+        "attention.cuh",
+        "scores[n][2 * row + i] = bias[key];",
+        1,
+        "scores[n][2 * row + i] = bias[-key];",
+    ),
+    "distances of the first tile of keys": ("attention.cu", "bias + first;", 1, "bias;"),
+    "distances of the first tile of queries": ("attention.cu", "only_first ? 0 : tile.z - tile.x", 1, "0"),
+    "distances of the first row in the batch": ("attention.cu", "only_first ? 0 : tile.z - tile.x", 1, "tile.z"),
+    "distances from first tokens as from all": (
+        "attention.cu",
+        "only_first ? 0 : tile.z - tile.x",
+        1,
+        "tile.z - tile.x",
+    ),
+    "distances of another head": ("attention.cu", "distance_bias + blockIdx.y * distances", 1, "distance_bias"),
+    "distances of the first warp": ("attention.cu", "WARP * 16 + row * 8 + quad()", 1, "WARP * 0 + row * 8 + quad()"),
+    "distances of one row of two": ("attention.cu", "row * 8 + quad(), query", 1, "quad(), query"),
+    "bias before the scale": (
+        "attention.cuh",
+        "scores[n][2 * row + i] = bias[key];",
+        1,
+        "scores[n][2 * row + i] = bias[key] / 4;",
+    ),
+    "bias after the factor of the exponent": (
+        "attention.cuh",
+        "scores[n][2 * row + i] = bias[key];",
+        1,
+        "scores[n][2 * row + i] = bias[key] / LOG2_E;",
+    ),
+    "biases of other columns": ("attention.cuh", "n * 8 + pair() + i;", 1, "n * 8 + i;"),
     "short: queries and keys not waited for": ("attention_short.cu", "wait_for_copies<1>();", 1, ""),
     "short: values not waited for": ("attention_short.cu", "wait_for_copies<0>();", 1, ""),
     "short: lanes not waited for at the keys": ("attention_short.cu", "__syncwarp();", 1, ""),
@@ -79,6 +111,10 @@ FAULTS = {
     "short: another head": ("attention_short.cu", "number % heads * D", 1, "blockIdx.x % heads * D"),
     "short: idle warps not left out": ("attention_short.cu", "if (number >= count * heads) return;", 1, ""),
     "short: idle tiles not passed over": ("attention_short.cu", "if (queries == 0) return;", 1, ""),
+    "short: distances off by one": ("attention_short.cu", "distances / 2 - query", 1, "distances / 2 - query - 1"),
+    "short: distances of the other sign": ("attention_short.cu", "distances / 2 - query", 1, "distances / 2 + query"),
+    "short: distances of another head": ("attention_short.cu", "head * distances", 1, "number * distances"),
+    "short: distances of one row of two": ("attention_short.cu", "row * 8 + quad(), query", 1, "quad(), query"),
     "short: keys taken for values": ("attention_short.cu", "scores[1], V);", 1, "scores[1], K);"),
     "first tokens: rows in order": ("take_rows.cu", "(size_t)rows[i / vectors]", 1, "(i / vectors)"),
     "trial: the first row only": ("trial.cu", "i / width % period * width + i % width]", 1, "i % width]"),
@@ -89,6 +125,38 @@ FAULTS = {
         "i + width < (size_t)count * width && !same",
     ),
     "general: idle tiles not passed over": ("attention_general.cu", "if (queries == 0) return;", 1, ""),
+    "general: distances off by one": (
+        "attention_general.cu",
+        "bias[first + lane - query]",
+        1,
+        "bias[first + lane - query + 1]",
+    ),
+    "general: distances of the other sign": (
+        "attention_general.cu",
+        "bias[first + lane - query]",
+        1,
+        "bias[query - first - lane]",
+    ),
+    "general: bias before the scale": (
+        "attention_general.cu",
+        "score += bias[first + lane - query];",
+        1,
+        "score += bias[first + lane - query] / sqrtf(size);",
+    ),
+    "general: distances of the first tile of keys": ("attention_general.cu", "bias[first + lane", 1, "bias[lane"),
+    "general: distances of the first tile of queries": (
+        "attention_general.cu",
+        "only_first ? 0 : tile.z - tile.x",
+        1,
+        "0",
+    ),
+    "general: distances from first tokens as from all": (
+        "attention_general.cu",
+        "only_first ? 0 : tile.z - tile.x",
+        1,
+        "tile.z - tile.x",
+    ),
+    "general: distances of another head": ("attention_general.cu", "blockIdx.y * distances", 1, "distances"),
     "general: barrier dropped": ("attention_general.cu", "__syncthreads();", 1, ""),
     "general: sums not rescaled": ("attention_general.cu", "sums[n][i] *= rescale;", 1, ";"),
     "general: mask dropped": ("attention_general.cu", "if (lane < here) {", 1, "{"),
@@ -124,7 +192,7 @@ FAULTS = {
     ),
     "normalization: rows past the end": ("l2_normalize.cu", "if (r >= rows) return;", 1, ""),
 }
-ATTENTION = "(test_attention or both_kernels or passed_over) and float16"
+ATTENTION = "(test_attention or both_kernels or passed_over or biases) and float16"
 #: The tests that are to catch a fault in a file.
 TESTS = {
     "attention.cu": ATTENTION,
@@ -139,7 +207,7 @@ TESTS = {
     "pool.cu": "test_pool",
     "take_rows.cu": "take_first",
     "trial.cu": "trials",
-    None: "layer_norm or attention or both_kernels or passed_over or pool or gelu or take_first or trials",
+    None: "layer_norm or attention or both_kernels or passed_over or biases or pool or gelu or take_first or trials",
 }
 
 
