@@ -248,8 +248,12 @@ class FusedCuda(ByOperations):
         heads: int,
         queries: Packing,
         keys: Packing,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax((Q + query_bias) K^T) V for each text and head, with concatenated heads."""
+        """Return softmax((Q + query_bias) K^T + bias) V for each text and head, with concatenated heads.
+
+        The bias by distance is in float32 for every storage type: it is added to scores in float32, and it is small.
+        """
         width = q.shape[1]
         require_supported(width, heads)
         size = width // heads
@@ -258,6 +262,8 @@ class FusedCuda(ByOperations):
         if k.strides[0] != v.strides[0]:
             raise ValueError(f"k and v must have the same strides; they have {k.strides[0]} and {v.strides[0]}.")
         self._require_float("query_bias", query_bias, width)
+        if distance_bias is not None:
+            require_distance_bias(distance_bias, heads, keys)
         itemsize, kind = self.storage.dtype.itemsize, self.storage.cuda
         of_tensor_cores, of_short = 5 * _TILE * size * itemsize, 4 * 3 * _SHORT_TILE * size * itemsize  # shared memory
         has_tensor_cores = self.storage.name != "float32" and size in _TENSOR_CORE_SIZES
@@ -270,16 +276,21 @@ class FusedCuda(ByOperations):
         context = self._array("context", queries.rows, width)
         strides = np.int32(q.strides[0] // itemsize), np.int32(k.strides[0] // itemsize)
         arrays, numbers = (context, q, k, v, query_bias), (*strides, np.int32(heads))
-        kernel = Kernel("attention_short", f"attention_short<{kind}, {size}>")
+        biased = "false" if distance_bias is None else "true"
+        bias = query_bias if distance_bias is None else distance_bias  # kernels without the bias do not read it
+        of_bias = bias, np.int32(bias.shape[-1])
+        kernel = Kernel("attention_short", f"attention_short<{kind}, {size}, {biased}>")
         grid = -(-len(short) * heads // 4), 1
-        self._launch(kernel, grid, 128, (*arrays, short, *numbers, np.int32(len(short))), of_short)
+        self._launch(kernel, grid, 128, (*arrays, short, *numbers, np.int32(len(short)), *of_bias), of_short)
         if on_tensor_cores:
-            kernel = Kernel("attention", f"attention<{kind}, {size}>")
-            self._launch(kernel, (len(tiles), heads), 128, (*arrays, tiles, *numbers), of_tensor_cores)
+            kernel = Kernel("attention", f"attention<{kind}, {size}, {biased}>")
+            of_tiles = (*arrays, tiles, *numbers, *of_bias, np.int32(first))
+            self._launch(kernel, (len(tiles), heads), 128, of_tiles, of_tensor_cores)
         else:
-            kernel = Kernel("attention_general", f"attention_general<{kind}, {-(-size // _WARP)}>")
+            kernel = Kernel("attention_general", f"attention_general<{kind}, {-(-size // _WARP)}, {biased}>")
             shared = 4 * (_GENERAL_TILE * size + _WARP * (2 * size + 1))
-            self._launch(kernel, (len(tiles), heads), 128, (*arrays, tiles, *numbers, np.int32(size)), shared)
+            of_small_tiles = (*arrays, tiles, *numbers, np.int32(size), *of_bias, np.int32(first))
+            self._launch(kernel, (len(tiles), heads), 128, of_small_tiles, shared)
         return context
 
     def linear_activation(
@@ -451,6 +462,25 @@ def require_supported(hidden_size: int, heads: int) -> None:
             f"on a GPU, the head size must be at most {_LARGEST_HEAD}: hidden_size / num_attention_heads is "
             f"{hidden_size} / {heads}."
         )
+
+
+def require_distance_bias(bias: Float[Array, "h 2P-1"], heads: int, keys: Packing) -> None:
+    """Raise ValueError unless an array has a bias for each head and for each distance in these texts.
+
+    The kernels read it without a check of their own.
+    """
+    longest = int(keys.lengths.max(initial=1))
+    if bias.ndim != 2 or len(bias) != heads or bias.shape[1] % 2 == 0 or bias.dtype != np.float32:
+        raise ValueError(
+            f"distance_bias must be float32 of shape ({heads}, 2 P - 1); it is {bias.dtype} of shape {bias.shape}."
+        )
+    if bias.shape[1] < 2 * longest - 1:
+        raise ValueError(
+            f"distance_bias must have at least {2 * longest - 1} distances, for a text of {longest} tokens; it has "
+            f"{bias.shape[1]}."
+        )
+    if not bias.flags.c_contiguous:
+        raise ValueError(f"distance_bias must be contiguous; its strides are {bias.strides} bytes.")
 
 
 def row_layout(width: int, itemsize: int) -> tuple[int, int]:

@@ -94,13 +94,19 @@ class Weights(Protocol):
         ...
 
 
-def load(weights: Weights, config: BertConfig, place: Callable[[Array], Any] = lambda array: array) -> PackedParams:
+def load(
+    weights: Weights,
+    config: BertConfig,
+    place: Callable[[Array], Any] = lambda array: array,
+    place_bias: Callable[[Array], Any] = lambda array: array,
+) -> PackedParams:
     """Return the rearranged parameters of a BertModel. It processes one layer at a time.
 
     Args:
         weights: The source of the parameters.
         config: The sizes and settings of the model.
         place: Returns the array for the fused operations, such as a copy on their device.
+        place_bias: The same for the biases by distance.
 
     Raises:
         WeightsError: A parameter cannot be used.
@@ -109,7 +115,7 @@ def load(weights: Weights, config: BertConfig, place: Callable[[Array], Any] = l
         layers = (weights.layer(number) for number in range(config.num_hidden_layers))
         packed = tuple(_map(place, pack_layer(layer, config.num_attention_heads)) for layer in layers)
     bias = distance_bias(weights, config)
-    return PackedParams(_map(place, weights.embeddings()), packed, None if bias is None else place(bias))
+    return PackedParams(_map(place, weights.embeddings()), packed, None if bias is None else place_bias(bias))
 
 
 def distance_bias(weights: Weights, config: BertConfig) -> Float[Array, "h 2P-1"] | None:
