@@ -108,7 +108,7 @@ FAULTS = {
     "short: lanes not waited for at the values": ("attention_short.cu", "__syncwarp();", 2, ""),
     "short: mask dropped": ("attention_short.cu", "weigh<TILE / 8, true>", 1, "weigh<TILE / 8, false>"),
     "short: another text's tile": ("attention_short.cu", "tiles[number / heads]", 1, "tiles[blockIdx.x]"),
-    "short: another head": ("attention_short.cu", "number % heads * D", 1, "blockIdx.x % heads * D"),
+    "short: another head": ("attention_short.cu", "head = number % heads", 1, "head = blockIdx.x % heads"),
     "short: idle warps not left out": ("attention_short.cu", "if (number >= count * heads) return;", 1, ""),
     "short: idle tiles not passed over": ("attention_short.cu", "if (queries == 0) return;", 1, ""),
     "short: distances off by one": ("attention_short.cu", "distances / 2 - query", 1, "distances / 2 - query - 1"),
