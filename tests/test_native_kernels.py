@@ -19,6 +19,7 @@ from minibert.engine.threads import one_blas_thread
 from minibert.params import Embeddings, LayerNorm
 
 EPS = 1e-12
+CONFIG = BertConfig(layer_norm_eps=EPS)
 ACTIVATIONS = {**ops.ACTIVATIONS, "softplus": ops.softplus}
 
 #: The sizes of products, about those of panels, tiles, blocks of sums and groups of blocks.
@@ -353,7 +354,7 @@ def test_embed_layer_norm(library, width, lengths):
     tables = Embeddings(normal(50, width), normal(512, width), normal(2, width), random_norm(width))
     ids = np.random.default_rng(0).integers(0, 50, packing.tokens)
     positions = np.concatenate([np.arange(length) for length in lengths])
-    y = FusedNative(library).embed_layer_norm(tables, ids, packing, EPS)
+    y = FusedNative(library).embed_layer_norm(tables, ids, packing, CONFIG)
 
     def definition(tables):
         x = tables.word[ids] + tables.token_type[0] + tables.position[positions]
@@ -583,6 +584,10 @@ class Parameters:
     def layer(self, number):
         """Return a layer."""
         return self.model.layers[number]
+
+    def relative_bias(self):
+        """Return the biases by distance."""
+        return self.model.relative_bias
 
 
 LENGTHS = [1, 40, 0, 13, 130, 2, 1]
@@ -915,7 +920,7 @@ EMBEDDINGS = {
 def test_embed_layer_norm_refuses(library, tables, ids, lengths, message):
     """Ids and positions must be inside tables, which must fit together. The error names the id."""
     with refused(message):
-        FusedNative(library).embed_layer_norm(tables, np.array(ids), Packing.of(lengths, None, ROW_RULE), EPS)
+        FusedNative(library).embed_layer_norm(tables, np.array(ids), Packing.of(lengths, None, ROW_RULE), CONFIG)
 
 
 @pytest.fixture
@@ -929,7 +934,7 @@ def test_layer_refuses_other_hidden_states(library, layer):
     """A layer takes only the hidden states of the last ``embed_layer_norm``, with their packing."""
     fused, packing = FusedNative(library), Packing.of([5], None, ROW_RULE)
     tables = cast(random_model(config_of(30, 3)).embeddings, np.float32)
-    x = fused.embed_layer_norm(tables, np.arange(5), packing, EPS)
+    x = fused.embed_layer_norm(tables, np.arange(5), packing, CONFIG)
     for wrong, rows in ((x.copy(), packing), (x[:], packing), (x, Packing.of([5], None, ROW_RULE))):
         with refused("of the last embed_layer_norm"):
             fused.layer(layer, None, wrong, rows)
@@ -942,7 +947,7 @@ def test_layer_refuses_a_model_of_another_width(library, layer):
     """The embeddings and the layers must have one width."""
     fused, packing = FusedNative(library), Packing.of([5], None, ROW_RULE)
     tables = cast(random_model(config_of(24, 3)).embeddings, np.float32)
-    x = fused.embed_layer_norm(tables, np.arange(5), packing, EPS)
+    x = fused.embed_layer_norm(tables, np.arange(5), packing, CONFIG)
     with refused("of the last embed_layer_norm"):
         fused.layer(layer, None, x, packing)
 
@@ -961,7 +966,7 @@ def test_layer_refuses_other_first_tokens(library, layer, lengths, first, messag
     """First tokens must be those of the texts."""
     fused, packing = FusedNative(library), Packing.of(lengths, None, ROW_RULE)
     tables = cast(random_model(config_of(30, 3)).embeddings, np.float32)
-    x = fused.embed_layer_norm(tables, np.arange(5), packing, EPS)
+    x = fused.embed_layer_norm(tables, np.arange(5), packing, CONFIG)
     with refused(message):
         fused.layer(layer, None, x, packing, Packing.of(first, None, ROW_RULE))
 
@@ -1035,7 +1040,7 @@ def test_library_refuses_layer(library, changes, message):
     shape = native.Shape(given["hidden"], given["inner"], given["heads"], EPS, given["activation"])
     keys = np.array(given["keys"], np.int64)
     queries = keys if given["queries"] is None else np.array(given["queries"], np.int64)
-    batch = native.BatchPointers(native.address(keys), native.address(queries), len(keys) - 1)
+    batch = native.BatchPointers(native.address(keys), native.address(queries), None, len(keys) - 1)
     size = given["workspace"]
     if size < 0:
         size += library.c.mb_workspace(library.kernels, ctypes.byref(shape), 5, 5, 1)

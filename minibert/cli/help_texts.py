@@ -159,10 +159,11 @@ examples:
 CONVERT = """\
 Write a copy of a model repo with safetensors weights. The weights can come from
 pytorch_model.bin, from several shards, or from a checkpoint with prefixes,
-heads or old names. They get the names that transformers uses. The copy has every
-file that encoding needs. It works in minibert and in sentence-transformers.
-With float32, it gives exactly the same vectors. The folder appears only after
-everything has worked. Links that lead out of the repo are an error.
+heads or old names. They get the names that transformers uses. The copy has
+every file that encoding needs. It works in minibert and in
+sentence-transformers. With float32, it gives exactly the same vectors. The
+folder appears only after everything has worked. Links that lead out of the repo
+are an error.
 """
 CONVERT_EPILOG = """\
 float16 halves the file size. Each weight is rounded to 11 significant bits, so
