@@ -159,8 +159,8 @@ examples:
 CONVERT = """\
 Write a copy of a model repo with safetensors weights. The weights can come from
 pytorch_model.bin, from several shards, or from a checkpoint with prefixes,
-heads or old names. They get the names that transformers uses. The copy has every
-file that encoding needs. It works in minibert and in sentence-transformers.
+heads or old names. They get the names that transformers uses. The copy has all
+files that encoding needs. It works in minibert and in sentence-transformers.
 With float32, it gives exactly the same vectors. The folder appears only after
 everything has worked. Links that lead out of the repo are an error.
 """

@@ -256,8 +256,8 @@ class Trace(Mapping[str, Array]):
         return heads @ output.T.reshape(len(heads), heads.shape[2], -1)
 
 
-def _without_texts(name: str, value: Array) -> Array:
-    return value if name == "embeddings.positions" else value[0]
+def _without_texts(name: str, value: Array) -> Array:  # noqa: ARG001
+    return value[0]
 
 
 def _read_only(value: Array) -> Array:
