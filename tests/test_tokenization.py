@@ -462,8 +462,11 @@ def write(name, text):
         (write("tokenizer.json", '{"model": {"vocab": {}, "merges": 5}}'), "cannot be used"),
         (lambda folder: edit_json(folder / "tokenizer_config.json", add_prefix_space="no"), "cannot be used"),
     ],
-    ids=str,
-)
+    ids=[
+        "no merges", "no vocabulary", "array", "texts for ids", "negative id", "three parts", "unknown parts",
+        "Unigram", "merge of one", "merges of another type", "add_prefix_space",
+    ],
+)  # fmt: skip
 def test_unusable_files_of_roberta(change, message, tmp_path):
     """Files that cannot be a BPE tokenizer are an error that names what is wrong."""
     folder = copy_twin(tmp_path, "all-distilroberta-v1")
