@@ -103,8 +103,7 @@ def test_embed_layer_norm(dtype, rule, lengths, width, heads):
     tables = Embeddings(normal(50, width), normal(512, width), normal(2, width), random_norm(width))
     ids = np.random.default_rng(0).integers(0, 50, packing.tokens)
     positions = np.concatenate([np.arange(length) for length in lengths])
-    config = BertConfig(layer_norm_eps=EPS)
-    x = FusedCpu(dtype).embed_layer_norm(cast(tables, dtype), ids, packing, config)
+    x = FusedCpu(dtype).embed_layer_norm(cast(tables, dtype), ids, packing, BertConfig(layer_norm_eps=EPS))
 
     assert len(x) == packing.rows
     assert_is(unpacked(x, packing), lambda tables: embed_layer_norm(tables, ids, positions), dtype, tables)
