@@ -70,10 +70,11 @@ class BertConfig:
                 f"it is {self.max_position_embeddings}."
             )
         buckets = BUCKETS if "relative_attention_num_buckets" in FAMILIES[self.model_type].defaults else None
-        if self.relative_attention_num_buckets != buckets:
+        found = self.relative_attention_num_buckets
+        if found != buckets or type(found) is not type(buckets):
             raise ConfigError(
-                f"relative_attention_num_buckets must be {buckets} for {self.model_type}; "
-                f"it is {self.relative_attention_num_buckets!r}."
+                f"relative_attention_num_buckets must be {'absent' if buckets is None else buckets} "
+                f"for {self.model_type}; it is {found!r}."
             )
         eps = self.layer_norm_eps
         if type(eps) not in {int, float} or not 0 < eps <= sys.float_info.max:

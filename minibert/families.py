@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "TYPES", "Family"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -28,9 +28,9 @@ class Family(NamedTuple):
         keys: The keys of ``config.json`` for some fields of :class:`~minibert.config.BertConfig`; a later key wins. All
             other fields have BERT's keys.
         defaults: Fields that have another default than in BERT.
-        fixed: Fields that the code of the family fixes, for every ``config.json``.
+        fixed: Fields that the code of the family fixes: what ``config.json`` says about them has no effect.
         tensors: Parts of BERT's names of tensors, and what the family calls them. They are replaced in this order.
-        absent: Tensors of BERT that the family does not have. They are zeros.
+        absent: Tensors of BERT that the family does not have. Token types are zeros then.
         heads: The prefixes of the tensors of heads, which an encoder does not use.
         positions_after: Positions begin after this id, and skip tokens with it: a field of BertConfig, or a number that
             the code of the family fixes. None if positions begin at 0.
@@ -47,7 +47,8 @@ class Family(NamedTuple):
     positions_after: str | int | None = None
 
 
-_TYPES = "embeddings.token_type_embeddings.weight"
+#: The canonical name of the table of token types.
+TYPES = "embeddings.token_type_embeddings.weight"
 _ROBERTA = Family(
     classes="Roberta",
     tokenizer="RobertaTokenizer",
@@ -65,12 +66,12 @@ FAMILIES: Mapping[str, Family] = {
     "distilbert": Family(
         classes="DistilBert",
         keys={
-            "hidden_size": "hidden_size",
             "dim": "hidden_size",
-            "num_hidden_layers": "num_hidden_layers",
             "n_layers": "num_hidden_layers",
-            "num_attention_heads": "num_attention_heads",
             "n_heads": "num_attention_heads",
+            "hidden_size": "hidden_size",
+            "num_hidden_layers": "num_hidden_layers",
+            "num_attention_heads": "num_attention_heads",
             "hidden_dim": "intermediate_size",
             "activation": "hidden_act",
         },
@@ -87,7 +88,7 @@ FAMILIES: Mapping[str, Family] = {
             ".output.dense": ".ffn.lin2",
             ".output.LayerNorm": ".output_layer_norm",
         },
-        absent=(_TYPES, "pooler.dense.weight", "pooler.dense.bias"),
+        absent=(TYPES, "pooler.dense.weight", "pooler.dense.bias"),
         heads=(
             "vocab_transform.",
             "vocab_layer_norm.",
@@ -109,7 +110,7 @@ FAMILIES: Mapping[str, Family] = {
             ".attention.output.dense": ".attention.attn.o",
             ".attention.output.LayerNorm": ".attention.LayerNorm",
         },
-        absent=(_TYPES,),
+        absent=(TYPES,),
         heads=("lm_head.", "classifier.", "qa_outputs."),
         positions_after=1,
     ),

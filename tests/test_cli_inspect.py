@@ -375,7 +375,7 @@ BROKEN = {
     "prompt": (lambda r: edit_json(r / ST, default_prompt_name="x"), "default_prompt_name must be one of"),
     "other model": (
         lambda r: edit_weights(r / "model.safetensors", lambda arrays: {"x": arrays.popitem()[1]}),
-        "a BertModel checkpoint has one tensor called",
+        "a checkpoint of an encoder has one tensor called",
     ),
 }
 

@@ -180,7 +180,10 @@ def test_harmless_values(values, config_file):
             {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4},
             {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4},
         ),
-        ({"hidden_size": 24, "dim": 36}, {"hidden_size": 36}),
+        (
+            {"hidden_size": 24, "dim": 36, "n_heads": 4, "num_attention_heads": 2},
+            {"hidden_size": 24, "num_attention_heads": 2},
+        ),
         ({"intermediate_size": 96, "hidden_act": "relu"}, {"intermediate_size": 3072, "hidden_act": "gelu"}),
         ({"layer_norm_eps": 0.5, "sinusoidal_pos_embds": True}, {"layer_norm_eps": 1e-12}),
         ({"type_vocab_size": 0}, {"type_vocab_size": 1}),

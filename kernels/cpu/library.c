@@ -176,7 +176,8 @@ const char *mb_attention(const struct kernels *kernels, struct team *team, const
         return "the starts of texts must begin with 0 and not fall";
     const size_t longest = longest_text(attention->keys, attention->texts);
     if (longest > MOST_KEYS) return "a text has too many tokens";
-    if (!has_distances(attention->distance_bias, attention->distances, longest))
+    const size_t most = larger(longest, longest_text(attention->queries, attention->texts));
+    if (!has_distances(attention->distance_bias, attention->distances, most))
         return "a text has more tokens than the bias has distances";
     if (scratch_size < kernels->attention_scratch(longest, attention->head_size) * (size_t)workers)
         return "the scratch memory is too small";

@@ -137,7 +137,7 @@ def _prefix_space(opened: OpenedRepo) -> Iterator[str]:
     said = opened.tokenizer_files.json.get("pre_tokenizer")
     own = opened.tokenizer.backend.pre_tokenizer
     if isinstance(own, pre_tokenizers.ByteLevel) and isinstance(said, dict):
-        steps = said.get("pretokenizers", [said])
+        steps = _steps(said, "pretokenizers")
         of_file = any(step.get("add_prefix_space") is True for step in steps if step.get("type") == "ByteLevel")
         if of_file != own.add_prefix_space:
             yield (
@@ -147,11 +147,19 @@ def _prefix_space(opened: OpenedRepo) -> Iterator[str]:
             )
 
 
+def _steps(part: Any, of_sequence: str) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a part of tokenizer.json, also of nested sequences. What is no object is left out."""
+    if isinstance(part, dict):
+        yield part
+        inner = part.get(of_sequence)
+        for step in inner if isinstance(inner, list) else ():
+            yield from _steps(step, of_sequence)
+
+
 def _casing_of(normalizer: Any) -> Casing:
     """Return the casing that the normalizer in a tokenizer.json defines."""
     lower_cases = strips_accents = False
-    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
-    for step in steps:
+    for step in _steps(normalizer, "normalizers"):
         lower = step.get("type") == "Lowercase" or step.get("lowercase") is True
         strips = step.get("strip_accents")
         lower_cases |= lower

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from minibert.config import BertConfig
 from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
-from minibert.typing import Array, Float, Int
+from minibert.typing import Array, DType, Float, Int
 
 
 class Fused(Protocol):
@@ -177,3 +179,23 @@ def partial_sums(products: int, longest: int) -> list[slice]:
     """Split a sum of ``products`` products into parts of about equal length, each of at most ``longest``."""
     parts = -(-products // longest)
     return [slice(products * part // parts, products * (part + 1) // parts) for part in range(parts)]
+
+
+def require_distance_bias(bias: Float[Array, "h 2P-1"], heads: int, keys: Packing, dtype: DType) -> None:
+    """Raise ValueError unless an array has a bias for each head and for each distance in these texts.
+
+    Implementations read it without a check of their own.
+    """
+    longest = int(keys.lengths.max(initial=1))
+    if bias.ndim != 2 or len(bias) != heads or bias.shape[1] % 2 == 0 or bias.dtype != dtype:
+        raise ValueError(
+            f"distance_bias must be {np.dtype(dtype)} of shape ({heads}, 2 P - 1); "
+            f"it is {bias.dtype} of shape {bias.shape}."
+        )
+    if bias.shape[1] < 2 * longest - 1:
+        raise ValueError(
+            f"distance_bias must have at least {2 * longest - 1} distances, for a text of {longest} tokens; it has "
+            f"{bias.shape[1]}."
+        )
+    if not bias.flags.c_contiguous:
+        raise ValueError(f"distance_bias must be contiguous; its strides are {bias.strides} bytes.")

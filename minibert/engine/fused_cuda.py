@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minibert.config import BertConfig
-from minibert.engine.fused import partial_sums
+from minibert.engine.fused import partial_sums, require_distance_bias
 from minibert.engine.packed import ByOperations, require_in_tables
 from minibert.engine.packing import Packing
 from minibert.engine.recordings import Recordings
@@ -263,7 +263,7 @@ class FusedCuda(ByOperations):
             raise ValueError(f"k and v must have the same strides; they have {k.strides[0]} and {v.strides[0]}.")
         self._require_float("query_bias", query_bias, width)
         if distance_bias is not None:
-            require_distance_bias(distance_bias, heads, keys)
+            require_distance_bias(distance_bias, heads, keys, np.float32)
         itemsize, kind = self.storage.dtype.itemsize, self.storage.cuda
         of_tensor_cores, of_short = 5 * _TILE * size * itemsize, 4 * 3 * _SHORT_TILE * size * itemsize  # shared memory
         has_tensor_cores = self.storage.name != "float32" and size in _TENSOR_CORE_SIZES
@@ -462,25 +462,6 @@ def require_supported(hidden_size: int, heads: int) -> None:
             f"on a GPU, the head size must be at most {_LARGEST_HEAD}: hidden_size / num_attention_heads is "
             f"{hidden_size} / {heads}."
         )
-
-
-def require_distance_bias(bias: Float[Array, "h 2P-1"], heads: int, keys: Packing) -> None:
-    """Raise ValueError unless an array has a bias for each head and for each distance in these texts.
-
-    The kernels read it without a check of their own.
-    """
-    longest = int(keys.lengths.max(initial=1))
-    if bias.ndim != 2 or len(bias) != heads or bias.shape[1] % 2 == 0 or bias.dtype != np.float32:
-        raise ValueError(
-            f"distance_bias must be float32 of shape ({heads}, 2 P - 1); it is {bias.dtype} of shape {bias.shape}."
-        )
-    if bias.shape[1] < 2 * longest - 1:
-        raise ValueError(
-            f"distance_bias must have at least {2 * longest - 1} distances, for a text of {longest} tokens; it has "
-            f"{bias.shape[1]}."
-        )
-    if not bias.flags.c_contiguous:
-        raise ValueError(f"distance_bias must be contiguous; its strides are {bias.strides} bytes.")
 
 
 def row_layout(width: int, itemsize: int) -> tuple[int, int]:

@@ -50,6 +50,7 @@ class _Batch:
         pointers: The texts, with all tokens as queries.
         x: The hidden states.
         shape: The sizes for which the workspace is large enough, or None.
+        bias: The bias by distance whose address is in ``pointers``, or None.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class _Batch:
         self.packing = packing
         self.x = x
         self.shape: Shape | None = None
+        self.bias: Array | None = None
 
 
 class FusedNative(OnHost):
@@ -132,7 +134,7 @@ class FusedNative(OnHost):
             len(tables.word),
             len(tables.position),
         )
-        if wrong is not None:
+        if wrong is not None or packing.lengths.max(initial=0) > config.max_tokens:
             require_in_tables(tables, ids, packing, config)  # it names the id
         library.require(wrong)
         return x
@@ -162,9 +164,10 @@ class FusedNative(OnHost):
         if batch.shape is not layer.shape:
             self._make_room(batch, layer.shape)
         texts = batch.pointers
-        if distance_bias is not None and texts.distance_bias is None:
-            bias = checked_whole(distance_bias, layer.shape.heads, -1)
-            texts.distance_bias, texts.distances = address(bias), bias.shape[1]
+        if distance_bias is not batch.bias:
+            bias = None if distance_bias is None else checked_whole(distance_bias, layer.shape.heads, -1)
+            texts.distance_bias, texts.distances = address(bias), 0 if bias is None else bias.shape[1]
+            batch.bias = distance_bias
         if first_tokens is not None:
             queries = checked(_bounds(first_tokens), len(packing.lengths) + 1, dtype=np.int64)
             texts = BatchPointers(texts.keys, address(queries), texts.distance_bias, texts.texts, texts.distances)

@@ -8,7 +8,7 @@ import numpy as np
 
 from minibert import ops, pooling
 from minibert.config import BertConfig
-from minibert.engine.fused import OnHost, partial_sums
+from minibert.engine.fused import OnHost, partial_sums, require_distance_bias
 from minibert.engine.packed import ByOperations, require_in_tables
 from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
@@ -80,6 +80,8 @@ class FusedCpu(ByOperations, OnHost):
         distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "Tq H"]:
         """Return softmax((Q + query_bias) K^T + bias) V for each text and head, side by side. Overwrite ``q``."""
+        if distance_bias is not None:
+            require_distance_bias(distance_bias, heads, keys, self.dtype)
         for block in self._blocks(q):
             q[block] += query_bias
         q, k, v = self.in_order(q, queries, "q"), self.in_order(k, keys, "k"), self.in_order(v, keys, "v")

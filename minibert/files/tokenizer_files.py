@@ -151,9 +151,10 @@ class TokenizerFiles(NamedTuple):
         if self.json:
             model = self.json.get("model", {})
             merges = model.get("merges", [])
-            return model.get("vocab", {}), [_merge(merge) for merge in merges]
+            return model.get("vocab", {}), [_merge(self.folder / "tokenizer.json", merge) for merge in merges]
         paths = [self.folder / name for name in ("vocab.json", "merges.txt")]
         if not all(map(is_there, paths)):
+            self.refuse_sentencepiece()
             raise TokenizerError(
                 f"{self.folder} holds no tokenizer: it has neither tokenizer.json nor both vocab.json and merges.txt."
             )
@@ -161,11 +162,11 @@ class TokenizerFiles(NamedTuple):
             vocabulary = read_optional(paths[0], MAX_BYTES, MAX_ITEMS)
         except ConfigError as error:
             raise TokenizerError(str(error)) from error
-        lines = read_regular(paths[1], TokenizerError, MAX_BYTES).decode("utf-8").split("\n")
-        return vocabulary, [_merge(line) for line in lines if line and not line.startswith("#version")]
+        lines = (line.removesuffix("\r") for line in _read_lines(paths[1]))
+        return vocabulary, [_merge(paths[1], line) for line in lines if line and not line.startswith("#version")]
 
     def refuse_sentencepiece(self) -> None:
-        """Raise TokenizerError if the only tokenizer is a file of sentencepiece."""
+        """Raise TokenizerError if there is a file of sentencepiece; the caller has found no other tokenizer."""
         for name in ("sentencepiece.bpe.model", "sentencepiece.model", "spiece.model"):
             if is_there(self.folder / name):
                 raise TokenizerError(
@@ -177,11 +178,15 @@ class TokenizerFiles(NamedTuple):
 
 def _read_vocab(path: Path) -> dict[str, int]:
     """Return the tokens of vocab.txt (one per line) with their ids. As in the library, the last equal token wins."""
+    return {line.rstrip(_WHITE_SPACE): number for number, line in enumerate(_read_lines(path))}
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, which must not be too many."""
     content = read_regular(path, TokenizerError, MAX_BYTES)
     if (count := content.count(b"\n")) > MAX_TOKENS:
         raise TokenizerError(f"{path} has {count:,} lines; at most {MAX_TOKENS:,} are read.")
-    lines = content.decode("utf-8").removesuffix("\n").split("\n")
-    return {line.rstrip(_WHITE_SPACE): number for number, line in enumerate(lines)}
+    return content.decode("utf-8").removesuffix("\n").split("\n")
 
 
 def _require_vocabulary(path: Path, vocabulary: Any) -> None:
@@ -273,17 +278,18 @@ def _roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
     if not isinstance(vocabulary, dict):
         raise TokenizerError(f"{files.folder}: RobertaTokenizer needs a BPE vocabulary, an object; it is another type.")
     _require_vocabulary(files.folder, vocabulary)
-    _require_vocabulary(files.folder, merges)
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=files.config.get("add_prefix_space", False))
     tokenizer.decoder = decoders.ByteLevel()
     return _Built(tokenizer, max(vocabulary.values(), default=-1))
 
 
-def _merge(merge: Any) -> tuple[str, str]:
+def _merge(path: Path, merge: Any) -> tuple[str, str]:
     """Return the two parts of a merge. In the files, it is a pair, or a text with a space between the parts."""
-    first, second = merge.split(" ") if isinstance(merge, str) else merge
-    return first, second
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
+        raise TokenizerError(f"{path}: a merge must have two parts, with a space between them; it is {merge!r:.80}.")
+    return parts[0], parts[1]
 
 
 def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
@@ -337,20 +343,18 @@ class _Recipe(NamedTuple):
         build: Makes the library's tokenizer from the files and the named special tokens.
         special: The default special tokens of the class, by role.
         around: The roles of the tokens before and after a text; None if tokenizer.json defines them.
-        flags: The flags of special tokens, by role, for which the files have only a text.
+        mask_takes_space: Whether the mask token takes the space before it, if the files have only its text.
         extra: Special tokens without a role, if the vocabulary has them and the files name none.
     """
 
     build: Callable[["TokenizerFiles", Mapping[str, Any]], _Built]
     special: dict[str, str]
     around: tuple[str, str] | None
-    flags: Mapping[str, Mapping[str, bool]] = {}
+    mask_takes_space: bool = False
     extra: tuple[str, ...] = ()
 
 
 _BERT = _Recipe(_bert, _BERT_SPECIAL, ("cls_token", "sep_token"))
-#: The mask token takes the space before it.
-_MASK = {"mask_token": {"lstrip": True}}
 _AS_IS = _Recipe(_as_is, {}, None)
 
 #: The recipes by the tokenizer_class in the files, with or without "Fast".
@@ -360,7 +364,7 @@ _RECIPES = {
         _camembert,
         _XLM_ROBERTA_SPECIAL,
         ("bos_token", "eos_token"),
-        _MASK,
+        True,
         ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
     ),
     "DistilBertTokenizer": _BERT,
@@ -369,12 +373,12 @@ _RECIPES = {
         _bert,
         {**_XLM_ROBERTA_SPECIAL, "unk_token": "[UNK]"},
         ("cls_token", "sep_token"),
-        {role: {"normalized": True, "lstrip": role == "mask_token"} for role in _SPECIAL},
+        True,
     ),
     "PreTrainedTokenizerFast": _AS_IS,
     "RobertaTokenizer": _Recipe(_roberta, _XLM_ROBERTA_SPECIAL, ("cls_token", "sep_token")),
     "TokenizersBackend": _AS_IS,
-    "XLMRobertaTokenizer": _Recipe(_xlm_roberta, _XLM_ROBERTA_SPECIAL, ("bos_token", "eos_token"), _MASK),
+    "XLMRobertaTokenizer": _Recipe(_xlm_roberta, _XLM_ROBERTA_SPECIAL, ("bos_token", "eos_token"), True),
 }
 
 
@@ -426,9 +430,8 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
         raise TokenizerError(f"{files.folder}: tokenizer_class {name!r} is not implemented; minibert knows {known}.")
     with library_errors(files.folder):
         named: dict[str, Any] = {**recipe.special, **files.named_tokens()}
-        for role, flags in recipe.flags.items():
-            if isinstance(named.get(role), str):
-                named[role] = {"content": named[role], **flags}
+        if recipe.mask_takes_space and isinstance(named["mask_token"], str):
+            named["mask_token"] = {"content": named["mask_token"], "lstrip": True}
         tokenizer, largest_id = recipe.build(files, named)
         extra = files.extra_tokens() or [token for token in recipe.extra if tokenizer.token_to_id(token) is not None]
         _add_tokens(tokenizer, files, named, extra)

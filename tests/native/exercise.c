@@ -265,8 +265,13 @@ static void attention(void) {
         const size_t tokens = (size_t)starts[texts], size = 3 * mb_attention_scratch(kernels, 65, d);
         float *q = numbers(tokens * hidden, 1), *k = numbers(tokens * hidden, 1), *v = numbers(tokens * hidden, 1);
         float *bias = numbers(hidden, 1), *alone = floats(tokens * hidden), *helped = floats(tokens * hidden);
-        float *scratch = floats(size);
+        float *scratch = floats(size), *by_distance = numbers(heads * 129, 1); /* for texts of at most 65 tokens */
         struct attention of = {q, k, v, bias, alone, hidden, hidden, hidden, heads, d, texts, starts, starts, NULL, 0};
+        of.distance_bias = d % 2 ? by_distance : NULL, of.distances = 127;
+        if (d % 2) refused(mb_attention(kernels, NULL, &of, scratch, size / 3));
+        of.distances = 130;
+        if (d % 2) refused(mb_attention(kernels, NULL, &of, scratch, size / 3));
+        of.distances = 129;
         accepted(mb_attention(kernels, NULL, &of, scratch, size / 3));
         require(finite(alone, tokens * hidden), "attention must write each number");
         of.out = helped;
@@ -274,6 +279,7 @@ static void attention(void) {
         accepted(mb_attention(kernels, team, &of, scratch, size));
         require(same(alone, helped, tokens * hidden), "helpers must not change attention");
         free(q), free(k), free(v), free(bias), free(alone), free(helped), free(scratch);
+        free(by_distance);
     }
     mb_team_free(team);
 }

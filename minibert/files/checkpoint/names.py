@@ -1,4 +1,4 @@
-"""The names of tensors in checkpoints, and how they become parameters. Only this module knows BERT's names.
+"""The names of tensors in checkpoints, and how they become parameters. Only this module and families know them.
 
 A checkpoint's names are converted to the canonical names, those of BertModel (``embeddings.word_embeddings.weight``,
 ``encoder.layer.0.attention.self.query.weight``, ...): the prefix of the class that saved it is removed, the renames
@@ -13,7 +13,7 @@ import numpy as np
 
 from minibert import params
 from minibert.config import BertConfig
-from minibert.families import FAMILIES
+from minibert.families import FAMILIES, TYPES
 from minibert.typing import Array
 
 ANCHOR = "embeddings.word_embeddings.weight"
@@ -27,7 +27,6 @@ RENAMES = (
 #: Tensors of BertModel that hold no parameter: the buffers 0, 1, 2, ... and 0, 0, 0, ...
 BUFFERS = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
 
-_TYPES = "embeddings.token_type_embeddings.weight"
 _RELATIVE_BIAS = "encoder.relative_attention_bias.weight"
 
 
@@ -47,7 +46,7 @@ def prefix_of(stored: Collection[str]) -> str:
     anchors = [name for name in stored if name == ANCHOR or name.endswith("." + ANCHOR)]
     if len(anchors) != 1:
         found = f"it has {len(anchors)}: {', '.join(sorted(anchors))}" if anchors else "it has none"
-        raise ValueError(f"a BertModel checkpoint has one tensor called [prefix.]{ANCHOR}; {found}")
+        raise ValueError(f"a checkpoint of an encoder has one tensor called [prefix.]{ANCHOR}; {found}")
     return anchors[0].removesuffix(ANCHOR)
 
 
@@ -73,10 +72,10 @@ def canonical_names(stored: Collection[str], prefix: str, config: BertConfig) ->
         inner = name.removeprefix(prefix)
         for pattern, replacement in RENAMES:
             inner = pattern.sub(replacement, inner)
-        is_head = name.startswith(heads) and (prefix == "" or not name.startswith(prefix))
-        if is_head or inner in BUFFERS:
+        is_own = name.startswith(prefix)
+        if (inner in BUFFERS and is_own) or (name.startswith(heads) and not (prefix and is_own)):
             continue
-        if not name.startswith(prefix) or inner not in canonical or canonical[inner] in names:
+        if not is_own or inner not in canonical or canonical[inner] in names:
             unexpected.append(name)
         else:
             names[canonical[inner]] = name
@@ -84,9 +83,9 @@ def canonical_names(stored: Collection[str], prefix: str, config: BertConfig) ->
 
 
 def expected_shapes(config: BertConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape of every tensor of a BertModel, as numbers and as names of config values.
+    """Return the shape of every tensor of a model, as numbers and as names of config values.
 
-    The pooler is included, but a checkpoint may omit it.
+    The pooler is included, if the family has one. A checkpoint may omit it.
     """
     words = {
         "vocab_size": config.vocab_size,
@@ -109,7 +108,7 @@ def _all_shapes(config: BertConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     H, I = "hidden_size", "intermediate_size"  # noqa: E741, N806
     yield "embeddings.word_embeddings.weight", ("vocab_size", H)
     yield "embeddings.position_embeddings.weight", ("max_position_embeddings", H)
-    yield _TYPES, ("type_vocab_size", H)
+    yield TYPES, ("type_vocab_size", H)
     yield from _norm("embeddings.LayerNorm")
     for i in range(config.num_hidden_layers):
         layer = f"encoder.layer.{i}"
@@ -147,7 +146,7 @@ def embeddings(tensors: Mapping[str, Array]) -> params.Embeddings:
     return params.Embeddings(
         word=word,
         position=tensors["embeddings.position_embeddings.weight"],
-        token_type=tensors[_TYPES] if _TYPES in tensors else np.zeros((1, word.shape[1]), word.dtype),
+        token_type=tensors[TYPES] if TYPES in tensors else np.zeros((1, word.shape[1]), word.dtype),
         norm=_norm_params(tensors, "embeddings"),
     )
 
