@@ -113,9 +113,9 @@ class BertModel:
             IndexError: An id is outside its table.
         """
         ids = self._ids("input_ids", input_ids, self.config.vocab_size)
-        if ids.shape[1] == 0 or ids.shape[1] > self.config.max_position_embeddings:
+        if ids.shape[1] == 0 or ids.shape[1] > self.config.max_tokens:
             raise ValueError(
-                f"a text must have from 1 to max_position_embeddings = {self.config.max_position_embeddings} tokens; "
+                f"a text must have from 1 to {self.config.max_tokens} tokens, the positions of the model; "
                 f"input_ids has {ids.shape[1]}."
             )
         types = np.zeros_like(ids)

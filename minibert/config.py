@@ -1,4 +1,4 @@
-"""``config.json``: the sizes and settings of a BertModel."""
+"""``config.json``: the sizes and settings of a BertModel or of a model of a related family."""
 
 import dataclasses
 import sys
@@ -8,7 +8,11 @@ from typing import Any, Self
 
 from minibert import ops
 from minibert.errors import ConfigError
+from minibert.families import FAMILIES
+from minibert.positions import BUCKETS
 from minibert.safe.jsonfile import read_object
+
+_KNOWN = ", ".join(FAMILIES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,18 +23,21 @@ class BertConfig:
     :class:`~minibert.errors.ConfigError`.
 
     Attributes:
+        model_type: The family: a key of :data:`minibert.families.FAMILIES`.
         vocab_size: Rows of the word embedding table.
         hidden_size: Width of a token vector, a multiple of ``num_attention_heads``.
         num_hidden_layers: Number of encoder layers.
         num_attention_heads: Number of attention heads in each layer.
         intermediate_size: Width of the feed-forward layer.
         hidden_act: A key of :data:`minibert.ops.ACTIVATIONS`.
-        max_position_embeddings: Rows of the position table: the largest number of tokens in a text.
+        max_position_embeddings: Rows of the position table.
         type_vocab_size: Rows of the token type table.
         layer_norm_eps: Added to the variance in every layer normalization.
         pad_token_id: The id that pads shorter texts. It never changes the vector of a real token.
+        relative_attention_num_buckets: Rows of MPNet's table of biases by distance; None in other families.
     """
 
+    model_type: str = "bert"
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -41,8 +48,11 @@ class BertConfig:
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+    relative_attention_num_buckets: int | None = None
 
     def __post_init__(self) -> None:
+        if self.model_type not in list(FAMILIES):  # a list: the value of a file may have no hash
+            raise ConfigError(f"model_type must be one of {_KNOWN}; it is {self.model_type!r}.")
         for field in dataclasses.fields(self):
             if field.type is int and field.name != "pad_token_id":
                 _require_int(field.name, getattr(self, field.name), minimum=1)
@@ -54,6 +64,18 @@ class BertConfig:
             )
         if self.pad_token_id >= self.vocab_size:
             raise ConfigError(f"pad_token_id must be below vocab_size = {self.vocab_size}; it is {self.pad_token_id}.")
+        if self.max_tokens < 1:
+            raise ConfigError(
+                f"max_position_embeddings must leave room for a token after the padding id {self.position_padding_id}; "
+                f"it is {self.max_position_embeddings}."
+            )
+        buckets = BUCKETS if "relative_attention_num_buckets" in FAMILIES[self.model_type].defaults else None
+        found = self.relative_attention_num_buckets
+        if found != buckets or type(found) is not type(buckets):
+            raise ConfigError(
+                f"relative_attention_num_buckets must be {'absent' if buckets is None else buckets} "
+                f"for {self.model_type}; it is {found!r}."
+            )
         eps = self.layer_norm_eps
         if type(eps) not in {int, float} or not 0 < eps <= sys.float_info.max:
             raise ConfigError(f"layer_norm_eps must be a positive number; it is {eps!r}.")
@@ -79,19 +101,36 @@ class BertConfig:
             ConfigError: A value is not valid, or minibert does not implement the architecture.
         """
         _refuse_other_architectures(values)
-        names = {field.name for field in dataclasses.fields(cls)}
-        # transformers writes null for "no padding token". The default id then pads texts.
-        return cls(**{k: v for k, v in values.items() if k in names and not (k == "pad_token_id" and v is None)})
+        family = FAMILIES[values.get("model_type", "bert")]
+        fields = [field.name for field in dataclasses.fields(cls) if field.name not in family.keys.values()]
+        keys = {**dict(zip(fields, fields, strict=True)), **family.keys}
+        found = {field: values[key] for key, field in keys.items() if key in values}
+        if found.get("pad_token_id", 0) is None and family.positions_after != "pad_token_id":
+            del found["pad_token_id"]  # transformers writes null for "no padding token": the default id pads texts
+        return cls(**{**family.defaults, **found, **family.fixed})
+
+    @property
+    def position_padding_id(self) -> int | None:
+        """The id after which positions begin; None if they begin at 0. It is the padding id in RoBERTa's family."""
+        after = FAMILIES[self.model_type].positions_after
+        return getattr(self, after) if isinstance(after, str) else after
+
+    @property
+    def max_tokens(self) -> int:
+        """The largest number of tokens in a text: the rows of the position table from the first position on."""
+        return self.max_position_embeddings - (0 if self.position_padding_id is None else self.position_padding_id + 1)
 
 
 def _refuse_other_architectures(values: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless ``values`` describe a plain bidirectional BERT encoder."""
+    """Raise ConfigError unless ``values`` describe a plain bidirectional encoder of a known family."""
     model_type = values.get("model_type", "bert")
-    if model_type != "bert":
-        raise ConfigError(f'model_type must be "bert"; it is {model_type!r}, which minibert does not implement.')
-    architectures = values.get("architectures") or []
-    if not isinstance(architectures, list) or not all(str(name).startswith("Bert") for name in architectures):
-        raise ConfigError(f"architectures must be a list of Bert classes; it is {architectures!r}.")
+    if model_type not in list(FAMILIES):  # a list: the value of a file may have no hash
+        raise ConfigError(
+            f"model_type must be one of {_KNOWN}; it is {model_type!r}, which minibert does not implement."
+        )
+    architectures, classes = values.get("architectures") or [], FAMILIES[model_type].classes
+    if not isinstance(architectures, list) or not all(str(name).startswith(classes) for name in architectures):
+        raise ConfigError(f"architectures must be a list of {classes} classes; it is {architectures!r}.")
     position = values.get("position_embedding_type", "absolute")
     if position != "absolute":
         raise ConfigError(

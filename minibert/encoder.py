@@ -147,7 +147,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             local_files_only=local_files_only,
         )
         self._repo = ModelRepo.open(folder)
-        positions = self._repo.config.max_position_embeddings
+        positions = self._repo.config.max_tokens
         own: dict[str, Any] = {
             "prompts": DEFAULT_PROMPTS | self._repo.prompts,
             "default_prompt_name": self._repo.default_prompt_name,
@@ -646,10 +646,10 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
             >>> trace = SentenceEncoder().trace("A man is eating food.", keep=["layers.*.weights", "layers.*.x"])
             >>> print(trace)
             Trace of 'A man is eating food.', 8 tokens
-            layers.0.weights  2 heads x 8 tokens that attend x 8 tokens attended to  model.py:102
-            layers.0.x        8 tokens x 128 dimensions                              model.py:113
-            layers.1.weights  2 heads x 8 tokens that attend x 8 tokens attended to  model.py:102
-            layers.1.x        8 tokens x 128 dimensions                              model.py:113
+            layers.0.weights  2 heads x 8 tokens that attend x 8 tokens attended to  model.py:108
+            layers.0.x        8 tokens x 128 dimensions                              model.py:119
+            layers.1.weights  2 heads x 8 tokens that attend x 8 tokens attended to  model.py:108
+            layers.1.x        8 tokens x 128 dimensions                              model.py:119
         """
         from minibert.study import Trace
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from minibert import ops, params
 from minibert.arrays import array_namespace
 from minibert.config import BertConfig
+from minibert.positions import bias_of_pairs, rows_of_positions
 from minibert.typing import Array, Bool, Float, Int
 
 #: It takes the name of a result, such as ``layers.3.weights``, and its value. It returns the value to continue with.
@@ -45,9 +46,10 @@ def bert(
     are finite but have no meaning. The ids must be inside the embedding tables: this function does not check them.
     """
     x = embed(model.embeddings, config, input_ids, token_type_ids, within("embeddings", tap))
+    bias = bias_of_pairs(model.relative_bias, input_ids.shape[1])  # MPNet: (h, S, S); else 0
     for number, layer in enumerate(model.layers):
         tap_layer = within(f"layers.{number}", tap)
-        x = attend(layer.attention, config, x, attention_mask, tap_layer)
+        x = attend(layer.attention, config, x, attention_mask, bias, tap_layer)
         x = feed_forward(layer.feed_forward, config, x, tap_layer)
     return x
 
@@ -61,11 +63,12 @@ def embed(
 ) -> Float[Array, "B S H"]:
     """Return the sum of each token's word, position and type embedding, layer-normalized.
 
-    Positions count from 0 in every text; they do not depend on the mask.
+    BERT counts positions from 0 in every text; RoBERTa counts them from the padding id.
     """
     words = tap("words", table.word[input_ids])  # (B, S, H)
     types = tap("types", table.token_type[token_type_ids])  # (B, S, H)
-    positions = tap("positions", table.position[: input_ids.shape[1]])  # (S, H)
+    rows = rows_of_positions(input_ids, config.position_padding_id)  # (B, S)
+    positions = tap("positions", table.position[rows])  # (B, S, H)
     return tap("x", ops.layer_norm(words + types + positions, *table.norm, eps=config.layer_norm_eps))
 
 
@@ -74,6 +77,7 @@ def attend(
     config: BertConfig,
     x: Float[Array, "B S H"],
     attention_mask: Bool[Array, "B S"],
+    bias: Float[Array, "h S S"] | float = 0.0,
     tap: Tap = untapped,
 ) -> Float[Array, "B S H"]:
     """Return LayerNorm(x + MultiHead(x)).
@@ -84,7 +88,8 @@ def attend(
     Q = tap("Q", ops.split_heads(ops.linear(x, *layer.query), h))  # (B, h, S, d)
     K = tap("K", ops.split_heads(ops.linear(x, *layer.key), h))  # (B, h, S, d)
     V = tap("V", ops.split_heads(ops.linear(x, *layer.value), h))  # (B, h, S, d)
-    heads = tap("heads", scaled_dot_product_attention(Q, K, V, attention_mask[:, None, None, :], tap))  # (B, h, S, d)
+    mask = attention_mask[:, None, None, :]  # (B, 1, 1, S)
+    heads = tap("heads", scaled_dot_product_attention(Q, K, V, mask, bias, tap))  # (B, h, S, d)
     multihead = tap("multihead", ops.linear(ops.merge_heads(heads), *layer.output))  # (B, S, H)
     return tap("attended", ops.layer_norm(x + multihead, *layer.norm, eps=config.layer_norm_eps))
 
@@ -94,11 +99,12 @@ def scaled_dot_product_attention(
     K: Float[Array, "B h S d"],
     V: Float[Array, "B h S d"],
     mask: Bool[Array, "B 1 1 S"],
+    bias: Float[Array, "h S S"] | float = 0.0,
     tap: Tap = untapped,
 ) -> Float[Array, "B h S d"]:
-    """Return softmax(Q K^T / sqrt(d)) V over the keys where ``mask`` is True."""
+    """Return softmax(Q K^T / sqrt(d) + bias) V over the keys where ``mask`` is True."""
     d = Q.shape[-1]
-    scores = tap("scores", Q @ K.swapaxes(-2, -1) * d**-0.5)  # (B, h, S, S): query by key
+    scores = tap("scores", Q @ K.swapaxes(-2, -1) * d**-0.5 + bias)  # (B, h, S, S): query by key
     weights = tap("weights", ops.softmax(scores, mask))  # (B, h, S, S): each row sums to 1
     return weights @ V  # (B, h, S, d)
 

@@ -58,8 +58,13 @@ class Layer(NamedTuple):
 
 
 class BertParams(NamedTuple):
-    """All parameters of a BertModel checkpoint. ``pooler`` is None if the checkpoint has none."""
+    """All parameters of a checkpoint.
+
+    ``pooler`` is None if the checkpoint has none. ``relative_bias`` has the bias of each attention head for each bucket
+    of distances between tokens; it is None in all families but MPNet.
+    """
 
     embeddings: Embeddings
     layers: tuple[Layer, ...]
     pooler: Linear | None
+    relative_bias: Float[Array, "buckets h"] | None = None

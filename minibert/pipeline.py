@@ -16,6 +16,7 @@ from minibert.engine.packing import Group, Packing
 from minibert.engine.rows import RowRule
 from minibert.engine.token_ids import TokenIds
 from minibert.errors import ConfigError, TokenizerError
+from minibert.families import FAMILIES
 from minibert.files.checkpoint import BertReader
 from minibert.modules import chain, kinds
 from minibert.modules.chain import AtOnce
@@ -240,7 +241,7 @@ def open_tokenizer(repo: ModelRepo) -> TextTokenizer:
         folder,
         do_lower_case=settings.do_lower_case,
         overrides=settings.tokenizer_overrides,
-        tokenizer_class=repo.tokenizer_class,
+        tokenizer_class=repo.tokenizer_class or FAMILIES[repo.config.model_type].tokenizer,
     )
     if tokenizer.largest_id >= repo.config.vocab_size:
         raise TokenizerError(

@@ -207,18 +207,23 @@ class ModelRepo:
         Raises:
             ConfigError: The repo's limit is larger than the model's position table.
         """
-        positions = self.config.max_position_embeddings
+        limit = self.config.max_tokens
         stated = self.transformer.max_seq_length
         if "model_max_length" in self.transformer.tokenizer_overrides:  # precedence as in sentence-transformers
             stated = model_max_length
         if stated is None:
-            return positions if model_max_length is None else min(model_max_length, positions)
-        if stated > positions:
+            return limit if model_max_length is None else min(model_max_length, limit)
+        if stated > self.config.max_position_embeddings:
             raise ConfigError(
-                f"{self.transformer_folder}: max_seq_length must be at most max_position_embeddings = {positions}; "
-                f"it is {stated}, and a text of that length would fail."
+                f"{self.transformer_folder}: max_seq_length must be at most max_position_embeddings = "
+                f"{self.config.max_position_embeddings}; it is {stated}, and a text of that length would fail."
             )
-        return stated
+        if stated > limit:  # sentence-transformers writes this number itself, and fails on a text of that length
+            logger.warning(
+                "%s: max_seq_length is %d, but positions begin after the padding id: texts are cut to %d tokens",
+                self.transformer_folder, stated, limit,
+            )  # fmt: skip
+        return min(stated, limit)
 
 
 def _modules(folder: Path) -> tuple[Path, tuple[ModuleFolder, ...]]:

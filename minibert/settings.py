@@ -157,7 +157,7 @@ class Settings:
         if not least <= length <= most:
             raise ValueError(
                 f"max_seq_length must be a whole number from {least}, the special tokens, to "
-                f"max_position_embeddings = {most}; it is {self.max_seq_length!r}."
+                f"{most}, the positions of the model; it is {self.max_seq_length!r}."
             )
         return length
 

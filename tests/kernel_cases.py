@@ -84,8 +84,12 @@ def assert_near(actual, definition, bench, *inputs, factor=3.0):
     assert worst <= allowed, f"max error {worst:.1e} > {allowed:.1e}"
 
 
-def attention(q, k, v, bias, round_, *, heads, queries, keys):
-    """Return the expected result of ``attention`` for texts with these numbers of queries and keys."""
+def attention(q, k, v, bias, *rest, heads, queries, keys):
+    """Return the expected result of ``attention`` for texts with these numbers of queries and keys.
+
+    ``rest`` is the bias by distance if there is one, and the function that rounds.
+    """
+    *distance_biases, round_ = rest
     results = []
     ends_q, ends_k = np.cumsum(queries), np.cumsum(keys)
     for n_q, n_k, end_q, end_k in zip(queries, keys, ends_q, ends_k, strict=True):
@@ -94,6 +98,10 @@ def attention(q, k, v, bias, round_, *, heads, queries, keys):
         Q = ops.split_heads(round_(q[end_q - n_q : end_q] + bias)[None], heads)  # noqa: N806
         K, V = (ops.split_heads(x[None, end_k - n_k : end_k], heads) for x in (k, v))  # noqa: N806
         scores = Q @ K.swapaxes(-2, -1)
+        for distance_bias in distance_biases:
+            zero = distance_bias.shape[1] // 2
+            for i in range(n_q):
+                scores[0, :, i] += distance_bias[:, zero - i : zero - i + n_k]
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         total = weights.sum(axis=-1, keepdims=True)
         results.append(ops.merge_heads(round_(weights) @ V / total)[0])

@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
-from support import GOLDEN, MODES, copy_twin, edit_json, edit_weights, write_module
+from support import FAMILIES, GOLDEN, MODES, copy_twin, edit_json, edit_weights, twin, write_module
 
 from minibert import SentenceEncoder
+from minibert.config import BertConfig
 from minibert.engine import native
 
 WORDS = [
@@ -151,6 +152,13 @@ CASES = {
         )
         for card in TWINS
     },
+    **{
+        f"{card}, prompt with padding ids": (
+            lambda folder, card=card: pooled(folder, MODES, card=card, width=hidden_size(card)),
+            {}, {"prompt": "<pad> the [PAD]<pad><mask> "},
+        )
+        for card in FAMILIES
+    },
     "all modes, normalized": (lambda folder: pooled(folder, MODES, ("Normalize", "n")), {}, {}),
     "all modes, without the prompt": (
         lambda folder: pooled(folder, MODES[1:], include_prompt=False), {}, {"prompt": "the cat: "},
@@ -186,7 +194,7 @@ CASES = {
 
 def hidden_size(card):
     """Return the hidden size of a twin."""
-    return json.loads((GOLDEN / card / "repo" / "config.json").read_text("utf-8"))["hidden_size"]
+    return BertConfig.from_file(twin(card) / "config.json").hidden_size
 
 
 def vectors(name, folder, kernels, **more):

@@ -30,8 +30,8 @@ EACH_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 def cast(parameters, dtype):
     """Return an array, or a tuple of such however nested, in another precision."""
-    if isinstance(parameters, np.ndarray):
-        return parameters.astype(dtype)
+    if parameters is None or isinstance(parameters, np.ndarray):
+        return None if parameters is None else parameters.astype(dtype)
     cast_all = [cast(each, dtype) for each in parameters]
     return type(parameters)(*cast_all) if hasattr(parameters, "_fields") else tuple(cast_all)
 
@@ -56,7 +56,7 @@ def random_model(config, seed=0, bias=0.1):
     """Return the parameters of which :func:`random_tensors` are the tensors."""
     tensors = random_tensors(config, seed, bias)
     layers = tuple(names.layer(tensors, number) for number in range(config.num_hidden_layers))
-    return BertParams(names.embeddings(tensors), layers, names.pooler(tensors))
+    return BertParams(names.embeddings(tensors), layers, names.pooler(tensors), names.relative_bias(tensors))
 
 
 def normal(*shape, seed=0, size=1.0):

@@ -47,9 +47,11 @@ class RoundedCpu(FusedCpu):
         """Return what is stored of normalized rows."""
         return self.rounded(super().add_layer_norm(*arguments))
 
-    def _weights(self, q, k):
+    def _weights(self, q, k, bias):
         """Return the weights, which go to the tensor cores as stored numbers, and the sums of them before that."""
         weights = q @ k
+        if bias is not None:
+            weights += bias
         weights = np.exp(weights - weights.max(axis=-1, keepdims=True))
         sums = weights.sum(axis=-1)
         return self.rounded(weights), sums

@@ -8,9 +8,16 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from minibert.tokenization import TextTokenizer
+
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-CARDS = json.loads((Path(__file__).parent / "cards.json").read_text("utf-8"))["cards"]
+_FILE = json.loads((Path(__file__).parent / "cards.json").read_text("utf-8"))
+CARDS = _FILE["cards"]
+#: A card of each family that is not BERT.
+FAMILIES = {name: card for name, card in _FILE["families"].items() if "twin" in card}
+#: All cards that have a twin.
+MODELS = CARDS | FAMILIES
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -40,6 +47,12 @@ def copy_twin(folder, card="BertModel-128d"):
     """Return ``folder``, made a copy of a card's twin that a test may change."""
     shutil.copytree(twin(card), folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return folder
+
+
+def words_of(folder):
+    """Return the tokens of a repo's tokenizer, in the order of their ids, without the marks of a word's first one."""
+    vocabulary = TextTokenizer.from_folder(folder).backend.get_vocab()
+    return [token.strip("▁Ġ") for token in sorted(vocabulary, key=vocabulary.get)]
 
 
 def edit_json(path, **changes):

@@ -21,6 +21,7 @@ FLOORS = (
     ("arrays", "inputs", "safe"),
     ("special",),
     ("ops",),
+    ("families", "positions"),
     ("config", "params", "pooling", "quantization", "similarity"),
     ("model",),
     ("files",),

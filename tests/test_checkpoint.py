@@ -5,52 +5,105 @@ import re
 from functools import reduce
 from pathlib import Path
 
+import fuzz_folders
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support import load, twin
+from support import FAMILIES, MODELS, load, twin
 
 from minibert import BertConfig
 from minibert.errors import ConfigError, WeightsError
 from minibert.files.checkpoint import WEIGHTS_FILES, find_weights, load_bert, open_weights
 
-REPO = twin("BertModel-128d")
+CARD = "BertModel-128d"
+REPO = twin(CARD)
 CONFIG = BertConfig.from_file(REPO / "config.json")
 ANCHOR = "embeddings.word_embeddings.weight"
 QUERY = "encoder.layer.1.attention.self.query.weight"
 INDEX = "model.safetensors.index.json"
 
-RNG = np.random.default_rng(0)
-#: A tensor of each name of BertModel, with values that float16 and bfloat16 hold exactly.
-ARRAYS = {
-    name: (RNG.integers(-64, 65, array.shape) / 64).astype(np.float32)
-    for name, array in load(REPO / "model.safetensors")[0].items()
-}
 
-#: Where each tensor of a layer, an embedding table or the pooler goes, without .weight and .bias.
-LAYER = {
-    "attention.self.query": "attention.query",
-    "attention.self.key": "attention.key",
-    "attention.self.value": "attention.value",
-    "attention.output.dense": "attention.output",
-    "attention.output.LayerNorm": "attention.norm",
-    "intermediate.dense": "feed_forward.intermediate",
-    "output.dense": "feed_forward.output",
-    "output.LayerNorm": "feed_forward.norm",
+def arrays_of(card):
+    """Return a tensor of each name of a card's twin, with values that float16 and bfloat16 hold exactly."""
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.integers(-64, 65, array.shape) / 64).astype(np.float32)
+        for name, array in load(twin(card) / "model.safetensors")[0].items()
+    }
+
+
+ARRAYS = arrays_of(CARD)
+
+#: By model_type: where the layers are, and where each tensor of a layer goes, without .weight and .bias.
+LAYERS = {
+    "bert": (
+        "encoder.layer",
+        {
+            "attention.self.query": "attention.query",
+            "attention.self.key": "attention.key",
+            "attention.self.value": "attention.value",
+            "attention.output.dense": "attention.output",
+            "attention.output.LayerNorm": "attention.norm",
+            "intermediate.dense": "feed_forward.intermediate",
+            "output.dense": "feed_forward.output",
+            "output.LayerNorm": "feed_forward.norm",
+        },
+    ),
+    "distilbert": (
+        "transformer.layer",
+        {
+            "attention.q_lin": "attention.query",
+            "attention.k_lin": "attention.key",
+            "attention.v_lin": "attention.value",
+            "attention.out_lin": "attention.output",
+            "sa_layer_norm": "attention.norm",
+            "ffn.lin1": "feed_forward.intermediate",
+            "ffn.lin2": "feed_forward.output",
+            "output_layer_norm": "feed_forward.norm",
+        },
+    ),
+    "mpnet": (
+        "encoder.layer",
+        {
+            "attention.attn.q": "attention.query",
+            "attention.attn.k": "attention.key",
+            "attention.attn.v": "attention.value",
+            "attention.attn.o": "attention.output",
+            "attention.LayerNorm": "attention.norm",
+            "intermediate.dense": "feed_forward.intermediate",
+            "output.dense": "feed_forward.output",
+            "output.LayerNorm": "feed_forward.norm",
+        },
+    ),
 }
-PLACES = {
-    "embeddings.word_embeddings.weight": "embeddings.word",
-    "embeddings.position_embeddings.weight": "embeddings.position",
-    "embeddings.token_type_embeddings.weight": "embeddings.token_type",
-    **{f"embeddings.LayerNorm.{kind}": f"embeddings.norm.{kind}" for kind in ("weight", "bias")},
-    **{f"pooler.dense.{kind}": f"pooler.{kind}" for kind in ("weight", "bias")},
-    **{
-        f"encoder.layer.{i}.{name}.{kind}": f"layers.{i}.{place}.{kind}"
-        for i in (0, 1)
-        for name, place in LAYER.items()
-        for kind in ("weight", "bias")
-    },
-}
+TYPES = "embeddings.token_type_embeddings.weight"
+
+
+EACH_CARD = pytest.mark.parametrize("card", [CARD, *FAMILIES])
+
+
+def places_of(card):
+    """Return where each tensor of a card's twin goes."""
+    family = MODELS[card].get("model_type", "bert")
+    layers, names = LAYERS.get(family, LAYERS["bert"])
+    kinds = ("weight", "bias")
+    return {
+        "embeddings.word_embeddings.weight": "embeddings.word",
+        "embeddings.position_embeddings.weight": "embeddings.position",
+        **({} if family in {"distilbert", "mpnet"} else {TYPES: "embeddings.token_type"}),
+        **{f"embeddings.LayerNorm.{kind}": f"embeddings.norm.{kind}" for kind in kinds},
+        **({} if family == "distilbert" else {f"pooler.dense.{kind}": f"pooler.{kind}" for kind in kinds}),
+        **({"encoder.relative_attention_bias.weight": "relative_bias"} if family == "mpnet" else {}),
+        **{
+            f"{layers}.{i}.{name}.{kind}": f"layers.{i}.{place}.{kind}"
+            for i in (0, 1)
+            for name, place in names.items()
+            for kind in kinds
+        },
+    }
+
+
+PLACES = places_of(CARD)
 
 
 def save(folder, arrays, name="model.safetensors"):
@@ -115,17 +168,33 @@ def in_hub_cache(save):
     return save_and_link
 
 
+def save_torch(write):
+    """Return a function that writes a pytorch_model.bin by one of the writers of the fuzzer."""
+    return lambda folder, arrays: (folder / "pytorch_model.bin").write_bytes(write(arrays))
+
+
 HEAD = np.ones((3, 16), np.float32)
 POSITIONS = np.arange(512)[None]
+#: By model_type: the prefixes of a model with a head, and the names of heads.
+HEADS = {
+    "bert": (["bert."], ["cls.predictions.bias", "cls.seq.weight", "classifier.weight", "qa_outputs.weight"]),
+    "roberta": (["roberta."], ["lm_head.bias", "lm_head.layer_norm.weight", "classifier.out_proj.bias"]),
+    "xlm-roberta": (["roberta.", "xlm-roberta."], ["lm_head.dense.weight", "classifier.weight", "qa_outputs.bias"]),
+    "camembert": (["roberta.", "camembert."], ["lm_head.decoder.weight", "lm_head.dense.bias", "classifier.bias"]),
+    "distilbert": (
+        ["distilbert."],
+        [
+            "vocab_transform.weight", "vocab_layer_norm.bias", "vocab_projector.bias", "pre_classifier.weight",
+            "classifier.weight", "qa_outputs.bias",
+        ],
+    ),
+    "mpnet": (["mpnet."], ["lm_head.bias", "classifier.dense.weight", "qa_outputs.weight"]),
+}  # fmt: skip
 #: Ways in which the same weights lie in repos.
 LAYOUTS = {
     "bert.": save_with("bert."),
     "model.": save_with("model."),
     "0.auto_model.": save_with("0.auto_model."),
-    "bert. and pre-training heads": save_with("bert.", **{"cls.predictions.bias": HEAD, "cls.seq.weight": HEAD}),
-    "bert. and a classifier": save_with("bert.", **{"classifier.weight": HEAD}),
-    "bert. and question answering": save_with("bert.", **{"qa_outputs.weight": HEAD}),
-    "heads beside bare names": save_with("", **{"cls.x": HEAD, "classifier.bias": HEAD, "qa_outputs.bias": HEAD}),
     "position_ids": save_with("", **{"embeddings.position_ids": POSITIONS}),
     "bert. and buffers": save_with(
         "bert.",
@@ -136,6 +205,8 @@ LAYOUTS = {
     "float16": save_as(np.float16),
     "bfloat16": save_bfloat16,
     "float64": save_as(np.float64),
+    "zip of torch": save_torch(fuzz_folders.write_zip),
+    "legacy file of torch": save_torch(fuzz_folders.write_legacy),
     "hub cache": in_hub_cache(save),
     "hub cache with shards": in_hub_cache(save_shards),
 }
@@ -158,21 +229,110 @@ def place(params, path):
 # ---------------------------------------------------------------- what is read
 
 
-def test_places_are_complete():
-    """The table of this file has every tensor of a BertModel."""
-    assert PLACES.keys() == ARRAYS.keys()
+@EACH_CARD
+def test_places_are_complete(card):
+    """The table of this file has every tensor of a family's model."""
+    assert places_of(card).keys() == arrays_of(card).keys()
+
+
+def assert_read(folder, card, dtype=np.float32):
+    """Fail unless the weights in a folder are those of :func:`arrays_of`."""
+    params, arrays = load_bert(folder, BertConfig.from_file(twin(card) / "config.json"), dtype), arrays_of(card)
+
+    assert len(params.layers) == 2
+    for name, path in places_of(card).items():
+        np.testing.assert_array_equal(place(params, path), arrays[name].astype(dtype), name, strict=True)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", ["plain", *LAYOUTS])
-def test_layouts(folder, layout, dtype):
+@EACH_CARD
+def test_layouts(folder, card, layout, dtype):
     """Every layout of the same weights gives the same parameters, in the dtype that is asked for (W2, W3, W5)."""
-    {"plain": save, **LAYOUTS}[layout](folder, ARRAYS)
-    params = load_bert(folder, CONFIG, dtype)
+    {"plain": save, **LAYOUTS}[layout](folder, arrays_of(card))
 
-    assert len(params.layers) == CONFIG.num_hidden_layers
-    for name, path in PLACES.items():
-        np.testing.assert_array_equal(place(params, path), ARRAYS[name].astype(dtype), name, strict=True)
+    assert_read(folder, card, dtype)
+
+
+@pytest.mark.parametrize(
+    ("card", "prefix"),
+    [
+        (card, prefix)
+        for card in (CARD, *FAMILIES)
+        for prefix in ["", *HEADS[MODELS[card].get("model_type", "bert")][0]]
+    ],
+)
+def test_heads_are_passed_over(folder, card, prefix):
+    """The heads and buffers of a family are passed over, under each of its prefixes and without one (G5-G7)."""
+    heads = dict.fromkeys(HEADS[MODELS[card].get("model_type", "bert")][1], HEAD)
+    buffers = {f"{prefix}embeddings.{name}": POSITIONS for name in ("position_ids", "token_type_ids")}
+    save_with(prefix, **heads, **buffers)(folder, arrays_of(card))
+
+    assert_read(folder, card)
+
+
+@pytest.mark.parametrize("card", [CARD, *FAMILIES])
+def test_heads_of_another_family(folder, card):
+    """A tensor that is no head of the family is refused by its name (W4)."""
+    head = "lm_head.bias" if MODELS[card].get("model_type", "bert") in {"bert", "distilbert"} else "cls.bias"
+    save(folder, arrays_of(card) | {head: HEAD})
+
+    with pytest.raises(WeightsError, match=rf"unexpected: {head}"):
+        load_bert(folder, BertConfig.from_file(twin(card) / "config.json"))
+
+
+#: Pairs of families whose tensors have other names.
+PAIRS = [
+    (config, tensors)
+    for config in (CARD, *FAMILIES)
+    for tensors in (CARD, *FAMILIES)
+    if places_of(config).keys() != places_of(tensors).keys()
+]
+
+
+@pytest.mark.parametrize(("config", "tensors"), PAIRS)
+def test_config_of_another_family(folder, config, tensors):
+    """Where config.json is of one family and the tensors are of another, what is missing has the config's names."""
+    save(folder, arrays_of(tensors))
+    with pytest.raises(WeightsError) as error:
+        load_bert(folder, BertConfig.from_file(twin(config) / "config.json"))
+
+    missing, unexpected = (places_of(a).keys() - places_of(b).keys() for a, b in ((config, tensors), (tensors, config)))
+    message = str(error.value)
+    assert all(f"missing: {name}" in message for name in missing if not name.startswith("pooler."))
+    assert all(f"unexpected: {name}" in message for name in unexpected)
+
+
+@EACH_CARD
+def test_one_tensor_missing(folder, card):
+    """One tensor that is missing, or of another shape, is named as in the family's files."""
+    config, arrays = BertConfig.from_file(twin(card) / "config.json"), arrays_of(card)
+    for name in arrays.keys() - {ANCHOR, "pooler.dense.weight", "pooler.dense.bias"}:
+        save(folder, {other: array for other, array in arrays.items() if other != name})
+        with pytest.raises(WeightsError, match=rf"missing: {re.escape(name)}$"):
+            load_bert(folder, config)
+        save(folder, arrays | {name: arrays[name][:-1]})
+        with pytest.raises(WeightsError, match=rf"{re.escape(name)} must have shape"):
+            load_bert(folder, config)
+
+
+@pytest.mark.parametrize(
+    ("card", "changes", "tensor"),
+    [
+        ("multilingual-e5-base", {"type_vocab_size": 2}, TYPES),
+        ("sentence-camembert-base", {"vocab_size": 99}, ANCHOR),
+        ("all-distilroberta-v1", {"max_position_embeddings": 512}, "embeddings.position_embeddings.weight"),
+        ("msmarco-distilbert-base-v4", {"hidden_dim": 64}, "transformer.layer.0.ffn.lin1.weight"),
+        ("multi-qa-mpnet-base-dot-v1", {"num_attention_heads": 2}, "encoder.relative_attention_bias.weight"),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_file(folder, card, changes, tensor):
+    """A size of config.json that the weights contradict is named, with the tensor and both shapes (G3)."""
+    save(folder, arrays_of(card))
+    config = BertConfig.from_file(twin(card) / "config.json", changes)
+
+    with pytest.raises(WeightsError, match=rf"{re.escape(tensor)} must have shape \(.*\) = \(.*\); it has \("):
+        load_bert(folder, config)
 
 
 @pytest.mark.reference

@@ -123,7 +123,7 @@ def test_one_tower(tmp_path, prefixes, found):
     save(tmp_path, {f"{prefix}{name}": array for prefix in prefixes for name, array in ARRAYS.items()} | {"x": HEAD})
 
     assert refusal(tmp_path) == [
-        f"{tmp_path / 'model.safetensors'}: a BertModel checkpoint has one tensor called [prefix.]{ANCHOR}; {found}."
+        f"{tmp_path}/model.safetensors: a checkpoint of an encoder has one tensor called [prefix.]{ANCHOR}; {found}."
     ]
 
 

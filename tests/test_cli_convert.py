@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_support import add_dense, add_module, fail_with, half_weights, inspected, listing, renamed, shard, unchanged
-from support import copy_twin, edit_json, edit_weights, load
+from support import FAMILIES, copy_twin, edit_json, edit_weights, load
 
 from minibert import SentenceEncoder
 from minibert.cli import main
@@ -38,6 +38,25 @@ def test_converted_repo_gives_the_same_vectors(repo, here, change):
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
     assert metadata == {"format": "pt"}
     np.testing.assert_array_equal(SentenceEncoder(here / "new").encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize("card", FAMILIES)
+def test_converted_repo_of_a_family(tmp_path, here, card):
+    """A converted repo of another family has this family's names, and gives identical vectors."""
+    repo = copy_twin(tmp_path / "model", card)
+    names = set(load(repo / "model.safetensors")[0])
+    head = {"classifier.weight": np.zeros((2, 16), np.float32)}
+    edit_weights(repo / "model.safetensors", lambda arrays: {f"x.{name}": arrays[name] for name in arrays} | head)
+    shard(repo)
+    expected = SentenceEncoder(repo).encode(TEXTS)
+
+    assert main(["convert", str(repo), "new"]) == 0
+
+    assert set(load(here / "new" / "model.safetensors")[0]) == names
+    np.testing.assert_array_equal(SentenceEncoder(here / "new").encode(TEXTS), expected)
+    assert {path.name for path in (here / "new").iterdir()} >= {
+        path.name for path in repo.iterdir() if not path.name.startswith("model")
+    }
 
 
 def test_converted_repo_has_what_is_needed(repo, here):

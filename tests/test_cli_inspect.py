@@ -1,10 +1,11 @@
 """``minibert inspect``: what it reports of a repo, and what it refuses."""
 
 import json
+import logging
 
 import pytest
 from cli_support import ST, add_dense, add_module, half_weights, inspected, renamed, unchanged, usage_error
-from support import edit_json, edit_weights
+from support import FAMILIES, copy_twin, edit_json, edit_weights
 
 from minibert import BUILTIN_MODEL, SentenceEncoder
 from minibert.cli import main
@@ -265,6 +266,91 @@ def test_inspect_says_where_others_differ(repo, capsys, change, expected):
     assert sum(expected in sentence for sentence in inspected(repo, capsys)["differences"]) == 1
 
 
+#: By name: a card, a function that changes its repo, and what is said then.
+DIFFERENCES_OF_FAMILIES = {
+    "nothing stated": (
+        "all-distilroberta-v1",
+        lambda r: (
+            edit_json(r / "sentence_bert_config.json", max_seq_length=...),
+            edit_json(r / "tokenizer_config.json", model_max_length=...),
+        ),
+        "sentence-transformers allows 514 tokens, and fails on texts of more than 512; minibert cuts them to 512.",
+    ),
+    "the rows stated": (
+        "multilingual-e5-base",
+        lambda r: edit_json(r / "sentence_bert_config.json", max_seq_length=513),
+        "sentence-transformers allows 513 tokens, and fails on texts of more than 512",
+    ),
+    "MPNet": (
+        "multi-qa-mpnet-base-dot-v1",
+        lambda r: edit_json(r / "sentence_bert_config.json", max_seq_length=...),
+        "text-embeddings-inference allows 514 tokens for MPNet, 2 more",
+    ),
+    "space before a text": (
+        "all-distilroberta-v1",
+        lambda r: byte_level(r, add_prefix_space=True),
+        "tokenizer.json adds a space before a text, but",
+    ),
+    "no space before a text": (
+        "all-distilroberta-v1",
+        lambda r: (
+            byte_level(r, add_prefix_space=False),
+            edit_json(r / "tokenizer_config.json", add_prefix_space=True),
+        ),
+        "tokenizer.json adds no space before a text, but",
+    ),
+    "sparse vectors": (
+        "multilingual-e5-base",
+        lambda r: [(r / name).touch() for name in ("sparse_linear.pt", "colbert_linear.pt")],
+        "sparse_linear.pt and colbert_linear.pt are not read",
+    ),
+}
+
+
+def byte_level(repo, **settings):
+    """Give a repo of RoBERTa a tokenizer.json."""
+    merges = (repo / "merges.txt").read_text("utf-8").splitlines()[1:]
+    model = {"type": "BPE", "vocab": json.loads((repo / "vocab.json").read_text("utf-8")), "merges": merges}
+    content = {"model": model, "pre_tokenizer": {"type": "ByteLevel", **settings}}
+    (repo / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+
+
+@pytest.mark.parametrize(("card", "change", "expected"), DIFFERENCES_OF_FAMILIES.values(), ids=DIFFERENCES_OF_FAMILIES)
+def test_inspect_says_where_others_differ_about_a_family(tmp_path, capsys, card, change, expected):
+    """So does each property of a repo of another family; the repo as it is does not."""
+    repo = copy_twin(tmp_path / "model", card)
+    before = inspected(repo, capsys)["differences"]
+    change(repo)
+
+    assert not any(expected in sentence for sentence in before)
+    assert sum(expected in sentence for sentence in inspected(repo, capsys)["differences"]) == 1
+
+
+def test_inspect_warns_once(tmp_path, capsys, caplog):
+    """That a stated limit is larger than the positions serve is said once."""
+    repo = copy_twin(tmp_path / "model", "multilingual-e5-base")
+    edit_json(repo / "sentence_bert_config.json", max_seq_length=514)
+    with caplog.at_level(logging.WARNING, "minibert"):
+        inspected(repo, capsys)
+
+    assert [record.message.endswith("texts are cut to 512 tokens") for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("card", FAMILIES)
+def test_inspect_of_a_family(tmp_path, capsys, card):
+    """The report names the family's class, and how many tokens the positions are enough for."""
+    repo = copy_twin(tmp_path / "model", card)
+    config = json.loads((repo / "config.json").read_text("utf-8"))
+    architecture = inspected(repo, capsys)["architecture"]
+
+    assert architecture["class"] == config["architectures"][0]
+    assert architecture["model_type"] == config["model_type"]
+    assert architecture["max_tokens"] == 512
+    assert main(["inspect", str(repo)]) == 0
+    shown = capsys.readouterr().out
+    assert ("514, for texts of up to 512 tokens" in shown) == (config["model_type"] != "distilbert")
+
+
 def test_inspect_says_only_what_applies(repo, capsys):
     """A repo that every runtime understands in the same way gets none."""
     add_module(repo, "Normalize", {})
@@ -289,7 +375,7 @@ BROKEN = {
     "prompt": (lambda r: edit_json(r / ST, default_prompt_name="x"), "default_prompt_name must be one of"),
     "other model": (
         lambda r: edit_weights(r / "model.safetensors", lambda arrays: {"x": arrays.popitem()[1]}),
-        "a BertModel checkpoint has one tensor called",
+        "a checkpoint of an encoder has one tensor called",
     ),
 }
 

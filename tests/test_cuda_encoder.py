@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from conftest import DEVICES, has_gpu
 from kernel_cases import ANY_ROW, EACH_STORAGE
+from packed_cases import random_tensors
 from rounded_cpu import rounded_encoder
+from safetensors.numpy import save_file
 from support import (
     CARDS,
     assert_as_accurate,
     assert_as_accurate_on_average,
     assert_same_bits,
     copy_twin,
+    edit_json,
     edit_weights,
     golden,
     texts_of_lengths,
@@ -25,12 +28,14 @@ from support import (
 )
 
 from minibert import SentenceEncoder
+from minibert.config import BertConfig
 from minibert.engine import cuda_device as gpu
 from minibert.engine import recordings
 from minibert.engine.fused_cuda import STORAGES
 from minibert.engine.packing import Packing
 from minibert.engine.tables import Batch, Table, Tables, cu_seqlens
 from minibert.errors import ConfigError, DeviceError, VectorError
+from minibert.files.checkpoint import names
 
 TEXTS = [
     "A man is playing a guitar.",
@@ -90,15 +95,52 @@ def test_golden_16_bit(cuda, card, dtype):
     assert_as_accurate_on_average(vectors, peer, truth, factor=2)
 
 
-def assert_as_accurate_as_rounded(folder, storage, encoder):
+def assert_as_accurate_as_rounded(folder, storage, encoder, texts=None, factor=1.25):
     """Fail unless the vectors of many texts are as near to those in float64 as numpy is that rounds the same numbers.
 
-    Of so many, the errors differ by less than a tenth in root mean square.
+    Of so many, the errors differ by less than a tenth in root mean square. Of few ``texts``, they differ by more.
     """
-    texts = ["", *texts_of_lengths((*range(1, 40), 50, 60, 70, 100))]
+    texts = texts or ["", *texts_of_lengths((*range(1, 40), 50, 60, 70, 100))]
     truth = SentenceEncoder(folder, dtype="float64").encode(texts)
     peer = rounded_encoder(folder, storage).encode(texts)
-    assert_as_accurate_on_average(encoder.encode(texts), peer, truth, factor=1.25)
+    assert_as_accurate_on_average(encoder.encode(texts), peer, truth, factor=factor)
+
+
+def random_sibling(folder, kind, mode="mean"):
+    """Return ``folder``, made a repo with random weights of a family. It reads "?" as 1, the padding id."""
+    copy_twin(folder)
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 514}
+    edit_json(folder / "config.json", model_type=kind, architectures=[], pad_token_id=1, **sizes)
+    write_module(folder / "1_Pooling", {"embedding_dimension": 64, "pooling_mode": mode})
+    config = BertConfig.from_file(folder / "config.json")
+    tensors = {names.own_name(name, config): array for name, array in random_tensors(config).items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+SIBLINGS = pytest.mark.parametrize("kind", ["roberta", "distilbert", "mpnet"])
+
+
+@SIBLINGS
+@EACH_STORAGE
+@pytest.mark.parametrize("mode", ["cls", "mean"])
+def test_siblings(cuda, tmp_path, kind, storage, mode):
+    """The other families: positions that depend on ids, also with padding ids in texts; MPNet's bias by distance."""
+    folder = random_sibling(tmp_path, kind, mode)
+    texts = ["", "? a ? man", *(f"{text} ? {text}" for text in texts_of_lengths((1, 3, 7, 20, 33, 70)))]
+    encoder = SentenceEncoder(folder, device="cuda", dtype=storage.name)
+
+    assert 1 in encoder.tokenize(texts)["input_ids"][1:2, 1:-1]
+    assert_as_accurate_as_rounded(folder, storage, encoder, texts, factor=2)
+
+
+def test_the_bias_by_distance_is_in_float32(stand_in, tmp_path):
+    """It is added to scores, which are never rounded to 16 bits."""
+    encoder = SentenceEncoder(random_sibling(tmp_path, "mpnet"), device="cuda", dtype="float16")
+    bias = encoder._pipeline.params.distance_bias
+
+    assert (bias.shape, bias.dtype) == ((2, 2 * 512 - 1), np.float32)
+    assert not np.array_equal(bias, bias.astype(np.float16).astype(np.float32))
 
 
 @EACH_STORAGE
@@ -315,11 +357,15 @@ def test_streams_are_kept(stand_in, monkeypatch):
     assert arrays == [(1, encoder.get_embedding_dimension())]  # what pooling returns, and nothing else
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
 @pytest.mark.parametrize("mode", ["mean", "cls"])
-def test_recorded_batches(stand_in, monkeypatch, tmp_path, mode):
-    """The third batch of a shape is played from a recording; it gives what launches one by one give."""
-    folder = copy_twin(tmp_path)
-    write_module(folder / "1_Pooling", {"embedding_dimension": 128, "pooling_mode": mode})
+def test_recorded_batches(stand_in, monkeypatch, tmp_path, kind, mode):
+    """The third batch of a shape is played from a recording; it gives what launches one by one give.
+
+    In the two other families, the positions of a recorded batch depend on its ids.
+    """
+    folder = copy_twin(tmp_path) if kind == "bert" else random_sibling(tmp_path, kind, mode)
+    write_module(folder / "1_Pooling", {"embedding_dimension": 16 if kind == "bert" else 64, "pooling_mode": mode})
     plain = SentenceEncoder(folder, device="cuda")
     plain.encode("")  # which makes its stream
     monkeypatch.setenv("MINIBERT_CUDA_GRAPHS", "1")
@@ -333,6 +379,7 @@ def test_recorded_batches(stand_in, monkeypatch, tmp_path, mode):
 
     monkeypatch.setattr(type(stand_in), "record", counted)
     calls = [TEXTS[0], "Other words.", "A third of them.", TEXTS[2], ["One more.", "", TEXTS[2]], ["Now two.", "Two."]]
+    calls += ["a ? man", "? a man", "a man in"]  # of equal numbers of tokens; the padding id is elsewhere, or nowhere
     plain.num_threads = encoder.num_threads = 1
     for texts in (*calls, *calls[::-1]):
         for options in ({}, {"normalize_embeddings": True}, {"prompt": "A prompt: "}):

@@ -16,6 +16,7 @@ from packed_cases import (
 )
 
 from minibert import ops, pooling
+from minibert.config import BertConfig
 from minibert.engine.fused_numpy import FusedCpu
 from minibert.engine.packing import Packing
 from minibert.engine.rows import RowRule
@@ -102,7 +103,7 @@ def test_embed_layer_norm(dtype, rule, lengths, width, heads):
     tables = Embeddings(normal(50, width), normal(512, width), normal(2, width), random_norm(width))
     ids = np.random.default_rng(0).integers(0, 50, packing.tokens)
     positions = np.concatenate([np.arange(length) for length in lengths])
-    x = FusedCpu(dtype).embed_layer_norm(cast(tables, dtype), ids, packing, EPS)
+    x = FusedCpu(dtype).embed_layer_norm(cast(tables, dtype), ids, packing, BertConfig(layer_norm_eps=EPS))
 
     assert len(x) == packing.rows
     assert_is(unpacked(x, packing), lambda tables: embed_layer_norm(tables, ids, positions), dtype, tables)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fuzz_folders
 import pytest
-from support import GOLDEN, copy_twin, edit_json, twin
+from support import FAMILIES, GOLDEN, copy_twin, edit_json, twin
 
 from minibert import BertModel, SearchIndex, SentenceEncoder
 from minibert.errors import ConfigError, IndexFileError, ModelFileError, TokenizerError, WeightsError
@@ -33,15 +33,22 @@ def repo(tmp_path):
     return copy_twin(tmp_path / "repo")
 
 
+def files(folder):
+    """Return the files in a folder and below it."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 # ---------------------------------------------------------------- pipes and devices
 
 
 @pytest.mark.parametrize(
-    "name", [str(path.relative_to(twin("BertModel-128d"))) for path in twin("BertModel-128d").rglob("*.*")]
+    ("card", "name"),
+    [(card, str(path.relative_to(twin(card)))) for card in ("BertModel-128d", *FAMILIES) for path in files(twin(card))],
 )
 @pytest.mark.parametrize("kind", ["pipe", "link to /dev/zero", "link to itself", "link to nothing"])
-def test_every_file_must_be_regular(repo, name, kind):
+def test_every_file_must_be_regular(tmp_path, card, name, kind):
     """A pipe, a device or a broken link in the place of any file of a repo is an error that names it, at once."""
+    repo = copy_twin(tmp_path / "repo", card)
     (repo / name).unlink()
     fuzz_folders.SPECIAL[kind](repo / name)
 
@@ -276,13 +283,28 @@ def test_limit_of_pieces(tmp_path, kind, monkeypatch):
         TextTokenizer.from_folder(folder)
 
 
-@pytest.mark.parametrize("name", ["vocab", "json-lower", "json-as-is", "unigram"])
+TOKENIZERS = [f"tokenizers/{kind}" for kind in ("vocab", "json-lower", "json-as-is", "unigram")]
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, *(f"{card}/repo" for card in FAMILIES)])
 def test_limit_of_tokens(name, monkeypatch):
     """A vocabulary has a limit of tokens, in every kind of file."""
-    monkeypatch.setattr(tokenizer_files, "MAX_TOKENS", 100)
+    monkeypatch.setattr(tokenizer_files, "MAX_TOKENS", 30)
 
-    with pytest.raises(TokenizerError, match=r"at most 100 (tokens|are read)"):
-        TextTokenizer.from_folder(GOLDEN / "tokenizers" / name)
+    with pytest.raises(TokenizerError, match=r"at most 30 (tokens|are read)"):
+        TextTokenizer.from_folder(GOLDEN / name)
+
+
+def test_limit_of_merges(tmp_path, monkeypatch):
+    """The merges of a BPE tokenizer have the same limit, here in a tokenizer whose vocabulary is within it."""
+    folder = copy_twin(tmp_path / "repo", "all-distilroberta-v1")
+    tokens = len(json.loads((folder / "vocab.json").read_text("utf-8")))
+    with (folder / "merges.txt").open("a", encoding="utf-8") as file:
+        file.write("t h\n" * tokens)
+    monkeypatch.setattr(tokenizer_files, "MAX_TOKENS", tokens)
+
+    with pytest.raises(TokenizerError, match=rf"merges\.txt has \d+ lines; at most {tokens} are read"):
+        TextTokenizer.from_folder(folder)
 
 
 def test_limit_of_lines(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from invariance import FORMS, Comparison, differing_bits, draw
 from repos import made_up_texts
-from support import CARDS, MODES, ROOT, copy_twin, edit_json, edit_weights, twin, write_module
+from support import FAMILIES, MODELS, MODES, ROOT, copy_twin, edit_json, edit_weights, twin, words_of, write_module
 
 from minibert import SentenceEncoder
 from minibert.engine import rows, threads
@@ -27,7 +27,7 @@ PROCESSOR = Path("/proc/cpuinfo")
 
 def texts_for(repo):
     """Return texts for the vocabulary of a repo: mostly short ones, a few long ones, and an empty one."""
-    vocabulary = (repo / "vocab.txt").read_text("utf-8").split("\n")
+    vocabulary = words_of(repo)
     long = [" ".join(made_up_texts(vocabulary, count, 10, seed=count)) for count in (10, 20, 40, 60)]
     return ["", *made_up_texts(vocabulary, 24, 10), *long]
 
@@ -68,11 +68,11 @@ def write_dense(repo, inputs, outputs, **config):
     write_module(repo / "dense", config, linear__weight=weight * np.float32(inputs**-0.5), linear__bias=bias)
 
 
-def compare(encoder, repo, batchings):
+def compare(encoder, repo, batchings, *more_texts):
     """Return the comparison of so many random batchings, after a check that it can tell texts apart."""
     encoder.on_truncate = "ignore"
     encoder.max_seq_length = min(encoder.max_seq_length, 130 if encoder.get_embedding_dimension() > 100 else 512)
-    comparison = Comparison(encoder, texts_for(repo))
+    comparison = Comparison(encoder, [*texts_for(repo), *more_texts])
     for number in range(batchings):
         comparison.add(number)
     vectors = np.stack(list(comparison.alone.values()))
@@ -129,10 +129,22 @@ def test_a_difference_is_seen(monkeypatch):
 # ---------------------------------------------------------------- models
 
 
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("card", MODELS)
 def test_twins(card):
     """The twin of every card gives the same bits in all of 100 batchings."""
     assert compare(SentenceEncoder(twin(card)), twin(card), 100).differences == []
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+@pytest.mark.parametrize("engine", ["numpy", None], ids=["numpy", "best"])
+@pytest.mark.parametrize("card", FAMILIES)
+def test_families(repo_of, card, engine, mode):
+    """So does a model of each family, pooled by the mean or by the first token, with texts that hold padding ids."""
+    repo = repo_of(card)
+    write_pooling(repo, mode)
+    comparison = compare(SentenceEncoder(repo, kernels=engine), repo, 30, "<pad>", "[PAD] a <pad><pad> <mask> b <pad>")
+
+    assert comparison.differences == []
 
 
 @pytest.fixture(scope="module", params=WIDTHS)
@@ -162,6 +174,12 @@ def test_dense(wide):
     set_modules(repo, ("Pooling", "1_Pooling"), ("Dense", "dense"))
 
     assert compare(SentenceEncoder(repo), repo, BATCHINGS[width] // 2).differences == []
+
+
+@pytest.fixture
+def repo_of(tmp_path):
+    """Return a function that makes a copy of a card's twin."""
+    return lambda card: copy_twin(tmp_path, card)
 
 
 @pytest.fixture

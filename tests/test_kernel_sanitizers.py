@@ -10,9 +10,23 @@ from executor_device import FLAGS, HERE, KERNELS, require_compiler
 
 pytestmark = pytest.mark.slow
 
+ATTENTION = ("attention", "attention_short", "attention_general")
 #: Faults that a sanitizer must see, so that its silence means something: which, the file, what is replaced, by what.
 FAULTS = {
     "rows past the end": ("address", "attention.cuh", "const bool is_there = r < rows;", "const bool is_there = true;"),
+    "biases of keys past the end": ("address", "attention.cuh", "if (!MASKED || key < keys) scores", "scores"),
+    "biases of queries past the end": (
+        "address",
+        "attention.cu",
+        "of_lane < queries ? of_lane : queries - 1",
+        "of_lane",
+    ),
+    "short: biases of queries past the end": (
+        "address",
+        "attention_short.cu",
+        "of_lane < queries ? of_lane : queries - 1",
+        "of_lane",
+    ),
     "columns past the end": ("address", "pool.cu", "if (vector * N < columns)", ""),
     "barrier dropped": (
         "thread",
@@ -46,7 +60,8 @@ def test_kernels_are_clean(tmp_path, sanitizer):
     done = build_and_run(tmp_path, sanitizer, KERNELS)
 
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == ["attention: ok", "attention_short: ok", "attention_general: ok", "pool: ok"]
+    kernels = [f"{name}{biased}" for name in ATTENTION for biased in ("", ", biased")]
+    assert done.stdout.splitlines() == [*(f"{name}: ok" for name in kernels), "pool: ok"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

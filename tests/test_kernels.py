@@ -18,6 +18,7 @@ from kernel_cases import (
 )
 
 from minibert import ops, pooling
+from minibert.config import BertConfig
 from minibert.engine.fused_cuda import (
     _ROW_LAYOUTS,
     ACTIVATIONS,
@@ -28,13 +29,16 @@ from minibert.engine.fused_cuda import (
     row_layout,
 )
 from minibert.engine.tables import Batch, attention_tiles, cu_seqlens, with_empty_texts, with_empty_tiles
-from minibert.errors import ConfigError
+from minibert.errors import ConfigError, TokenizerError
 from minibert.params import Embeddings, LayerNorm
 
+EACH_BIAS = pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
 EACH_BATCH = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 FLOAT16 = STORAGES["float16"]
 #: Multiples of 8, of 4 and of neither; with vectors of some lanes missing and not; each number of vectors a lane.
 ROW_WIDTHS = [8, 36, 38, 128, 312, 384, 500, 502, 516, 768, 1024, 1536, 2048]
+#: The config of the embedding tables below.
+BERT = BertConfig(vocab_size=50, max_position_embeddings=16, layer_norm_eps=EPS)
 
 
 # ---------------------------------------------------------------- layer norms
@@ -55,9 +59,44 @@ def test_embed_layer_norm(device, storage, width):
         return ops.layer_norm(word[ids] + position[positions] + token_type[0], weight, bias, EPS)
 
     on_device = Embeddings(*map(bench.stored, tables), LayerNorm(*map(bench.stored, norm)))
-    x = bench.fused.embed_layer_norm(on_device, ids, packing_of(lengths), EPS)
+    x = bench.fused.embed_layer_norm(on_device, ids, packing_of(lengths), BERT)
 
     assert_near(bench.back(x), definition, bench, *map(bench.rounded, tables), *norm)
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "mpnet", "distilbert"])
+@pytest.mark.parametrize("padding_id", [1, 3])
+def test_positions_after_the_padding_id(device, storage, kind, padding_id):
+    """In RoBERTa's family, positions begin after the padding id; a token with this id has its row, and is not counted.
+
+    MPNet always begins after 1, DistilBERT always at 0.
+    """
+    bench = Bench(device, storage)
+    values = {"model_type": kind, "vocab_size": 50, "max_position_embeddings": 16, "pad_token_id": padding_id}
+    config = BertConfig.from_dict(values)
+    after = {"mpnet": 1, "distilbert": None}.get(kind, padding_id)
+    lengths = [7, 5, 0, 5, 1, 1, config.max_tokens]
+    ids = np.random.default_rng(0).integers(4, 50, sum(lengths))
+    ids[[0, 3, 4, 11, 14, 17]] = padding_id  # the first, some in the middle, the last, and the only one
+    positions = []
+    for text in np.split(ids, np.cumsum(lengths)[:-1]):
+        counted = 0
+        for number, token in enumerate(text):
+            counted += token != after
+            positions.append(number if after is None else after if token == after else after + counted)
+    word, position, norm = normal(50, 24), normal(16, 24, seed=1), random_norm(24)
+    zeros = np.zeros((1, 24), np.float32)
+
+    def definition(word, position, weight, bias, round_):
+        return ops.layer_norm(word[ids] + position[positions], weight, bias, config.layer_norm_eps)
+
+    on_device = Embeddings(*map(bench.stored, (word, position, zeros)), LayerNorm(*map(bench.stored, norm)))
+    x = bench.fused.embed_layer_norm(on_device, ids, packing_of(lengths), config)
+
+    assert_near(bench.back(x), definition, bench, bench.rounded(word), bench.rounded(position), *norm)
+    with pytest.raises(TokenizerError, match=f"must have at most {config.max_tokens} tokens"):
+        bench.fused.embed_layer_norm(on_device, ids[:16], packing_of([config.max_tokens + 1]), config)
 
 
 @EACH_STORAGE
@@ -245,21 +284,66 @@ def test_attention_of_first_tokens(device, storage, size):
     compare_attention(bench, q, k, v, normal(2 * size, seed=3), 2, [1] * 5, keys)
 
 
+@EACH_STORAGE
+@EACH_BATCH
+@pytest.mark.parametrize("size", [16, 32, 64, 128, 24])
+def test_attention_with_a_bias_by_distance(device, storage, lengths, size):
+    """Each score gets the number of its head and of the distance from its query to its key."""
+    check_attention(device, storage, lengths, size, distances=2 * max(lengths) - 1)
+    kernels = {"attention" if length > 16 else "attention_short" for length in lengths}
+    general = storage.name == "float32" or size == 24
+
+    assert kernels_of(device) == ({"attention_general"} if general else kernels)
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("size", [1, 33, 80, 127])
+def test_attention_of_any_head_size_with_a_bias_by_distance(device, storage, size):
+    """The bias may have more distances than the texts."""
+    check_attention(device, storage, [15, 16, 17, 70, 2], size, distances=2 * 100 - 1)
+
+    assert kernels_of(device) == {"attention_general"}
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("size", [32, 24])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 30.0])
+def test_attention_with_extreme_biases_by_distance(device, storage, size, scale):
+    """A bias may be nothing beside the scores, or far larger than they are."""
+    check_attention(device, storage, [70, 3], size, distances=2 * 70 - 1, bias_scale=scale)
+
+
+@EACH_STORAGE
+@pytest.mark.parametrize("size", [32, 64, 20])
+@pytest.mark.parametrize("distances", [2 * 130 - 1, 2 * 300 - 1])
+def test_attention_of_first_tokens_with_a_bias_by_distance(device, storage, size, distances):
+    """The only query of a text is at its start: no distance is negative."""
+    bench = Bench(device, storage)
+    keys = [130, 70, 33, 0, 33, 5, 1]
+    width = 2 * size
+    q, k, v = normal(6, width), normal(sum(keys), width, seed=1), normal(sum(keys), width, seed=2)
+    queries = [min(length, 1) for length in keys]
+    distance_bias = normal(2, distances, seed=4, size=3)
+    compare_attention(bench, q, k, v, normal(width, seed=3), 2, queries, keys, distance_bias)
+
+
 def kernels_of(device):
     """Return the files of the kernels that were launched."""
     return {launch.split("<")[0] for launch in device.launches}
 
 
-def check_attention(device, storage, lengths, size, scale=1.0, heads=2):
-    """Compare random queries, keys and values of some texts."""
+def check_attention(device, storage, lengths, size, scale=1.0, heads=2, distances=None, bias_scale=3.0):
+    """Compare random queries, keys and values of some texts, with biases for so many distances unless None."""
     bench = Bench(device, storage)
     shape = sum(lengths), heads * size
     q, k, v = (normal(*shape, seed=seed) for seed in range(3))
     q = q * np.float32(scale * size**-0.5)
-    compare_attention(bench, q, k, v, normal(shape[1], seed=3, size=0.1 * scale), heads, lengths, lengths)
+    distance_bias = None if distances is None else normal(heads, distances, seed=4, size=bias_scale)
+    query_bias = normal(shape[1], seed=3, size=0.1 * scale)
+    compare_attention(bench, q, k, v, query_bias, heads, lengths, lengths, distance_bias)
 
 
-def compare_attention(bench, q, k, v, bias, heads, queries, keys):
+def compare_attention(bench, q, k, v, bias, heads, queries, keys, distance_bias=None):
     """Run the operation on slices of one wide array, as the forward pass has them, and compare."""
     q, k, v = map(bench.rounded, (q, k, v))
     width = q.shape[1]
@@ -272,13 +356,16 @@ def compare_attention(bench, q, k, v, bias, heads, queries, keys):
         of_queries = of_keys.first_tokens([0] * len(keys), ANY_ROW)
         wide = bench.stored(np.concatenate([k, v], axis=1))
         on_device = [bench.stored(q), wide[:, :width], wide[:, width:]]
-    context = bench.fused.attention(*on_device, bench.stored(bias), heads, of_queries, of_keys)
+    inputs, of_distance = [q, k, v, bias], ()
+    if distance_bias is not None:
+        inputs, of_distance = [*inputs, distance_bias], [bench.device.upload(distance_bias)]  # in float32
+    context = bench.fused.attention(*on_device, bench.stored(bias), heads, of_queries, of_keys, *of_distance)
     definition = functools.partial(attention, heads=heads, queries=queries, keys=keys)
 
     # attention_general adds the products of a score one by one; a BLAS does not. On an H200, its error was up
     # to 3.9 times that of the definition.
     factor = 5.0 if bench.storage.name == "float32" else 3.0
-    assert_near(bench.back(context)[: len(q)], definition, bench, q, k, v, bias, factor=factor)
+    assert_near(bench.back(context)[: len(q)], definition, bench, *inputs, factor=factor)
 
 
 def test_a_head_too_large_for_shared_memory_takes_the_general_kernel(device, monkeypatch):
@@ -327,28 +414,36 @@ def test_tables_grow_to_few_lengths(texts, grown):
 SIXTEEN_BITS = pytest.mark.parametrize("storage", [FLOAT16, STORAGES["bfloat16"]], ids=["float16", "bfloat16"])
 
 
-def bits_of_attention(bench, texts, size, heads=2):
+def bits_of_attention(bench, texts, size, heads=2, distance_bias=None):
     """Return the bits of each text's context, of texts given by their queries, keys and values side by side."""
+    of_distance = None if distance_bias is None else bench.device.upload(distance_bias)
     lengths = [len(text) for text in texts]
     width, packing = heads * size, packing_of(lengths)
     wide = bench.stored(np.resize(np.concatenate(texts), (packing.rows, 3 * width)))
     q, k, v = (wide[:, i * width : (i + 1) * width] for i in range(3))
-    context = bench.fused.attention(q, k, v, bench.stored(normal(width, seed=3)), heads, packing, packing)
+    bias = bench.stored(normal(width, seed=3))
+    context = bench.fused.attention(q, k, v, bias, heads, packing, packing, of_distance)
     host = bench.device.download(context).view(np.uint16)
     return np.split(host[: packing.tokens], np.cumsum(lengths)[:-1])
 
 
+def biases(biased):
+    """Return biases by distance for two heads and texts of up to 70 tokens, or None."""
+    return normal(2, 2 * 70 - 1, seed=4, size=3) if biased else None
+
+
 @SIXTEEN_BITS
+@EACH_BIAS
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
-def test_short_texts_have_the_same_bits_by_both_kernels(device, storage, size, monkeypatch):
+def test_short_texts_have_the_same_bits_by_both_kernels(device, storage, size, biased, monkeypatch):
     """What attention_short.cu gives for a text is, bit for bit, what attention.cu gives."""
     bench = Bench(device, storage)
     texts = [normal(length, 6 * size, seed=length) for length in [1, 2, 7, 8, 9, 15, 16]]
-    short = bits_of_attention(bench, texts, size)
+    short = bits_of_attention(bench, texts, size, distance_bias=biases(biased))
     assert kernels_of(device) == {"attention_short"}
     device.launches.clear()
     monkeypatch.setattr("minibert.engine.fused_cuda._SHORT_KEYS", 0)
-    long = bits_of_attention(Bench(device, storage), texts, size)
+    long = bits_of_attention(Bench(device, storage), texts, size, distance_bias=biases(biased))
 
     assert kernels_of(device) == {"attention"}
     for ours, theirs in zip(short, long, strict=True):
@@ -357,23 +452,40 @@ def test_short_texts_have_the_same_bits_by_both_kernels(device, storage, size, m
 
 @SIXTEEN_BITS
 @pytest.mark.parametrize("size", [32, 128, 24])
-def test_attention_does_not_depend_on_the_batch(device, storage, size):
+def test_biases_of_zero_change_no_bit(device, storage, size):
+    """A kernel with the bias computes the same as the one without, but for the bias."""
+    bench = Bench(device, storage)
+    texts = [normal(length, 6 * size, seed=length) for length in [5, 70, 16, 17, 1]]
+    without = [bits.copy() for bits in bits_of_attention(bench, texts, size)]
+    zeros = bits_of_attention(bench, texts, size, distance_bias=0 * biases(biased=True))
+
+    for ours, theirs in zip(zeros, without, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@SIXTEEN_BITS
+@EACH_BIAS
+@pytest.mark.parametrize("size", [32, 128, 24])
+def test_attention_does_not_depend_on_the_batch(device, storage, size, biased):
     """A text's bits are those that it has alone, among texts of other kernels, too; even if those are NaN."""
     bench = Bench(device, storage)
     texts = [normal(length, 6 * size, seed=length) for length in [5, 70, 16, 17, 1, 33]]
-    alone = [bits_of_attention(bench, [text], size)[0].copy() for text in texts]
+    bias = biases(biased)
+    alone = [bits_of_attention(bench, [text], size, distance_bias=bias)[0].copy() for text in texts]
     nan = [np.full((length, 6 * size), np.nan, np.float32) for length in [3, 20, 9]]
     if storage.name == "float16":
         bench.stored = lambda numbers: device.upload(numbers.astype(np.float16) if numbers.ndim == 2 else numbers)
-    together = bits_of_attention(bench, [texts[0], nan[0], *texts[1:4], nan[1], texts[4], nan[2], texts[5]], size)
+    batch = [texts[0], nan[0], *texts[1:4], nan[1], texts[4], nan[2], texts[5]]
+    together = bits_of_attention(bench, batch, size, distance_bias=bias)
 
     for i, place in enumerate([0, 2, 3, 4, 6, 8]):
         np.testing.assert_array_equal(together[place], alone[i])
 
 
 @EACH_STORAGE
+@EACH_BIAS
 @pytest.mark.parametrize("size", [32, 24])
-def test_tiles_without_queries_are_passed_over(device, storage, size, monkeypatch):
+def test_tiles_without_queries_are_passed_over(device, storage, size, biased, monkeypatch):
     """Nothing is read for them: where their rows would be, there is no memory."""
 
     def with_idle_tiles(*args, **bounds):
@@ -382,7 +494,7 @@ def test_tiles_without_queries_are_passed_over(device, storage, size, monkeypatc
         return np.concatenate([idle, tiles, idle, idle]) if len(tiles) else tiles
 
     monkeypatch.setattr("minibert.engine.fused_cuda.attention_tiles", with_idle_tiles)
-    check_attention(device, storage, [70, 17, 16, 3, 1], size)
+    check_attention(device, storage, [70, 17, 16, 3, 1], size, distances=139 if biased else None)
 
 
 # ---------------------------------------------------------------- pooling
@@ -512,7 +624,7 @@ def test_no_tokens_launch_nothing(executor):
     bench = Bench(executor, FLOAT16)
     tables = Embeddings(*(bench.stored(normal(3, 8)) for _ in range(3)), LayerNorm(*random_norm(8)))
     empty = packing_of([])
-    x = bench.fused.embed_layer_norm(tables, np.zeros(0, int), empty, EPS)
+    x = bench.fused.embed_layer_norm(tables, np.zeros(0, int), empty, BERT)
     x = bench.fused.attention(x, x, x, np.zeros(8, np.float32), 2, empty, empty)
     bench.fused.add_layer_norm(x, x, np.zeros(8, np.float32), tables.norm, EPS)
 
@@ -524,7 +636,10 @@ def test_operations_refuse_what_a_kernel_would_misread(executor):
     executor.launches.clear()
     fused = FusedCuda(executor, FLOAT16)
     x, bias, norm = np.zeros((4, 8), np.float16), np.zeros(8, np.float32), random_norm(8)
-    packing = packing_of([4])
+    packing, of_distance = packing_of([4]), np.zeros((2, 7), np.float32)
+
+    def biased(distance_bias, queries=packing):
+        return fused.attention(x[: queries.rows], x, x, bias, 2, queries, packing, distance_bias)
 
     for wrong, message in {
         "y must be float16 of shape": lambda: fused.add_layer_norm(x, x[:3], bias, norm, EPS),
@@ -535,6 +650,16 @@ def test_operations_refuse_what_a_kernel_would_misread(executor):
         "k and v must have the same strides": lambda: fused.attention(
             x, x, np.zeros((4, 16), np.float16)[:, :8], bias, 2, packing, packing
         ),
+        r"distance_bias must be float32 of shape \(2, 2 P - 1\); it is float16": lambda: biased(
+            of_distance.astype("e")
+        ),
+        r"distance_bias must be float32 of shape .* of shape \(7,\)": lambda: biased(of_distance[0]),
+        r"distance_bias must be float32 of shape .* of shape \(1, 7\)": lambda: biased(of_distance[:1]),
+        r"distance_bias must be float32 of shape .* of shape \(2, 6\)": lambda: biased(of_distance[:, 1:]),
+        "must have at least 7 distances, for a text of 4 tokens; it has 5": lambda: biased(
+            of_distance[:, 2:], packing.first_tokens(None, ANY_ROW)
+        ),
+        "distance_bias must be contiguous": lambda: biased(np.zeros((7, 2), np.float32).T),
         "query_bias must be contiguous float32": lambda: fused.attention(x, x, x, bias[:4], 2, packing, packing),
     }.items():
         with pytest.raises(ValueError, match=wrong):

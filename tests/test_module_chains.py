@@ -5,14 +5,17 @@ import re
 
 import numpy as np
 import pytest
-from support import assert_as_accurate, copy_twin, twin, write_module
+from support import FAMILIES, assert_as_accurate, copy_twin, twin, write_module
 
 from minibert import BertModel, SentenceEncoder
 from minibert.errors import ConfigError, WeightsError
 from minibert.modules import kinds as modules
 
 RNG = np.random.default_rng(0)
-REPO = twin("BertModel-128d")
+CARD = "BertModel-128d"
+REPO = twin(CARD)
+#: The cards whose twins have the sizes of this file: one of each family.
+EACH_FAMILY = pytest.mark.parametrize("card", [CARD, *FAMILIES])
 TEXTS = ["The cat.", "No man can play the violin, and a happy cat listens!"]
 WORDS, WIDTH, LAYERS = 80, 16, 2  # of the twin
 
@@ -22,23 +25,24 @@ SCALE, SHIFT = RNG.normal(size=(2, 8))
 NORM = {"norm__weight": SCALE, "norm__bias": SHIFT}
 VOCABULARY = {"vocab": ["x"] * WORDS, "word_weights": {}, "unknown_word_weight": 1}
 IDF = RNG.uniform(0.1, 3, size=(WORDS, 1))
+MEAN = {"embedding_dimension": WIDTH, "pooling_mode": "mean"}
 LAYERED = {"embedding_dimension": WIDTH, "layer_start": 1, "num_hidden_layers": LAYERS}
 LAYER_WEIGHTS = np.array([0.25, 2.0])
 
 
-def encoder(repo, *chain, dtype="float64"):
+def encoder(repo, *chain, dtype="float64", card=CARD):
     """Return the encoder of a twin with these modules, pairs of kind and folder, after its transformer."""
     chain = [("Transformer", ""), *chain]
     entries = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in chain]
-    (copy_twin(repo) / "modules.json").write_text(json.dumps(entries), "utf-8")
+    (copy_twin(repo, card) / "modules.json").write_text(json.dumps(entries), "utf-8")
     return SentenceEncoder(repo, dtype=dtype)
 
 
-def transformer():
+def transformer(card=CARD):
     """Return the token ids of each text, and its token vectors after each layer, in float64."""
-    model = BertModel.from_pretrained(REPO, dtype="float64")
+    model = BertModel.from_pretrained(twin(card), dtype="float64")
     for text in TEXTS:
-        ids = SentenceEncoder(REPO).tokenize([text])["input_ids"]
+        ids = SentenceEncoder(twin(card)).tokenize([text])["input_ids"]
         yield ids[0], [states[0] for states in model(ids, output_hidden_states=True).hidden_states]
 
 
@@ -130,14 +134,16 @@ def test_normalize_after_pooling(tmp_path, dtype):
     assert_close(vectors, pooled / lengths, dtype)
 
 
+@EACH_FAMILY
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_dense_layer_norm_normalize(tmp_path, dtype):
+def test_dense_layer_norm_normalize(tmp_path, dtype, card):
     """Dense, LayerNorm and Normalize work on the sentence vector, one after the other (M1-M3)."""
     write_module(tmp_path / "2_Dense", DENSE, linear__weight=WEIGHT, linear__bias=BIAS)
     write_module(tmp_path / "norm", {"dimension": 8}, **NORM)
-    chain = [("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("LayerNorm", "norm"), ("Normalize", "nowhere")]
-    mine = encoder(tmp_path, *chain, dtype=dtype)
-    pooled = np.array([states[-1].mean(axis=0) for _, states in transformer()])
+    write_module(tmp_path / "mean", MEAN)
+    chain = [("Pooling", "mean"), ("Dense", "2_Dense"), ("LayerNorm", "norm"), ("Normalize", "nowhere")]
+    mine = encoder(tmp_path, *chain, dtype=dtype, card=card)
+    pooled = np.array([states[-1].mean(axis=0) for _, states in transformer(card)])
     expected = layer_norm(np.tanh(pooled @ WEIGHT.T + BIAS), 1e-5)
 
     assert mine.get_embedding_dimension() == 8
@@ -156,12 +162,14 @@ def test_word_weights_before_pooling(tmp_path, dtype):
 
 @pytest.mark.parametrize("start", range(LAYERS + 1))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_weighted_layer_pooling_before_pooling(tmp_path, dtype, start):
+@EACH_FAMILY
+def test_weighted_layer_pooling_before_pooling(tmp_path, card, dtype, start):
     """The token vectors are the weighted mean of the layers from layer_start on, 0 the embeddings (M5)."""
     weights = np.array([3.0, 0.25, 2.0])[start:]
     write_module(tmp_path / "layers", LAYERED | {"layer_start": start}, layer_weights=weights)
-    mine = encoder(tmp_path, ("WeightedLayerPooling", "layers"), ("Pooling", "1_Pooling"), dtype=dtype)
-    expected = [np.average(states[start:], axis=0, weights=weights).mean(axis=0) for _, states in transformer()]
+    write_module(tmp_path / "mean", MEAN)
+    mine = encoder(tmp_path, ("WeightedLayerPooling", "layers"), ("Pooling", "mean"), dtype=dtype, card=card)
+    expected = [np.average(states[start:], axis=0, weights=weights).mean(axis=0) for _, states in transformer(card)]
 
     assert_close(mine.encode(TEXTS), expected, dtype)
 

@@ -17,7 +17,18 @@ import pytest
 from invariance import Comparison
 from packed_cases import cast, random_model
 from repos import made_up_texts
-from support import CARDS, MODES, ROOT, assert_as_accurate, copy_twin, edit_json, edit_weights, twin, write_module
+from support import (
+    MODELS,
+    MODES,
+    ROOT,
+    assert_as_accurate,
+    copy_twin,
+    edit_json,
+    edit_weights,
+    twin,
+    words_of,
+    write_module,
+)
 
 from minibert import BertModel, SentenceEncoder, ops
 from minibert.config import BertConfig
@@ -407,10 +418,10 @@ def write_all_modes(repo, width):
     write_module(repo / "1_Pooling", {"embedding_dimension": width, "pooling_mode": list(MODES)})
 
 
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("card", MODELS)
 def test_vectors_of_each_card(kernels, tmp_path, card):
     """The vectors of every card, in every pooling mode, are as accurate as those of numpy."""
-    write_all_modes(copy_twin(tmp_path, card), CARDS[card]["twin"]["hidden_size"])
+    write_all_modes(copy_twin(tmp_path, card), BertConfig.from_file(twin(card) / "config.json").hidden_size)
 
     assert_accurate(tmp_path, kernels, texts_for(tmp_path), parts=len(MODES))
 
@@ -487,7 +498,7 @@ def test_results_are_kept(kernels):
 @functools.cache
 def texts_for(repo):
     """Return texts for the vocabulary of a repo: mostly short ones, a few long ones, and an empty one."""
-    vocabulary = (repo / "vocab.txt").read_text("utf-8").split("\n")
+    vocabulary = words_of(repo)
     long = [" ".join(made_up_texts(vocabulary, count, 10, seed=count)) for count in (10, 20, 40, 60)]
     return ["", *made_up_texts(vocabulary, 24, 10), *long]
 
@@ -497,7 +508,7 @@ def encode_on(kernels, folder, texts):
     return SentenceEncoder(folder, kernels=kernels, on_truncate="ignore").encode(texts)
 
 
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("card", MODELS)
 def test_batchings(kernels, card):
     """The twin of every card gives the same bits in random batchings, with 1 to 4 threads and any size of batches."""
     encoder = SentenceEncoder(twin(card), kernels=kernels, on_truncate="ignore")
@@ -520,7 +531,7 @@ def test_batchings_of_the_builtin_model(kernels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("card", MODELS)
 def test_many_batchings(kernels, card):
     """So do many more batchings."""
     encoder = SentenceEncoder(twin(card), kernels=kernels, on_truncate="ignore")
@@ -531,7 +542,7 @@ def test_many_batchings(kernels, card):
     assert comparison.differences == []
 
 
-@pytest.mark.parametrize("folder", [*map(twin, CARDS), None], ids=[*CARDS, "built-in"])
+@pytest.mark.parametrize("folder", [*map(twin, MODELS), None], ids=[*MODELS, "built-in"])
 def test_every_instruction_set_has_the_same_bits(kernels, folder):
     """All kernels of the machine give the same bits."""
     texts = texts_for(folder or TWIN)

@@ -46,6 +46,12 @@ FAULTS = {
     "attention: query bias of another head": (
         KERNELS, "attention.h", "of->query_bias + head * d", "of->query_bias",
     ),
+    "attention: bias by distance of another head": (
+        HASHES, "attention.h", "+ head * of->distances +", "+",
+    ),
+    "attention: bias by distance from the first query": (
+        HASHES, "attention.h", "of->distances / 2 - (row + i)", "of->distances / 2 - row",
+    ),
     "attention: no maximum subtracted": (KERNELS, "attention.h", "load(x + j * VL) - top", "load(x + j * VL)"),
     "attention: maximum of half of the scores": (
         KERNELS, "attention.h", "largest_lane(max_(even, odd))",

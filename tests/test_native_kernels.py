@@ -353,7 +353,7 @@ def test_embed_layer_norm(library, width, lengths):
     tables = Embeddings(normal(50, width), normal(512, width), normal(2, width), random_norm(width))
     ids = np.random.default_rng(0).integers(0, 50, packing.tokens)
     positions = np.concatenate([np.arange(length) for length in lengths])
-    y = FusedNative(library).embed_layer_norm(tables, ids, packing, EPS)
+    y = FusedNative(library).embed_layer_norm(tables, ids, packing, BertConfig(layer_norm_eps=EPS))
 
     def definition(tables):
         x = tables.word[ids] + tables.token_type[0] + tables.position[positions]
@@ -584,6 +584,10 @@ class Parameters:
         """Return a layer."""
         return self.model.layers[number]
 
+    def relative_bias(self):
+        """Return the biases by distance, or None."""
+        return self.model.relative_bias
+
 
 LENGTHS = [1, 40, 0, 13, 130, 2, 1]
 
@@ -604,15 +608,20 @@ def one_thread():
         yield
 
 
+SIZES = [(4, 4), (30, 3), (32, 1), (100, 1), (128, 2), (312, 12), (384, 12)]
+#: MPNet has a bias by distance, and positions that begin after the padding id.
+MPNET = {"model_type": "mpnet", "relative_attention_num_buckets": 32, "type_vocab_size": 1}
 MODELS = pytest.mark.parametrize(
-    ("hidden", "heads"), [(4, 4), (30, 3), (32, 1), (100, 1), (128, 2), (312, 12), (384, 12)]
+    ("hidden", "heads", "family"),
+    [*((*sizes, {}) for sizes in SIZES), *((*sizes, MPNET) for sizes in SIZES[1::2])],
+    ids=lambda value: value.get("model_type", "bert") if isinstance(value, dict) else str(value),
 )
 
 
 @MODELS
-def test_hidden_states(library, hidden, heads):
+def test_hidden_states(library, hidden, heads, family):
     """Hidden states are as accurate as those of numpy: at the worst within 3 times, on average nearer or the same."""
-    config = config_of(hidden, heads)
+    config = config_of(hidden, heads, **family)
     truth, peer = (
         states_of(packed.load(Parameters(config, dtype), config), config, FusedCpu(dtype))
         for dtype in ("float64", "float32")
@@ -637,9 +646,9 @@ def test_hidden_states_by_each_activation(library, hidden_act):
 
 
 @MODELS
-def test_first_tokens(library, hidden, heads):
+def test_first_tokens(library, hidden, heads, family):
     """Where only first tokens are asked for, theirs are the same vectors, to the bit."""
-    config = config_of(hidden, heads)
+    config = config_of(hidden, heads, **family)
     params = native_params.load(library, Parameters(config), config)
     every = states_of(params, config, FusedNative(library))
     first = states_of(params, config, FusedNative(library), first_tokens=True)
@@ -661,9 +670,9 @@ def test_threads(library, threads):
 
 
 @MODELS
-def test_every_instruction_set_has_the_same_bits(library, hidden, heads):
+def test_every_instruction_set_has_the_same_bits(library, hidden, heads, family):
     """Every instruction set gives the same bits as the first."""
-    config, other = config_of(hidden, heads), native.open_library(native.available()[0])
+    config, other = config_of(hidden, heads, **family), native.open_library(native.available()[0])
 
     def states(library):
         return states_of(native_params.load(library, Parameters(config), config), config, FusedNative(library))
@@ -915,7 +924,7 @@ EMBEDDINGS = {
 def test_embed_layer_norm_refuses(library, tables, ids, lengths, message):
     """Ids and positions must be inside tables, which must fit together. The error names the id."""
     with refused(message):
-        FusedNative(library).embed_layer_norm(tables, np.array(ids), Packing.of(lengths, None, ROW_RULE), EPS)
+        FusedNative(library).embed_layer_norm(tables, np.array(ids), Packing.of(lengths, None, ROW_RULE), BertConfig())
 
 
 @pytest.fixture
@@ -929,7 +938,7 @@ def test_layer_refuses_other_hidden_states(library, layer):
     """A layer takes only the hidden states of the last ``embed_layer_norm``, with their packing."""
     fused, packing = FusedNative(library), Packing.of([5], None, ROW_RULE)
     tables = cast(random_model(config_of(30, 3)).embeddings, np.float32)
-    x = fused.embed_layer_norm(tables, np.arange(5), packing, EPS)
+    x = fused.embed_layer_norm(tables, np.arange(5), packing, BertConfig())
     for wrong, rows in ((x.copy(), packing), (x[:], packing), (x, Packing.of([5], None, ROW_RULE))):
         with refused("of the last embed_layer_norm"):
             fused.layer(layer, None, wrong, rows)
@@ -942,7 +951,7 @@ def test_layer_refuses_a_model_of_another_width(library, layer):
     """The embeddings and the layers must have one width."""
     fused, packing = FusedNative(library), Packing.of([5], None, ROW_RULE)
     tables = cast(random_model(config_of(24, 3)).embeddings, np.float32)
-    x = fused.embed_layer_norm(tables, np.arange(5), packing, EPS)
+    x = fused.embed_layer_norm(tables, np.arange(5), packing, BertConfig())
     with refused("of the last embed_layer_norm"):
         fused.layer(layer, None, x, packing)
 
@@ -961,7 +970,7 @@ def test_layer_refuses_other_first_tokens(library, layer, lengths, first, messag
     """First tokens must be those of the texts."""
     fused, packing = FusedNative(library), Packing.of(lengths, None, ROW_RULE)
     tables = cast(random_model(config_of(30, 3)).embeddings, np.float32)
-    x = fused.embed_layer_norm(tables, np.arange(5), packing, EPS)
+    x = fused.embed_layer_norm(tables, np.arange(5), packing, BertConfig())
     with refused(message):
         fused.layer(layer, None, x, packing, Packing.of(first, None, ROW_RULE))
 
@@ -1005,7 +1014,12 @@ def test_number_of_activations(library):
     assert sorted(set(native.ACTIVATIONS.values())) == list(range(18))
 
 
-LAYER = {"hidden": 30, "inner": 67, "heads": 3, "activation": 1, "keys": [0, 5], "queries": None, "workspace": 10**9}
+#: The bias of three heads for the distances of five tokens.
+DISTANCES = np.zeros((3, 9), np.float32)
+LAYER = {
+    "hidden": 30, "inner": 67, "heads": 3, "activation": 1, "keys": [0, 5], "queries": None, "distances": 9,
+    "workspace": 10**9,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -1019,6 +1033,9 @@ LAYER = {"hidden": 30, "inner": 67, "heads": 3, "activation": 1, "keys": [0, 5],
         ({"inner": 2**31}, "numbers of 31 bits"),
         ({"activation": 18}, "no such activation"),
         ({"keys": [1, 5]}, "must begin with 0"),
+        ({"distances": 8}, "more tokens than the bias has distances"),
+        ({"distances": 7}, "more tokens than the bias has distances"),
+        ({"distances": 0}, "more tokens than the bias has distances"),
         ({"keys": [0, 5, 4]}, "not fall"),
         ({"keys": [0, -5]}, "not fall"),
         ({"queries": [1, 2]}, "must begin with 0"),
@@ -1035,7 +1052,9 @@ def test_library_refuses_layer(library, changes, message):
     shape = native.Shape(given["hidden"], given["inner"], given["heads"], EPS, given["activation"])
     keys = np.array(given["keys"], np.int64)
     queries = keys if given["queries"] is None else np.array(given["queries"], np.int64)
-    batch = native.BatchPointers(native.address(keys), native.address(queries), len(keys) - 1)
+    batch = native.BatchPointers(
+        native.address(keys), native.address(queries), native.address(DISTANCES), len(keys) - 1, given["distances"]
+    )
     size = given["workspace"]
     if size < 0:
         size += library.c.mb_workspace(library.kernels, ctypes.byref(shape), 5, 5, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from packed_cases import EACH_RULE, RULES, cast, random_model, random_tensors
 from safetensors.numpy import save_file
-from support import CARDS, assert_as_accurate, copy_twin, edit_weights, twin, write_module
+from support import MODELS, assert_as_accurate, copy_twin, edit_weights, twin, write_module
 
 from minibert.bert_model import BertModel
 from minibert.config import BertConfig
@@ -25,11 +25,12 @@ from minibert.files.checkpoint import BertReader
 from minibert.modules import chain
 from minibert.modules.kinds import Pooling
 from minibert.pipeline import Pipeline
+from minibert.positions import bias_by_distance
 from minibert.repo import ModelRepo
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
-EACH_CARD = pytest.mark.parametrize("card", CARDS)
-CLS_CARDS = pytest.mark.parametrize("card", [card for card in CARDS if CARDS[card]["pooling_mode"] == "cls"])
+EACH_CARD = pytest.mark.parametrize("card", MODELS)
+CLS_CARDS = pytest.mark.parametrize("card", [card for card in MODELS if MODELS[card]["pooling_mode"] == "cls"])
 FLOAT64 = 1e-12
 
 #: Sizes of a small model of which the weights are a few times those of one layer.
@@ -53,7 +54,7 @@ def one_thread():
 def random_texts(config, texts=25):
     """Return the ids of texts of random lengths, some equal, from one token to all that the model takes."""
     rng = np.random.default_rng(0)
-    lengths = [1, *sorted(rng.integers(1, 30, texts).tolist()), min(200, config.max_position_embeddings), 1, 2]
+    lengths = [1, *sorted(rng.integers(1, 30, texts).tolist()), min(200, config.max_tokens), 1, 2]
     return [rng.integers(0, config.vocab_size, length) for length in lengths]
 
 
@@ -67,7 +68,10 @@ def pack(texts, rule):
 def lay_out(parameters, config):
     """Return a model's parameters as the packed forward pass takes them."""
     layers = tuple(packed.pack_layer(layer, config.num_attention_heads) for layer in parameters.layers)
-    return packed.PackedParams(parameters.embeddings, layers)
+    bias = parameters.relative_bias
+    return packed.PackedParams(
+        parameters.embeddings, layers, None if bias is None else bias_by_distance(bias, config.max_tokens)
+    )
 
 
 def packed_states(parameters, config, texts, rule, dtype):
@@ -165,8 +169,8 @@ def test_parameters_are_only_read():
 
 def arrays_of(parameters):
     """Return all arrays in nested tuples."""
-    if isinstance(parameters, np.ndarray):
-        return [parameters]
+    if parameters is None or isinstance(parameters, np.ndarray):
+        return [] if parameters is None else [parameters]
     return [array for each in parameters for array in arrays_of(each)]
 
 

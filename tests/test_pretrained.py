@@ -37,7 +37,7 @@ def test_defaults(model):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"input_ids": [[]]}, ValueError, "from 1 to max_position_embeddings = 512"),
+        ({"input_ids": [[]]}, ValueError, "from 1 to 512 tokens, the positions of the model"),
         ({"input_ids": [[1] * 513]}, ValueError, "input_ids has 513"),
         ({"input_ids": [1, 2]}, ValueError, r"of shape \(texts, tokens\)"),
         ({"input_ids": [[0.5]]}, ValueError, "whole numbers"),

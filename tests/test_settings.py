@@ -42,7 +42,7 @@ REFUSED = [
     ("on_truncate", "shout", ValueError, "on_truncate must be one of"),
     ("num_threads", 0, ValueError, "num_threads must be at least 1"),
     ("max_batch_tokens", 2.5, ValueError, "max_batch_tokens must be a whole number"),
-    ("max_seq_length", 1, ValueError, "max_seq_length must be a whole number from 2, .* to .* = 512; it is 1"),
+    ("max_seq_length", 1, ValueError, "max_seq_length must be a whole number from 2, .* to 512, .*; it is 1"),
     ("max_seq_length", 513, ValueError, "max_seq_length must be"),
     ("max_seq_length", True, ValueError, "max_seq_length must be"),
     ("include_prompt", "false", ValueError, "include_prompt must be True or False; it is 'false'"),

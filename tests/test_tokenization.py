@@ -5,15 +5,27 @@ import shutil
 
 import numpy as np
 import pytest
-from support import GOLDEN, copy_twin, edit_json, load, split
+from repo_tokenizers import write_tokenizer
+from support import FAMILIES, GOLDEN, copy_twin, edit_json, load, split
 
 from minibert.errors import TokenizerError
 from minibert.files import tokenizer_files
+from minibert.files.tokenizer_files import TokenizerFiles
+from minibert.pipeline import open_tokenizer
+from minibert.repo import ModelRepo
 from minibert.tokenization import TextTokenizer
 
 FOLDER = GOLDEN / "tokenizers"
 ARRAYS, METADATA = load(FOLDER / "golden.safetensors")
 TEXTS = json.loads(METADATA["texts"])
+#: The corpus, and texts that spell out special tokens of the families.
+MARKED = [
+    *TEXTS,
+    "<pad>no<pad><pad> man <pad>",
+    "a <mask> b<mask>c",
+    "[PAD] [UNK] [MASK] <s>a</s> <unk> [SEP] [CLS]",
+    "a <MASK> b, [unk], <S> x </S>, <Pad>",  # a normalizer may make these the names of special tokens
+]
 VARIANTS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 
 
@@ -209,7 +221,7 @@ def test_class_is_that_of_transformers(name, variant, tmp_path):
     """Each tokenizer_class that is known sets the library up as transformers does, where file and config differ."""
     from transformers import AutoTokenizer
 
-    source = "unigram" if name == "XLMRobertaTokenizer" else variant
+    source = "unigram" if name in {"CamembertTokenizer", "XLMRobertaTokenizer"} else variant
     shutil.copytree(FOLDER / source, tmp_path, dirs_exist_ok=True)
     edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=name)
     peer = AutoTokenizer.from_pretrained(tmp_path)
@@ -256,3 +268,215 @@ def test_largest_id_of_a_unigram_vocabulary(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
 
     assert TextTokenizer.from_folder(folder).largest_id == len(content["model"]["vocab"]) - 1
+
+
+# ---------------------------------------------------------------- the families
+
+
+def family_repo(folder, card, texts=TEXTS, *, lower=False):
+    """Return a copy of a card's twin with a tokenizer of its class for other texts. The weights do not fit."""
+    copy_twin(folder, card)
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    size = write_tokenizer(folder, FAMILIES[card]["tokenizer"], texts, lower=lower)
+    edit_json(folder / "config.json", vocab_size=size)
+    return folder
+
+
+def as_tokenizer_json(folder, **changes):
+    """Put the tokenizer of a folder into a tokenizer.json, as transformers saves it, with changes of its settings."""
+    files = TokenizerFiles.read(folder, {})
+    backend, _, _ = tokenizer_files.build_tokenizer(files, None)
+    content = json.loads(backend.to_str())
+    content["pre_tokenizer"].update(changes)
+    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    for name in ("vocab.json", "merges.txt", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def own_ids(folder, texts=TEXTS, limit=10_000):
+    """Return the ids of texts by the tokenizer of a repo."""
+    return ids_of(open_tokenizer(ModelRepo.open(folder)), texts, limit)
+
+
+def without_class(folder):
+    """Let the class of the tokenizer follow from the model_type alone."""
+    edit_json(folder / "tokenizer_config.json", tokenizer_class=...)
+
+
+def without_config(folder):
+    """Remove tokenizer_config.json."""
+    (folder / "tokenizer_config.json").unlink()
+
+
+def with_fast(folder):
+    """Give the class the name that transformers 4 gave it."""
+    kind = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))["tokenizer_class"]
+    edit_json(folder / "tokenizer_config.json", tokenizer_class=f"{kind}Fast")
+
+
+def with_special_map(folder):
+    """Let special_tokens_map.json give the mask token other flags."""
+    mask = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))["mask_token"]
+    flags = {"lstrip": False, "rstrip": True, "normalized": False}
+    edit_json(folder / "special_tokens_map.json", mask_token={"content": mask, **flags})
+
+
+#: Forms of tokenizer files. Each changes a folder with the files that the tests of a family start with.
+FORMS = {
+    "as written": lambda _: None,
+    "class by the model_type": without_class,
+    "no tokenizer_config.json": without_config,
+    "class with Fast": with_fast,
+    "tokenizer.json": as_tokenizer_json,
+    "as it is": lambda folder: (
+        as_tokenizer_json(folder),
+        edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"),
+    ),
+    "prefix space": lambda folder: edit_json(folder / "tokenizer_config.json", add_prefix_space=True),
+    "no prefix space": lambda folder: edit_json(folder / "tokenizer_config.json", add_prefix_space=False),
+    "lower case": lambda folder: edit_json(folder / "tokenizer_config.json", do_lower_case=True),
+    "special_tokens_map.json": with_special_map,
+    "cut on the left": lambda folder: edit_json(folder / "tokenizer_config.json", truncation_side="left"),
+}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("card", FAMILIES)
+def test_ids_of_families(card, form, tmp_path):
+    """In every form of the files, each text of the Unicode corpus has transformers' ids, whole and cut (U1-U6)."""
+    from transformers import AutoTokenizer
+
+    folder = family_repo(tmp_path, card)
+    FORMS[form](folder)
+    peer = AutoTokenizer.from_pretrained(folder)
+    for limit in (512, 12):
+        expected = [peer(text, truncation=True, max_length=limit)["input_ids"] for text in MARKED]
+
+        assert own_ids(folder, MARKED, limit) == expected
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("of_config", [True, False, ...])
+@pytest.mark.parametrize("of_file", [True, False])
+def test_prefix_space(of_file, of_config, tmp_path):
+    """Whether a space comes before a text is said by tokenizer_config.json alone, and is false by default (U5)."""
+    from transformers import AutoTokenizer
+
+    folder = family_repo(tmp_path, "all-distilroberta-v1")
+    as_tokenizer_json(folder, add_prefix_space=of_file)
+    edit_json(folder / "tokenizer_config.json", add_prefix_space=of_config)
+    peer = AutoTokenizer.from_pretrained(folder)
+
+    assert own_ids(folder) == [peer(text)["input_ids"] for text in TEXTS]
+    assert own_ids(folder, ["the", " the"])[0] == own_ids(folder, [" the" if of_config is True else "the"])[0]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("card", FAMILIES)
+def test_lower_case_of_the_repo(card, tmp_path):
+    """do_lower_case in sentence_bert_config.json comes before the normalizer, as it does there (U10)."""
+    import sentence_transformers
+
+    folder = copy_twin(tmp_path, card)
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
+    texts = ["The CAT and a Man", "ÄÖ ﬁ ＡＢ", *TEXTS[:40]]
+    peer = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+
+    assert own_ids(folder, texts, 512) == [peer.preprocess([text])["input_ids"][0].tolist() for text in texts]
+
+
+@pytest.mark.parametrize("card", FAMILIES)
+def test_tokenizer_json_of_families(card, tmp_path):
+    """A tokenizer.json gives the ids that the older files, or the repo's own tokenizer.json, give."""
+    folder = copy_twin(tmp_path, card)
+    before = own_ids(folder, MARKED)
+    as_tokenizer_json(folder)
+
+    assert own_ids(folder, MARKED) == before
+
+
+@pytest.mark.parametrize("card", FAMILIES)
+def test_class_follows_from_the_model_type(card, tmp_path):
+    """Where no file names a class, it is that of the family (U1)."""
+    folder = copy_twin(tmp_path, card)
+    before = own_ids(folder, MARKED)
+    without_class(folder)
+
+    assert own_ids(folder, MARKED) == before
+
+
+def test_class_of_a_file_wins(tmp_path):
+    """A class that a file names wins over the family's: first that of the tokenizer, then that of config.json (U2)."""
+    folder = copy_twin(tmp_path, "multi-qa-mpnet-base-dot-v1")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class=...)
+    edit_json(folder / "config.json", tokenizer_class="RobertaTokenizer")
+
+    with pytest.raises(TokenizerError, match=r"neither tokenizer\.json nor both vocab\.json and merges\.txt"):
+        own_ids(folder)
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="MPNetTokenizer")
+    assert own_ids(folder, ["a"])
+
+
+def test_special_tokens_of_mpnet(tmp_path):
+    """In MPNet, [SEP], [CLS] and <unk> in a text are no special tokens; <s>, </s>, <pad>, <mask>, [UNK] are (U6)."""
+    folder = family_repo(tmp_path, "multi-qa-mpnet-base-dot-v1", MARKED)
+    backend = open_tokenizer(ModelRepo.open(folder)).backend
+
+    for token in ("<s>", "</s>", "<pad>", "<mask>", "[UNK]"):
+        assert own_ids(folder, [f"a {token} b"])[0][2] == backend.token_to_id(token)
+    for token in ("[SEP]", "[CLS]", "<unk>"):
+        assert len(own_ids(folder, [f"a {token} b"])[0]) > 6
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "sentencepiece.model", "spiece.model"])
+@pytest.mark.parametrize("card", ["multilingual-e5-base", "sentence-camembert-base"])
+def test_sentencepiece_alone(card, name, tmp_path):
+    """A sentencepiece file without a tokenizer.json is refused by its name, with the remedy (U7)."""
+    folder = copy_twin(tmp_path, card)
+    (folder / "tokenizer.json").rename(folder / name)
+
+    with pytest.raises(TokenizerError) as error:
+        own_ids(folder)
+    assert str(error.value) == (
+        f"{folder}: the tokenizer must be a tokenizer.json; there is only {name}. Write one where transformers and "
+        "sentencepiece are installed: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+    )
+
+
+def write(name, text):
+    """Return a function that writes a file of a folder."""
+    return lambda folder: (folder / name).write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "merges.txt").unlink(), "neither tokenizer.json nor both vocab.json and merges.txt"),
+        (lambda folder: (folder / "vocab.json").unlink(), "neither tokenizer.json nor both vocab.json and merges.txt"),
+        (write("vocab.json", "[]"), r"vocab.json must hold a JSON object"),
+        (write("vocab.json", '{"a": "b"}'), "cannot be used"),
+        (write("vocab.json", '{"a": -1}'), "cannot be used"),
+        (write("merges.txt", "t h e\n"), r"merges\.txt: a merge must have two parts, .*; it is 't h e'"),
+        (write("merges.txt", "nothing else\n"), "cannot be used"),
+        (
+            write("tokenizer.json", '{"model": {"vocab": [["a", 0]], "merges": []}}'),
+            "needs a BPE vocabulary",
+        ),
+        (write("tokenizer.json", '{"model": {"vocab": {}, "merges": [["a"]]}}'), r"a merge must .*; it is \['a'\]"),
+        (write("tokenizer.json", '{"model": {"vocab": {}, "merges": 5}}'), "cannot be used"),
+        (lambda folder: edit_json(folder / "tokenizer_config.json", add_prefix_space="no"), "cannot be used"),
+    ],
+    ids=[
+        "no merges", "no vocabulary", "array", "texts for ids", "negative id", "three parts", "unknown parts",
+        "Unigram", "merge of one", "merges of another type", "add_prefix_space",
+    ],
+)  # fmt: skip
+def test_unusable_files_of_roberta(change, message, tmp_path):
+    """Files that cannot be a BPE tokenizer are an error that names what is wrong."""
+    folder = copy_twin(tmp_path, "all-distilroberta-v1")
+    change(folder)
+
+    with pytest.raises(TokenizerError, match=message):
+        own_ids(folder)

@@ -5,17 +5,20 @@
 
 MODEL is a local folder. TEXTS is a file with one text per line, or a .csv of sentence pairs; then the first column is
 used. With --seeded, the model is a card at full size with weights from seed 0, and MODEL only provides the vocabulary.
-The truth is transformers' BertModel in float64. The table also lists minibert in float64, which must agree with it
-within rounding errors.
+A card of another family than BERT has a small vocabulary of its own. The truth is transformers' model in float64. The
+table also lists minibert in float64, which must agree with it within rounding errors.
 
 Columns: the RMS and the largest absolute error of the last hidden state over all real tokens, and the largest absolute
-error of the mean-pooled vector, scaled to length 1. It needs the ``reference`` extra and torch.
+error of the mean-pooled vector, scaled to length 1. "x peer" is the RMS as a multiple of that of transformers in
+float32, with sdpa attention; with eager attention if the family has no other. It needs the ``reference`` extra and
+torch.
 """
 
 import argparse
 import csv
+import functools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +28,17 @@ from repos import write_seeded_repo
 from minibert import BertModel
 from minibert.config import BertConfig
 from minibert.engine import native, packed
-from minibert.engine.devices import Engine, open_engine
+from minibert.engine.devices import open_engine
 from minibert.engine.packing import Packing
 from minibert.files.checkpoint import BertReader
 from minibert.tokenization import TextTokenizer
 from minibert.typing import Array
 
 Hidden = Callable[[Array, Array], Array]
+
+
+#: What minibert's errors are compared with: the first that there is.
+PEERS = ("transformers sdpa float32", "transformers eager float32")
 
 
 class Errors(NamedTuple):
@@ -42,24 +49,39 @@ class Errors(NamedTuple):
     vector: float
 
 
-def measure(folder: Path, texts: Sequence[str], batch_size: int = 32) -> dict[str, Errors]:
-    """Return the errors of each implementation on ``texts``, in padded batches in the order of the texts."""
+def measure(
+    folder: Path, texts: Sequence[str], batch_size: int = 32, names: Collection[str] | None = None
+) -> dict[str, Errors]:
+    """Return the errors of each implementation on ``texts``, in padded batches in the order of the texts.
+
+    Only one implementation is in memory at a time. With ``names``, only these are measured, if there are such.
+    """
+    batches = list(_batches(folder, texts, batch_size))
     implementations = _implementations(folder)
-    truth = implementations.pop("truth")
-    squares = dict.fromkeys(implementations, 0.0)
-    hidden = dict.fromkeys(implementations, 0.0)
-    vector = dict.fromkeys(implementations, 0.0)
+    truth = implementations.pop("truth")()
+    exact = [truth(ids, mask) for ids, mask in batches]
+    del truth
+    chosen = {name: load for name, load in implementations.items() if names is None or name in names}
+    return {name: _errors(load(), batches, exact) for name, load in chosen.items()}
+
+
+def _errors(run: Hidden, batches: Sequence[tuple[Array, Array]], truth: Sequence[Array]) -> Errors:
+    """Return the errors of one implementation."""
+    squares = hidden = vector = 0.0
     count = 0
-    for ids, mask in _batches(folder, texts, batch_size):
-        exact = truth(ids, mask)
-        count += int(mask.sum()) * exact.shape[-1]
-        for name, run in implementations.items():
-            actual = run(ids, mask).astype(np.float64)
-            difference = (actual - exact)[mask]
-            squares[name] += float(np.square(difference).sum())
-            hidden[name] = max(hidden[name], float(np.abs(difference).max()))
-            vector[name] = max(vector[name], float(np.abs(_unit_mean(actual, mask) - _unit_mean(exact, mask)).max()))
-    return {name: Errors((squares[name] / count) ** 0.5, hidden[name], vector[name]) for name in implementations}
+    for (ids, mask), exact in zip(batches, truth, strict=True):
+        actual = run(ids, mask).astype(np.float64)
+        difference = (actual - exact)[mask]
+        count += difference.size
+        squares += float(np.square(difference).sum())
+        hidden = max(hidden, float(np.abs(difference).max()))
+        vector = max(vector, float(np.abs(_unit_mean(actual, mask) - _unit_mean(exact, mask)).max()))
+    return Errors((squares / count) ** 0.5, hidden, vector)
+
+
+def peer_of(errors: dict[str, Errors]) -> Errors:
+    """Return the error of transformers in float32 that minibert's is compared with."""
+    return errors[next(name for name in PEERS if name in errors)]
 
 
 def _unit_mean(hidden: Array, mask: Array) -> Array:
@@ -69,18 +91,20 @@ def _unit_mean(hidden: Array, mask: Array) -> Array:
 
 def _batches(folder: Path, texts: Sequence[str], batch_size: int) -> Iterator[tuple[Array, Array]]:
     tokenizer = TextTokenizer.from_folder(folder)
-    rows = list(tokenizer(list(texts), 256).ids)
+    limit = min(256, BertConfig.from_file(folder / "config.json").max_tokens)
+    rows = list(tokenizer(list(texts), limit).ids)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        ids = np.zeros((len(batch), max(map(len, batch))), np.int64)
+        ids = np.full((len(batch), max(map(len, batch))), tokenizer.pad_id, np.int64)
         for i, row in enumerate(batch):
             ids[i, : len(row)] = row
         yield ids, np.arange(ids.shape[1]) < np.array([[len(row)] for row in batch])
 
 
-def _implementations(folder: Path) -> dict[str, Hidden]:
+def _implementations(folder: Path) -> dict[str, Callable[[], Hidden]]:
+    """Return functions that load the implementations."""
     import torch
-    from transformers import BertModel as Peer
+    from transformers import AutoModel as Peer
 
     def torch_hidden(dtype: Any, attention: str) -> Hidden:
         model = Peer.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
@@ -97,7 +121,8 @@ def _implementations(folder: Path) -> dict[str, Hidden]:
         model = BertModel.from_pretrained(folder, dtype=dtype)
         return lambda ids, mask: model(ids, mask).last_hidden_state
 
-    def packed_hidden(engine: Engine) -> Hidden:
+    def packed_hidden(kernels: str) -> Hidden:
+        engine = open_engine("cpu", "float32", kernels)
         config = BertConfig.from_file(folder / "config.json")
         model, rule = engine.load(BertReader(folder, config, np.float32), config)
 
@@ -112,16 +137,20 @@ def _implementations(folder: Path) -> dict[str, Hidden]:
 
         return run
 
+    is_mpnet = BertConfig.from_file(folder / "config.json").model_type == "mpnet"
+    attentions = ["eager"] if is_mpnet else ["eager", "sdpa"]  # transformers has no other for MPNet
     return {
-        "truth": torch_hidden(torch.float64, "eager"),
-        "transformers eager float32": torch_hidden(torch.float32, "eager"),
-        "transformers sdpa float32": torch_hidden(torch.float32, "sdpa"),
+        "truth": lambda: torch_hidden(torch.float64, "eager"),
         **{
-            f"minibert {kernels} float32": packed_hidden(open_engine("cpu", "float32", kernels))
+            f"transformers {attention} float32": functools.partial(torch_hidden, torch.float32, attention)
+            for attention in attentions
+        },
+        **{
+            f"minibert {kernels} float32": functools.partial(packed_hidden, kernels)
             for kernels in (*native.available(), native.NUMPY)
         },
-        "minibert.model float32": own_hidden("float32"),
-        "minibert.model float64": own_hidden("float64"),
+        "minibert.model float32": lambda: own_hidden("float32"),
+        "minibert.model float64": lambda: own_hidden("float64"),
     }
 
 
@@ -149,12 +178,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model
         if options.seeded:
-            vocabulary = (folder / "vocab.txt").read_text("utf-8").split("\n")[:-1]
+            path = folder / "vocab.txt"
+            vocabulary = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else None
             folder = write_seeded_repo(Path(scratch), options.seeded, vocabulary)
         errors = measure(folder, texts, options.batch_size)
-    peer = errors["transformers sdpa float32"].rms
+    peer = peer_of(errors).rms
     print(f"{len(texts)} texts in batches of {options.batch_size}\n")
-    print(f"{'implementation':28} {'RMS':>9} {'x sdpa':>7} {'max':>9} {'max, unit vectors':>18}")
+    print(f"{'implementation':28} {'RMS':>9} {'x peer':>7} {'max':>9} {'max, unit vectors':>18}")
     for name, error in errors.items():
         print(f"{name:28} {error.rms:9.2e} {error.rms / peer:7.2f} {error.hidden:9.2e} {error.vector:18.2e}")
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench_peers import read_facts, read_json
-from repos import dump, write_layout
+from repo_tokenizers import dump
+from repos import write_layout
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,11 +1,11 @@
 """Fuzzing of model folders. Each must give vectors or a documented error, quickly and with little memory.
 
 Tiny repos are made from those under ``tests/golden``: with safetensors, with shards, with both formats of
-``pytorch_model.bin``, with every kind of tokenizer, with each module, and with a search index. A mutant is one of them
-with a few changes to bytes, JSON values, a safetensors header, the opcodes of a pickle, or lines; or with a pipe, a
-device or a link instead of a file. A worker process loads it and encodes some texts. These are findings: a result that
-is neither vectors nor a documented error, too much time, too much memory, or the death of the process. Vectors that
-are not finite are counted separately.
+``pytorch_model.bin``, with every kind of tokenizer, with each module, with a search index, and of each family of
+models. A mutant is one of them with a few changes to bytes, JSON values, a safetensors header, the opcodes of a pickle,
+or lines; or with a pipe, a device or a link instead of a file. A worker process loads it and encodes some texts. These
+are findings: a result that is neither vectors nor a documented error, too much time, too much memory, or the death of
+the process. Vectors that are not finite are counted separately.
 
 A mutant depends only on its number. To repeat one:
 
@@ -46,6 +46,7 @@ if __name__ == "__main__":  # before numpy loads its BLAS; the tests import this
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
+from repos import FAMILIES
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
@@ -108,6 +109,7 @@ def bases() -> dict[str, Files]:
     }
     for name in ("json-lower", "json-as-is", "unigram", "vocab-added", "vocab-decoder"):
         made[name] = _with_tokenizer(twin, weights, _read(GOLDEN / "tokenizers" / name))
+    made |= {name: _read(GOLDEN / name / "repo") for name, card in FAMILIES.items() if "twin" in card}
     return made
 
 

@@ -26,7 +26,8 @@ import numpy as np
 from bench import commit
 from bench_peers import read_json
 from bench_setup import Seeded, make
-from repos import dump, write_layout
+from repo_tokenizers import dump
+from repos import write_layout
 from sts import read_pairs
 
 from minibert import SentenceEncoder, __version__

@@ -2,8 +2,11 @@
 
     python tools/invariance.py MODEL TEXTS [TEXTS ...] --out RESULTS.json [--batchings 10000] [--kernels avx2]
     python tools/invariance.py MODEL TEXTS [TEXTS ...] --out RESULTS.json --kernels numpy --core SkylakeX
+    python tools/invariance.py --seeded CARD,CARD,... --layers 2 --out RESULTS.json --kernels all
 
-MODEL is a local folder. TEXTS are files with one text per line. A batching is one call with a few of the texts in
+MODEL is a local folder. TEXTS are files with one text per line. With --seeded, the models are cards of
+tests/cards.json, at full width and with seeded weights, and the texts are made up: some of them hold padding ids. The
+results file is then a list with the results of each card. A batching is one call with a few of the texts in
 random order, mostly short ones, and some of them twice. The settings are random: encode or encode_stream, vectors alone
 or all features, batch_size, chunk_size, max_batch_tokens, 1 to 4 threads. A batching depends only on --seed and its
 number, so a run can be repeated. With --kernels all, the kernels of the batchings take turns: numpy is not one of them,
@@ -18,6 +21,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from bench import commit, processor, read_texts, without_folders
+from repos import CARDS, FAMILIES, full_vocabulary, made_up_texts, write_seeded_repo
 
 import minibert
 from minibert import SentenceEncoder
@@ -145,14 +150,13 @@ class Comparison:
         return self.alone[i]
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the contents of the results file."""
+def run(options: argparse.Namespace, model: Path, all_texts: Iterable[str]) -> dict[str, Any]:
+    """Return the results of one model."""
     names = native.available() if options.kernels == "all" else (options.kernels,)
     if not names:
         raise SystemExit("--kernels all needs native kernels; there are none on this machine")
-    encoders = [SentenceEncoder(options.model, on_truncate="ignore", kernels=name) for name in names]
-    texts = (text for path in options.texts for text in read_texts(path))
-    comparison = Comparison(encoders[0], texts, options.seed, *encoders[1:])
+    encoders = [SentenceEncoder(model, on_truncate="ignore", kernels=name) for name in names]
+    comparison = Comparison(encoders[0], all_texts, options.seed, *encoders[1:])
     start = shown = time.monotonic()
     for number in range(options.batchings):
         comparison.add(number)
@@ -168,7 +172,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "command": f"python tools/invariance.py {without_folders(' '.join(sys.argv[1:]))}",
         "commit": commit(),
-        "model": options.model.resolve().name,
+        "model": model.resolve().name,
         "processor": processor(),
         "kernels": [encoder.kernels for encoder in encoders],
         "blas": blas_name(),
@@ -185,6 +189,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def run_seeded(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the results of each card."""
+    words = full_vocabulary(5_000)
+    texts = ["", *made_up_texts(words, 300, 24), *(" ".join(made_up_texts(words, n, 12, seed=n)) for n in (10, 20, 40))]
+    texts += [f"<pad> {text} <pad><pad> <mask> {text} [PAD]" for text in made_up_texts(words, 40, 6, seed=1)]
+    results = []
+    for card in options.seeded.split(","):
+        with tempfile.TemporaryDirectory() as scratch:
+            repo = write_seeded_repo(Path(scratch) / card, card, layers=options.layers)
+            facts = {"layers": options.layers, "pooling": (CARDS | FAMILIES)[card]["pooling_mode"]}
+            results.append(run(options, repo, texts) | facts)
+    return results
+
+
 def run_on(core: str) -> int:
     """Run this command in a new process where OpenBLAS uses its kernels for ``core``, and return the exit status."""
     environment = {**os.environ, "OPENBLAS_CORETYPE": core}
@@ -197,8 +215,10 @@ def run_on(core: str) -> int:
 def main() -> int:
     """Write the results file, and return 1 if any bit differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a local model folder")
-    parser.add_argument("texts", type=Path, nargs="+", help="files with one text per line")
+    parser.add_argument("model", type=Path, nargs="?", help="a local model folder")
+    parser.add_argument("texts", type=Path, nargs="*", help="files with one text per line")
+    parser.add_argument("--seeded", metavar="CARDS", help="cards of tests/cards.json, separated by commas")
+    parser.add_argument("--layers", type=int, help="number of layers of the seeded models (default: the card's)")
     parser.add_argument("--out", type=Path, required=True, help="the results file, JSON")
     parser.add_argument("--batchings", type=int, default=10_000, help="number of batchings (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batchings (default: 0)")
@@ -210,9 +230,15 @@ def main() -> int:
         return run_on(options.core)
     if options.core and options.core.lower() not in blas_name().lower():
         raise SystemExit(f"numpy's BLAS must have its kernels for {options.core}; it is {blas_name()}")
-    results = run(options)
-    options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return 1 if results["differing_vectors"] else 0
+    if options.seeded:
+        results = run_seeded(options)
+    elif options.texts:
+        results = [run(options, options.model, (text for path in options.texts for text in read_texts(path)))]
+    else:
+        parser.error("give MODEL and TEXTS, or --seeded")
+    content = results if options.seeded else results[0]
+    options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return 1 if any(each["differing_vectors"] for each in results) else 0
 
 
 if __name__ == "__main__":

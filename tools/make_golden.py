@@ -16,7 +16,8 @@ It makes these files from fixed seeds:
 
 * ``<card>/``: a twin for each card of tests/cards.json. A twin is a small model with the card's configuration, casing,
   pooling and length limit, with random weights and a small vocabulary (``repo/``). ``golden.safetensors`` has the
-  reference's results: ids, hidden states in float32 and float64, every pooling mode, final vectors.
+  reference's results: ids, hidden states in float32 and float64, every pooling mode, final vectors. There is one for
+  each family of models.
 * ``tokenizers/``: tokenizer files in every form that repos have, and the ids of the Unicode corpus below.
 * ``builtin.safetensors``: the vectors and ids of a set of texts, from the model in minibert/builtin. With
   ``--only-builtin``, the tool writes only this file.
@@ -27,7 +28,6 @@ If a value changes, the commit must say why.
 """
 
 import argparse
-import io
 import json
 import shutil
 import unicodedata
@@ -40,11 +40,12 @@ import sentence_transformers
 import tokenizers
 import torch
 import transformers
-from repos import CARDS, SPECIAL, dump, write_layout
+from repo_tokenizers import SPECIAL, dump, word_pieces, write_tokenizer, write_unigram
+from repos import CARDS, FAMILIES, write_layout, write_modules
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 BUILTIN = Path(__file__).parent.parent / "minibert" / "builtin"
@@ -54,6 +55,13 @@ PROMPT = "query: "
 TEXTS = {
     "en": ("A man is playing a guitar.", "", "The cat, the hat: 42!", "No", "Naïve café owners aren't [SEP] happy"),
     "de": ("Ein Mann spielt Gitarre.", "", "Die Größe der Straße: 42!", "Äpfel", "Über Öl und ÜBEL [SEP] im Süden"),
+    "marked": (
+        "A man is playing a guitar.",
+        "",
+        "Naïve <pad> café <mask> Ö [PAD]! 日ﬁ😀",
+        "<pad>no<pad><pad> man <pad> [MASK] cat<pad>",
+        "the </s> cat <unk> hat [SEP]",
+    ),
 }
 
 #: Texts for which tokenizers differ: casing, composed and decomposed accents, scripts, invisible characters.
@@ -131,6 +139,7 @@ UNICODE = (
 LONG = {
     "en": "the cat and a man play the guitar in the hat " * 60,
     "de": "Ein Mann und die Größe der Straße im Süden " * 75,
+    "marked": "the cat <pad> and a man [PAD] play the guitar in the <mask> hat " * 40,
 }
 
 
@@ -147,8 +156,11 @@ def main() -> None:
     write_vectors(BUILTIN, "builtin")
     if options.only_builtin:
         return
-    for name, card in CARDS.items():
-        write_twin(name, card)
+    for seed, name in enumerate(CARDS, 1000):
+        write_twin(name, CARDS[name], seed)
+    for seed, name in enumerate(FAMILIES, 2000):
+        if "twin" in FAMILIES[name]:
+            write_twin(name, FAMILIES[name], seed)
     write_tokenizers()
     if options.minilm is not None:
         write_vectors(options.minilm, "all-MiniLM-L6-v2")
@@ -157,47 +169,49 @@ def main() -> None:
 # --- twins -----------------------------------------------------------------------------------------------------------
 
 
-def write_twin(name: str, card: dict[str, Any]) -> None:
+def write_twin(name: str, card: dict[str, Any], seed: int) -> None:
     """Write the small model of a card, and the reference's results with it."""
     repo = GOLDEN / name / "repo"
     shutil.rmtree(GOLDEN / name, ignore_errors=True)
     repo.mkdir(parents=True)
     language = card["language"]
-    vocabulary = twin_vocabulary([*TEXTS[language], LONG[language], PROMPT], lower=card["do_lower_case"])
-    seed = 1000 + list(CARDS).index(name)
-    model = random_bert(BertConfig(**{**card["config"], **card["twin"], "vocab_size": len(vocabulary)}), seed)
-    model.save_pretrained(repo)
-    write_layout(repo, card, model.config.hidden_size, vocabulary)
-
     texts = [*TEXTS[language], LONG[language]]
+    config = AutoConfig.for_model(card.get("model_type", "bert"), **{**card["config"], **card["twin"]})
+    if "tokenizer" in card:
+        lower = card["do_lower_case"]
+        config.vocab_size = write_tokenizer(repo, card["tokenizer"], [*texts, PROMPT], lower=lower)
+        write_modules(repo, card, config.hidden_size)
+        tokenizer = AutoTokenizer.from_pretrained(repo)
+        limit = card["max_seq_length"]
+        texts[-1:] = [*(text_of(tokenizer, LONG[language], limit + more) for more in (0, 1)), LONG[language]]
+    else:
+        vocabulary = word_pieces([*texts, PROMPT], lower=card["do_lower_case"])
+        config.vocab_size = len(vocabulary)
+        write_layout(repo, card, config.hidden_size, vocabulary)
+    random_model(config, seed).save_pretrained(repo)
+
     arrays = reference(repo, texts, short=len(TEXTS[language]))
     metadata = {**provenance(f"random weights, seed {seed}"), "texts": json.dumps(texts), "prompt": PROMPT}
     save_file(arrays, GOLDEN / name / "golden.safetensors", metadata)
 
 
-def random_bert(config: BertConfig, seed: int) -> BertModel:
-    """Return a BertModel whose activations are as large as in a trained model, so that a wrong formula is visible."""
+def text_of(tokenizer: Any, text: str, tokens: int) -> str:
+    """Return the beginning of a text that has so many tokens, with special tokens."""
+    lengths = (len(tokenizer(text[:end])["input_ids"]) for end in range(len(text)))
+    return text[: next(end for end, length in enumerate(lengths) if length == tokens)]
+
+
+def random_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """Return a model whose activations are as large as in a trained model, so that a wrong formula is visible."""
     torch.manual_seed(seed)
-    model = BertModel(config).eval()
+    model = AutoModel.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 1.5 / parameter.shape[-1] ** 0.5 if parameter.ndim == 2 and "embeddings" not in name else 0.3
             parameter.copy_(torch.randn_like(parameter) * scale)
-            if "LayerNorm.weight" in name:
+            if name.lower().endswith(("layernorm.weight", "layer_norm.weight")):
                 parameter.add_(1.0)
     return model
-
-
-def twin_vocabulary(texts: Sequence[str], *, lower: bool) -> list[str]:
-    """Return a vocabulary that covers the texts: their characters, some of their words, and pieces of words."""
-    if lower:
-        texts = [
-            "".join(c for c in unicodedata.normalize("NFD", t.lower()) if not unicodedata.combining(c)) for t in texts
-        ]
-    characters = sorted({c for text in texts for c in text if not c.isspace()})
-    words = sorted({word for text in texts for word in text.split() if word.isalpha() and len(word) > 1})
-    pieces = sorted({"##" + word[-3:] for word in words if len(word) > 3})
-    return [*SPECIAL, *characters, *("##" + c for c in characters), *words[::2], *pieces]
 
 
 def reference(repo: Path, texts: Sequence[str], short: int) -> dict[str, np.ndarray]:
@@ -213,7 +227,7 @@ def reference(repo: Path, texts: Sequence[str], short: int) -> dict[str, np.ndar
         "embeddings": encoder.encode(list(texts)),
     }
     for dtype in (torch.float32, torch.float64):
-        model = BertModel.from_pretrained(repo, attn_implementation="eager", dtype=dtype).eval()
+        model = AutoModel.from_pretrained(repo, attn_implementation="eager", dtype=dtype).eval()
         kind = str(dtype).removeprefix("torch.")
         with torch.no_grad():
             outputs = [model(row[None], output_hidden_states=True, output_attentions=True) for row in rows]
@@ -224,7 +238,8 @@ def reference(repo: Path, texts: Sequence[str], short: int) -> dict[str, np.ndar
             ]
         )
         arrays[f"attention.{kind}"] = outputs[0].attentions[-1][0].numpy()
-        arrays[f"pooler.{kind}"] = torch.cat([output.pooler_output for output in outputs]).numpy()
+        if "pooler_output" in outputs[0]:
+            arrays[f"pooler.{kind}"] = torch.cat([output.pooler_output for output in outputs]).numpy()
         for mode in MODES:
             arrays[f"pooled.{mode}.{kind}"] = np.concatenate(
                 [pooled(mode, row, output.last_hidden_state) for row, output in zip(rows, outputs, strict=True)]
@@ -309,7 +324,9 @@ def write_tokenizers() -> None:
     with_json(
         "json-as-is", {**bert, "tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "[CLS]"}, lowercase=False
     )
-    write_unigram(variant("unigram"))
+    unigram = variant("unigram")
+    write_unigram(unigram, UNICODE)
+    dump(unigram / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 512})
 
     arrays = {}
     for folder in sorted(root.iterdir()):
@@ -343,39 +360,6 @@ def bert_backend(vocabulary: Sequence[str], *, lowercase: bool) -> tokenizers.To
     )
     backend.add_special_tokens(list(SPECIAL))
     return backend
-
-
-def write_unigram(folder: Path) -> None:
-    """Write a small Unigram tokenizer with XLM-RoBERTa's layout and a character map of a few rules."""
-    import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
-
-    rules = folder / "rules.tsv"
-    rules.write_text("FF21\t41\nFF22\t42\nFB01\t66 69\n2460\t31\n", "utf-8")
-    trained = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(text.replace("\0", " ").replace("\n", " ") for text in UNICODE if text.strip()),
-        model_writer=trained,
-        vocab_size=400,
-        character_coverage=0.98,
-        normalization_rule_tsv=str(rules),
-        num_threads=1,
-        minloglevel=2,
-    )
-    rules.unlink()
-    proto = sentencepiece_model_pb2.ModelProto.FromString(trained.getvalue())
-    own = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces = [*own, *((piece.piece, piece.score) for piece in proto.pieces[3:]), ("<mask>", 0.0)]
-    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 3, byte_fallback=False))
-    backend.normalizer = tokenizers.normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
-    backend.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, special=True)])
-    backend.save(str(folder / "tokenizer.json"), pretty=False)
-    dump(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 512})
 
 
 # --- real weights ----------------------------------------------------------------------------------------------------

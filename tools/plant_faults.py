@@ -51,6 +51,7 @@ TAPS = [
     "outer",
 ]
 MASK = "attention_mask[:, None, None, :]"
+SCORES = "Q @ K.swapaxes(-2, -1) * d**-0.5 + bias"
 FAULTS = (
     Fault("tanh GELU", "ops.py", '"gelu": gelu,', '"gelu": gelu_tanh,'),
     Fault("eps 1e-5", "model.py", "eps=config.layer_norm_eps", "eps=1e-5"),
@@ -63,9 +64,17 @@ FAULTS = (
         "return cls(tokens)",
     ),
     Fault("mean for cls", "pooling.py", "return _at(tokens, tokens.mask.argmax(axis=1))", "return mean(tokens)"),
-    Fault("no scaling of scores", "model.py", " * d**-0.5)", ")"),
+    Fault("no scaling of scores", "model.py", " * d**-0.5 + bias", " + bias"),
     Fault("keys for queries", "model.py", "*layer.key)", "*layer.query)"),
     Fault("no residual", "model.py", "ops.layer_norm(x + multihead", "ops.layer_norm(multihead"),
+    Fault("bias before the scale", "model.py", SCORES, "(Q @ K.swapaxes(-2, -1) + bias) * d**-0.5"),
+    Fault("no bias by distance", "model.py", SCORES, SCORES.removesuffix(" + bias")),
+    Fault("bias mirrored", "positions.py", "np.where(distance > 0", "np.where(distance < 0"),
+    Fault("buckets one longer", "positions.py", 'side="right"', 'side="left"'),
+    Fault("positions one later", "positions.py", "* counts + padding_id", "* counts + padding_id + 1"),
+    Fault("positions from 0", "positions.py", "if padding_id is None:", "if True:"),
+    Fault("padding ids counted", "positions.py", "counts = ids != padding_id", "counts = ids == ids"),
+    Fault("another type", "model.py", "table.token_type[token_type_ids]", "table.token_type[token_type_ids] * 2"),
     *(Fault(f"no tap of {name}", "model.py", f'tap("{name}", ', f'untapped("{name}", ', TRACE) for name in TAPS),
     Fault("Q and K swapped", "model.py", 'f"{part}.{name}"', 'f"{part}.{name}".translate({75: "Q", 81: "K"})', TRACE),
     Fault("scores for weights", "model.py", 'tap("weights", ops', 'tap("scores", ops', TRACE),
@@ -73,9 +82,7 @@ FAULTS = (
     Fault("layers from the end", "model.py", "layers.{number}", "layers.{len(model.layers) - 1 - number}", TRACE),
     Fault("prompt pooled", "study/reference.py", "if prompt_length:", "if not prompt_length:", TRACE),
     Fault("not truncated", "study/reference.py", "[:, : self.truncate_dim]", "[:, :]", TRACE),
-    Fault(
-        "edited in place", "study/traces.py", "_without_texts(name, value).copy()", "_without_texts(name, value)", TRACE
-    ),
+    Fault("edited in place", "study/traces.py", "own = value[0, ...].copy()", "own = value[0, ...]", TRACE),
     Fault("not copied", "study/traces.py", "new = np.array(returned)", "new = np.asarray(returned)", TRACE),
     Fault("another norm", "study/traces.py", "2 * number + 1)", "2 * number + 2)", CONTRIBUTIONS),
     Fault("no biases of W_O", "study/traces.py", "constant + bias", "constant", CONTRIBUTIONS),

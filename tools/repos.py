@@ -1,6 +1,7 @@
 """Model repos from the cards in tests/cards.json: the files besides the weights, and full-size seeded models.
 
-make_golden.py, accuracy.py and the reference tests use it. Only the seeded models need torch and transformers.
+make_golden.py, accuracy.py and the reference tests use it. Only the seeded models need torch and transformers. The
+cards of other families than BERT name their tokenizer's class; their tokenizers are in repo_tokenizers.py.
 """
 
 import json
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from repo_tokenizers import SPECIAL, dump, write_tokenizer
 
-CARDS = json.loads((Path(__file__).parent.parent / "tests" / "cards.json").read_text("utf-8"))["cards"]
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_FILE = json.loads((Path(__file__).parent.parent / "tests" / "cards.json").read_text("utf-8"))
+CARDS, FAMILIES = _FILE["cards"], _FILE["families"]
 
 
 def write_layout(repo: Path, card: dict[str, Any], hidden_size: int, vocabulary: Sequence[str]) -> None:
@@ -31,12 +33,21 @@ def write_layout(repo: Path, card: dict[str, Any], hidden_size: int, vocabulary:
             "tokenizer_class": "BertTokenizer",
         },
     )
+    write_modules(repo, card, hidden_size)
+
+
+def write_modules(repo: Path, card: dict[str, Any], hidden_size: int, *after: str) -> None:
+    """Write sentence-transformers' own files: the limit, and the modules: Pooling, and the classes ``after`` it.
+
+    A Dense module maps to 512 dimensions, with tanh and seeded weights.
+    """
     dump(repo / "sentence_bert_config.json", {"max_seq_length": card["max_seq_length"], "do_lower_case": False})
+    folders = ["", *(f"{number}_{kind}" for number, kind in enumerate(("Pooling", *after), 1))]
     dump(
         repo / "modules.json",
         [
-            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": idx, "name": str(idx), "path": folder, "type": f"sentence_transformers.models.{kind}"}
+            for idx, (kind, folder) in enumerate(zip(("Transformer", "Pooling", *after), folders, strict=True))
         ],
     )
     modes = {
@@ -53,20 +64,63 @@ def write_layout(repo: Path, card: dict[str, Any], hidden_size: int, vocabulary:
             **{f"pooling_mode_{key}": mode == card["pooling_mode"] for mode, key in modes.items()},
         },
     )
+    if "prompts" in card:
+        dump(repo / "config_sentence_transformers.json", {"prompts": card["prompts"], "default_prompt_name": None})
+    for kind, folder in zip(after, folders[2:], strict=True):
+        (repo / folder).mkdir(exist_ok=True)
+        if kind == "Dense":
+            _write_dense(repo / folder, hidden_size, 512)
 
 
-def write_seeded_repo(repo: Path, card_name: str, vocabulary: Sequence[str] | None = None, seed: int = 0) -> Path:
-    """Write a card's model at full size, initialised by transformers from a seed, and return ``repo``."""
+def _write_dense(folder: Path, inputs: int, outputs: int) -> None:
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    config = {"in_features": inputs, "out_features": outputs, "bias": True}
+    dump(folder / "config.json", {**config, "activation_function": "torch.nn.modules.activation.Tanh"})
+    weight = rng.standard_normal((outputs, inputs)) * inputs**-0.5
+    arrays = {"linear.weight": weight, "linear.bias": 0.1 * rng.standard_normal(outputs)}
+    save_file({name: array.astype(np.float32) for name, array in arrays.items()}, folder / "model.safetensors")
+
+
+def write_seeded_repo(
+    repo: Path, card_name: str, vocabulary: Sequence[str] | None = None, seed: int = 0, layers: int | None = None
+) -> Path:
+    """Write a card's model at full size, initialised by transformers from a seed, and return ``repo``.
+
+    With ``layers``, it has only so many layers.
+
+    A card of another family than BERT has a small vocabulary: its table of word embeddings could have a gigabyte. Its
+    biases, norms and biases by distance are random, too: transformers begins with zeros and ones.
+    """
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import AutoConfig, AutoModel
 
-    card = CARDS[card_name]
-    config = BertConfig(**card["config"])
-    torch.manual_seed(seed)
     repo.mkdir(parents=True, exist_ok=True)
-    BertModel(config).save_pretrained(repo)
-    write_layout(repo, card, config.hidden_size, vocabulary or full_vocabulary(config.vocab_size))
+    card = (CARDS | FAMILIES)[card_name]
+    config = AutoConfig.for_model(card.get("model_type", "bert"), **card["config"])
+    if layers is not None:
+        config.num_hidden_layers = layers
+    if card_name in FAMILIES:
+        texts = seeded_texts()
+        config.vocab_size = write_tokenizer(repo, card["tokenizer"], texts, lower=card["do_lower_case"])
+        write_modules(repo, card, config.hidden_size, *card.get("modules", ()))
+    else:
+        write_layout(repo, card, config.hidden_size, vocabulary or full_vocabulary(config.vocab_size))
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(config)
+    if card_name in FAMILIES:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1 or "relative_attention_bias" in name:
+                    parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 1.0))
+    model.save_pretrained(repo)
     return repo
+
+
+def seeded_texts() -> list[str]:
+    """Return the texts for which the tokenizers of :func:`write_seeded_repo` are made."""
+    return made_up_texts(full_vocabulary(5_000), 300, 24)
 
 
 def full_vocabulary(size: int) -> list[str]:
@@ -87,8 +141,3 @@ def made_up_texts(vocabulary: Sequence[str], count: int, longest: int, seed: int
         chosen = [words[i] for i in rng.integers(0, len(words), length)]
         texts.append(" ".join([chosen[0].capitalize(), *chosen[1:]]) + str(rng.choice([".", "!", "", "?"])))
     return texts
-
-
-def dump(path: Path, value: Any) -> None:
-    """Write a JSON file."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")

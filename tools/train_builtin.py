@@ -34,7 +34,7 @@ from distillation import (
     tokenize,
     train,
 )
-from repos import dump
+from repo_tokenizers import dump
 from sts import read_pairs, score
 from tokenizers import Tokenizer
 

@@ -114,6 +114,10 @@ static void attention(const struct attention *of, size_t text, size_t head, floa
                 }
         for (size_t column = 0; column < columns; column += NR)
             tiles[rows](q, d, k + column * d, d, scores + column, ld, 0, 0, 0);
+        for (size_t i = 0; of->distance_bias && i < rows; i++) { /* key 0 is row + i before the query */
+            const float *bias = of->distance_bias + head * of->distances + of->distances / 2 - (row + i);
+            add_bias(scores + i * ld, bias, keys, scores + i * ld);
+        }
         float sums[MR];
         for (size_t i = 0; i < rows; i++) sums[i] = softmax_row(scores + i * ld, keys);
         for (size_t panel = 0; panel < width; panel += NR)

@@ -47,7 +47,7 @@ struct product {
     int activation;
 };
 
-/* softmax((q + query_bias) k^T) v for each text and head. q, k, v and out have the heads side by side. */
+/* softmax((q + query_bias) k^T + bias) v for each text and head. q, k, v and out have the heads side by side. */
 struct attention {
     const float *q, *k, *v;
     const float *query_bias; /* (heads * head_size) */
@@ -55,6 +55,8 @@ struct attention {
     size_t ldq, ldk, ldout; /* the leading dimension of v is ldk */
     size_t heads, head_size, texts;
     const int64_t *queries, *keys; /* the first row of each text, and the end of the last one: texts + 1 numbers */
+    const float *distance_bias;    /* (heads, distances): the bias of key - query, from -(distances / 2) on; or NULL */
+    size_t distances;              /* an odd number */
 };
 
 /* out = LayerNorm(x + y + bias). y and bias may both be NULL. out may be x. */

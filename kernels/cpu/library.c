@@ -160,6 +160,11 @@ static int ordered(const int64_t *starts, size_t texts) {
     return 1;
 }
 
+/* Whether a bias by distance, if there is one, has numbers for all pairs of tokens. */
+static int has_distances(const float *bias, size_t distances, size_t longest) {
+    return !bias || (distances % 2 == 1 && longest <= distances / 2 + 1);
+}
+
 size_t mb_attention_scratch(const struct kernels *kernels, size_t longest, size_t head_size) {
     return kernels->attention_scratch(longest, head_size);
 }
@@ -171,6 +176,9 @@ const char *mb_attention(const struct kernels *kernels, struct team *team, const
         return "the starts of texts must begin with 0 and not fall";
     const size_t longest = longest_text(attention->keys, attention->texts);
     if (longest > MOST_KEYS) return "a text has too many tokens";
+    const size_t most = larger(longest, longest_text(attention->queries, attention->texts));
+    if (!has_distances(attention->distance_bias, attention->distances, most))
+        return "a text has more tokens than the bias has distances";
     if (scratch_size < kernels->attention_scratch(longest, attention->head_size) * (size_t)workers)
         return "the scratch memory is too small";
     attend(kernels, team, workers, attention, scratch);
@@ -281,6 +289,8 @@ const char *mb_layer(const struct kernels *kernels, struct team *whole_team, int
     if (wrong) return wrong;
     const size_t longest = longest_text(batch->keys, batch->texts);
     if (longest > MOST_KEYS) return "a text has too many tokens";
+    if (!has_distances(batch->distance_bias, batch->distances, longest))
+        return "a text has more tokens than the bias has distances";
     const size_t hidden = shape->hidden, inner = shape->inner, tokens = (size_t)batch->keys[batch->texts];
     const size_t rows = (size_t)batch->queries[batch->texts]; /* from the attention on */
     struct team *team = team_ready(whole_team);
@@ -299,7 +309,8 @@ const char *mb_layer(const struct kernels *kernels, struct team *whole_team, int
     struct product qkv = {x, layer->qkv, NULL, wide, ld, ld3, tokens, hidden, 3 * hidden, panels3, 0, panels3, 0};
     struct product output = {context, layer->output, NULL, y, ld, ld, rows, hidden, hidden, panels, 0, panels, 0};
     struct attention attention = {wide, wide + hidden, wide + 2 * hidden, layer->query_bias, context, ld3, ld3, ld,
-                                  shape->heads, hidden / shape->heads, batch->texts, batch->queries, batch->keys};
+                                  shape->heads, hidden / shape->heads, batch->texts, batch->queries, batch->keys,
+                                  batch->distance_bias, batch->distances};
     if (batch->queries == batch->keys) {
         multiply(kernels, team, workers, &qkv, &output);
     } else { /* keys and values of all tokens; queries of first tokens, in y */

@@ -32,10 +32,11 @@ struct layer {
 };
 
 /* Some texts: the row of each text's first token, and the end of the last text, for keys and for queries. Queries are
- * the same rows, or the first token of each text, one after the other. */
+ * the same rows, or the first token of each text, one after the other. With the bias by distance of struct attention. */
 struct batch {
     const int64_t *keys, *queries;
-    size_t texts;
+    const float *distance_bias;
+    size_t texts, distances;
 };
 
 MB_API const char *mb_source(void);                    /* a hash of the sources */

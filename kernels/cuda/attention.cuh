@@ -63,6 +63,20 @@ DEVICE void add_scores(float (&low)[4], float (&high)[4], const unsigned (&q)[4]
   multiply_add<T>(high, q, b[2], b[3]);
 }
 
+// Sets the scores of one of a lane's two rows to the bias by distance; then add_scores adds the products to them.
+// `bias` has those of the query and each key, in order. If MASKED, only the first `keys` of the 8 N keys exist, and
+// nothing is read for the others.
+template <int N, bool MASKED>
+DEVICE void start_scores(float (&scores)[N][4], int row, int keys, const float* bias) {
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int key = n * 8 + pair() + i;
+      if (!MASKED || key < keys) scores[n][2 * row + i] = bias[key];
+    }
+}
+
 // Turns the scores of one of a lane's two rows into weights, 2^(LOG2_E (score - largest)). `largest` is the maximum of
 // these scores and of `most`, the largest score of the row so far. `most` becomes `largest`. Adds the weights to
 // `total`, the sum of this lane's weights. Returns the factor for the sums so far: 0 at the first scores. If MASKED,

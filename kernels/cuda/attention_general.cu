@@ -1,6 +1,6 @@
-// context = softmax((Q + query_bias) K^T) V for each text and head, on packed tokens, for any head size up to 128 and
-// any type. It is for the cases that attention.cu does not support. The arguments are the same, and `size`, the head
-// size.
+// context = softmax((Q + query_bias) K^T + bias) V for each text and head, on packed tokens, for any head size up to
+// 128 and any type. It is for the cases that attention.cu does not support. The arguments are the same, and `size`, the
+// head size, before `distance_bias`.
 //
 //   CHUNKS  numbers of a head per lane: size <= 32 CHUNKS
 //   tiles   up to 16 queries each; a tile without queries is skipped
@@ -13,11 +13,11 @@
 
 constexpr int QUERIES = 16, KEYS = 32, THREADS = 128, QUERIES_PER_WARP = 4;
 
-template <class T, int CHUNKS>
+template <class T, int CHUNKS, bool BIASED>
 __global__ void __launch_bounds__(THREADS, 5)
 attention_general(T* __restrict__ context, const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                   const float* __restrict__ query_bias, const int4* __restrict__ tiles, int q_stride, int kv_stride,
-                  int heads, int size) {
+                  int heads, int size, const float* __restrict__ distance_bias, int distances, int only_first) {
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int4 tile = tiles[blockIdx.x];
   const int keys = tile.y, queries = tile.w, column = blockIdx.y * size;
@@ -35,6 +35,8 @@ attention_general(T* __restrict__ context, const T* __restrict__ q, const T* __r
     const int r = i / size, c = i % size;
     Q[i] = to_float(q[(size_t)r * q_stride + c]) + query_bias[column + c];
   }
+  const int first_query = only_first ? 0 : tile.z - tile.x;  // its index in the text
+  const float* const bias = distance_bias + blockIdx.y * distances + distances / 2 - first_query;
   float most[QUERIES_PER_WARP], total[QUERIES_PER_WARP] = {}, sums[QUERIES_PER_WARP][CHUNKS] = {};
 #pragma unroll
   for (int n = 0; n < QUERIES_PER_WARP; ++n) most[n] = -INFINITE;
@@ -56,6 +58,7 @@ attention_general(T* __restrict__ context, const T* __restrict__ q, const T* __r
       if (lane < here) {
         score = 0;
         for (int c = 0; c < size; ++c) score += Q[query * size + c] * K[lane * (size + 1) + c];
+        if (BIASED) score += bias[first + lane - query];
       }
       const float largest = fmaxf(most[n], warp_max(score));
       const float rescale = expf(most[n] - largest);  // 0 in the first tile; never NaN: there is at least one key

@@ -1,5 +1,6 @@
 // The same as attention.cu, for texts of up to 16 keys. A warp has one text and one head, and waits for no other warp.
-// The bits are the same as those of attention.cu. The arguments are the same, and `count`, the number of tiles.
+// The bits are the same as those of attention.cu. The arguments are the same, and `count`, the number of tiles, before
+// `distance_bias`. There is no `only_first`: the first query of a tile is always the first token of its text.
 //
 //   tiles   up to 16 queries each, of texts of 1 to 16 keys; a tile without queries is skipped
 //   grid    ceil(count heads / 4) blocks of 128 threads: 4 warps; the heads of a tile are in consecutive warps
@@ -9,16 +10,16 @@
 constexpr int TILE = 16;  // number of queries, and of keys, of a warp
 constexpr int THREADS = 128;
 
-template <class T, int D>
+template <class T, int D, bool BIASED>
 __global__ void __launch_bounds__(THREADS, D <= 64 ? 8 : 4)
 attention_short(T* __restrict__ context, const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                 const float* __restrict__ query_bias, const int4* __restrict__ tiles, int q_stride, int kv_stride,
-                int heads, int count) {
+                int heads, int count, const float* __restrict__ distance_bias, int distances) {
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int number = blockIdx.x * (THREADS / WARP) + warp;
   if (number >= count * heads) return;  // for the whole warp
   const int4 tile = tiles[number / heads];
-  const int keys = tile.y, queries = tile.w, column = number % heads * D;
+  const int keys = tile.y, queries = tile.w, head = number % heads, column = head * D;
   if (queries == 0) return;  // for the whole warp
   DYNAMIC_SHARED(memory);
   T* const Q = reinterpret_cast<T*>(memory) + warp * 3 * TILE * D;
@@ -36,6 +37,12 @@ attention_short(T* __restrict__ context, const T* __restrict__ q, const T* __res
   unsigned q_fragments[D / 16][4];
   load_queries<T, D>(q_fragments, Q, query_bias + column);
   float scores[TILE / 8][4] = {};
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const int of_lane = row * 8 + quad(), query = of_lane < queries ? of_lane : queries - 1;
+    const float* const bias = distance_bias + head * distances + distances / 2 - query;
+    if (BIASED) start_scores<TILE / 8, true>(scores, row, keys, bias);
+  }
 #pragma unroll
   for (int d = 0; d < D / 16; ++d) add_scores<T, D>(scores[0], scores[1], q_fragments[d], K, d);
   float total[2] = {0, 0};

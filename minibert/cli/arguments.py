@@ -310,6 +310,8 @@ def _check_input_and_model(parser: argparse.ArgumentParser, options: argparse.Na
 def _check_explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.overwrite and options.html is None:
         parser.error("--overwrite is for --html")
+    if options.html is not None and str(options.html) in {"-", "."}:  # "." is the path of an empty name
+        parser.error("a page is not for standard output: give --html a file")
     _check_revision(parser, options, "--model")
 
 

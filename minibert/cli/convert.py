@@ -1,4 +1,4 @@
-"""``minibert convert``: convert any repo that minibert reads to safetensors weights with BertModel's names."""
+"""``minibert convert``: convert any repo that minibert reads to safetensors weights with transformers' names."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from minibert.cli.files import model_folder, whole_folder
 from minibert.encoder import SentenceEncoder
 from minibert.errors import ConfigError, WeightsError
 from minibert.files.checkpoint import WEIGHTS_FILES, StoredTensor, open_bert, open_weights, save_safetensors
+from minibert.files.checkpoint.names import own_name
 from minibert.repo import ModelRepo
 from minibert.safe.jsonfile import read_object
 from minibert.typing import Array
@@ -61,7 +62,8 @@ def convert(repo: ModelRepo, target: Path, dtype: np.dtype[np.floating]) -> None
         is_bert = folder == repo.transformer_folder
         tensors = open_bert(folder, repo.config) if is_bert else open_weights(folder)
         _refuse_links_out(repo, {tensor.path for tensor in tensors.values()})
-        converted = {name: _converted(tensor, dtype) for name, tensor in tensors.items()}
+        named = {own_name(name, repo.config) if is_bert else name: tensor for name, tensor in tensors.items()}
+        converted = {name: _converted(tensor, dtype) for name, tensor in named.items()}
         # Versions of transformers before 5 refuse files without this entry.
         metadata = {"format": "pt"}
         save_safetensors(target / folder.relative_to(repo.folder) / "model.safetensors", converted, metadata)

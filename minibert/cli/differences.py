@@ -7,14 +7,17 @@
 from collections.abc import Iterator
 from typing import Any
 
+from tokenizers import pre_tokenizers
+
 from minibert.cli.opened import Casing, OpenedRepo
 from minibert.files.checkpoint import find_weights
 from minibert.modules.kinds import Pooling
+from minibert.safe.regular import is_there
 
 
 def differences(opened: OpenedRepo) -> list[str]:
     """Return one or two sentences about each reason that applies to the repo."""
-    topics = (_pooling, _modules, _precision, _max_length, _tokenizer_json, _prompts, _weights)
+    topics = (_pooling, _modules, _other_vectors, _precision, _max_length, _tokenizer_json, _prompts, _weights)
     return [difference for topic in topics for difference in topic(opened)]
 
 
@@ -46,6 +49,15 @@ def _modules(opened: OpenedRepo) -> Iterator[str]:
         )
 
 
+def _other_vectors(opened: OpenedRepo) -> Iterator[str]:
+    found = [name for name in ("sparse_linear.pt", "colbert_linear.pt") if is_there(opened.repo.folder / name)]
+    if found:
+        yield (
+            f"{' and '.join(found)} are not read: minibert and sentence-transformers return dense vectors only. "
+            "FlagEmbedding also returns sparse vectors and vectors of tokens."
+        )
+
+
 def _precision(opened: OpenedRepo) -> Iterator[str]:
     stored = next((tensor.dtype for tensor in opened.stored if tensor.dtype in {"F64", "F32", "F16", "BF16"}), "")
     by_weights = {"F16": "float16", "BF16": "bfloat16"}.get(stored, "float32")
@@ -60,7 +72,8 @@ def _precision(opened: OpenedRepo) -> Iterator[str]:
 
 
 def _max_length(opened: OpenedRepo) -> Iterator[str]:
-    limit, positions = opened.max_seq_length, opened.repo.config.max_position_embeddings
+    limit, positions = opened.max_seq_length, opened.repo.config.max_tokens
+    yield from _positions_after_padding(opened)
     tokenizer_limit = min(opened.tokenizer.model_max_length or positions, positions)
     is_stated = opened.repo.transformer.max_seq_length is not None
     if is_stated and tokenizer_limit != limit:
@@ -74,6 +87,22 @@ def _max_length(opened: OpenedRepo) -> Iterator[str]:
             f"Texts are cut to {limit} tokens, as {opened.max_seq_length_source} says: runtimes that look only at "
             f"config.json{such} take {positions}."
         )
+
+
+def _positions_after_padding(opened: OpenedRepo) -> Iterator[str]:
+    """Yield the differences of runtimes that take every row of the position table for a token."""
+    config = opened.repo.config
+    rows, tokens = config.max_position_embeddings, config.max_tokens
+    stated = opened.repo.transformer.max_seq_length
+    allowed = min(opened.tokenizer.model_max_length or rows, rows) if stated is None else stated
+    if allowed > tokens:
+        yield (
+            f"Positions begin after the padding id, so {rows} positions are enough for {tokens} tokens: "
+            f"sentence-transformers allows {allowed} tokens, and fails on texts of more than {tokens}; minibert cuts "
+            f"them to {tokens}."
+        )
+    if config.model_type == "mpnet" and stated is None:
+        yield f"text-embeddings-inference allows {rows} tokens for MPNet, {rows - tokens} more than it has positions."
 
 
 def _tokenizer_json(opened: OpenedRepo) -> Iterator[str]:
@@ -94,6 +123,7 @@ def _tokenizer_json(opened: OpenedRepo) -> Iterator[str]:
             f"tokenizer.json pads every text to {strategy['Fixed']} tokens, which minibert and sentence-transformers "
             "override: a runtime that loads it as it is computes them all, and must mask them."
         )
+    yield from _prefix_space(opened)
     said = _casing_of(content.get("normalizer"))
     if said != opened.casing:
         yield (
@@ -102,11 +132,34 @@ def _tokenizer_json(opened: OpenedRepo) -> Iterator[str]:
         )
 
 
+def _prefix_space(opened: OpenedRepo) -> Iterator[str]:
+    """Yield the difference of a runtime that takes the space before a text from tokenizer.json."""
+    said = opened.tokenizer_files.json.get("pre_tokenizer")
+    own = opened.tokenizer.backend.pre_tokenizer
+    if isinstance(own, pre_tokenizers.ByteLevel) and isinstance(said, dict):
+        steps = _steps(said, "pretokenizers")
+        of_file = any(step.get("add_prefix_space") is True for step in steps if step.get("type") == "ByteLevel")
+        if of_file != own.add_prefix_space:
+            yield (
+                f"tokenizer.json {'adds a' if of_file else 'adds no'} space before a text, but minibert and "
+                "sentence-transformers follow add_prefix_space in tokenizer_config.json, which is false by default: a "
+                "runtime that loads tokenizer.json as it is gets other tokens."
+            )
+
+
+def _steps(part: Any, of_sequence: str) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a part of tokenizer.json, also of nested sequences. What is no object is left out."""
+    if isinstance(part, dict):
+        yield part
+        inner = part.get(of_sequence)
+        for step in inner if isinstance(inner, list) else ():
+            yield from _steps(step, of_sequence)
+
+
 def _casing_of(normalizer: Any) -> Casing:
     """Return the casing that the normalizer in a tokenizer.json defines."""
     lower_cases = strips_accents = False
-    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
-    for step in steps:
+    for step in _steps(normalizer, "normalizers"):
         lower = step.get("type") == "Lowercase" or step.get("lowercase") is True
         strips = step.get("strip_accents")
         lower_cases |= lower

@@ -46,7 +46,7 @@ def strongest(
     """Yield a line for each of the ``count`` largest numbers, by their absolute values."""
     order = np.argsort(-np.abs(values), axis=None, kind="stable")[:count]
     for row, column in zip(*np.unravel_index(order, values.shape), strict=True):
-        yield f"{values[row, column]:z{_CELL}.1f}  {rows[row]} · {columns[column]}"
+        yield f"{values[row, column]:{_CELL + 1}.3g}  {rows[row]} · {columns[column]}"
 
 
 def _cell(value: float, largest: float, *, colours: bool) -> str:

@@ -129,9 +129,9 @@ EXPLAIN_EPILOG = """\
 output:
   On a terminal, a map in colours. If NO_COLOR is set, or in a pipe, there are
   no colours. If the map is too large for the terminal, the largest numbers are
-  listed. Pairs of words are approximate: their error is printed. They are for
-  texts of at most 64 tokens. For longer texts, there are pairs of token
-  vectors, which are exact.
+  listed. Pairs of words are approximate: their error is printed. Where they
+  would take more than about half a minute (long texts, large models), there are
+  pairs of token vectors instead, which are exact.
   The page of --html is one file that needs no network: the source of the
   forward pass beside its results, attention, tokens, and similarity.
 
@@ -159,10 +159,11 @@ examples:
 CONVERT = """\
 Write a copy of a model repo with safetensors weights. The weights can come from
 pytorch_model.bin, from several shards, or from a checkpoint with prefixes,
-heads or old names. They get the names that BertModel uses. The copy has every
-file that encoding needs. It works in minibert and in sentence-transformers.
-With float32, it gives exactly the same vectors. The folder appears only after
-everything has worked. Links that lead out of the repo are an error.
+heads or old names. They get the names that transformers uses. The copy has
+every file that encoding needs. It works in minibert and in
+sentence-transformers. With float32, it gives exactly the same vectors. The
+folder appears only after everything has worked. Links that lead out of the repo
+are an error.
 """
 CONVERT_EPILOG = """\
 float16 halves the file size. Each weight is rounded to 11 significant bits, so

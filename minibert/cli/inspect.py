@@ -14,6 +14,7 @@ from minibert.cli.differences import differences
 from minibert.cli.files import model_folder
 from minibert.cli.opened import OpenedRepo
 from minibert.engine.devices import described, open_engine
+from minibert.families import FAMILIES
 from minibert.files.checkpoint import find_weights
 from minibert.modules.kinds import Pooling
 from minibert.safe.escapes import printable, printable_json
@@ -38,7 +39,11 @@ def facts(opened: OpenedRepo) -> dict[str, Any]:
     weights = {tensor.path for tensor in tensors}
     return {
         "folder": str(repo.folder),
-        "architecture": {"class": "BertModel", **dataclasses.asdict(repo.config)},
+        "architecture": {
+            "class": f"{FAMILIES[repo.config.model_type].classes}Model",
+            **dataclasses.asdict(repo.config),
+            "max_tokens": repo.config.max_tokens,
+        },
         "weights": {
             "files": sorted(path.relative_to(repo.folder).as_posix() for path in weights),
             "format": "pytorch" if ".bin" in find_weights(repo.transformer_folder).suffixes else "safetensors",
@@ -107,7 +112,7 @@ def _sections(report: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, 
             ("activation", architecture["hidden_act"]),
             ("layer_norm_eps", str(architecture["layer_norm_eps"])),
             ("vocabulary", f"{architecture['vocab_size']:,}"),
-            ("positions", f"{architecture['max_position_embeddings']:,}"),
+            ("positions", _positions(architecture)),
         ],
     )
     passed_over = weights["tensors_passed_over"]
@@ -143,6 +148,11 @@ def _sections(report: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, 
         ],
     )
     yield "Files", [(file["path"], _size(file["bytes"])) for file in report["files"]]
+
+
+def _positions(architecture: Mapping[str, Any]) -> str:
+    rows, tokens = architecture["max_position_embeddings"], architecture["max_tokens"]
+    return f"{rows:,}" if tokens == rows else f"{rows:,}, for texts of up to {tokens:,} tokens"
 
 
 def _module(module: Mapping[str, Any]) -> str:

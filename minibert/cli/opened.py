@@ -1,6 +1,7 @@
 """An open model repo without the values of its weights. ``minibert inspect`` reports on it."""
 
 import dataclasses
+import functools
 import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -89,7 +90,7 @@ class OpenedRepo:
             dimensions.append(flow.widths.get("sentence_embedding", flow.widths["token_embeddings"]))
         return dimensions
 
-    @property
+    @functools.cached_property  # computed once: it can log a warning
     def max_seq_length(self) -> int:
         """Maximum number of tokens of a text."""
         return self.repo.max_seq_length(self.tokenizer.model_max_length)

@@ -57,7 +57,7 @@ class CudaEngine:
         self._idle: list[tuple[Any, Any]] = []
 
     def load(self, weights: Weights, config: BertConfig) -> tuple[PackedParams, RowRule]:
-        """Return the parameters (matrices in the storage type, vectors in float32), and the row rule."""
+        """Return the parameters (matrices in the storage type, the rest in float32), and the row rule."""
         from minibert.engine.fused_cuda import require_supported
 
         require_supported(config.hidden_size, config.num_attention_heads)
@@ -65,7 +65,7 @@ class CudaEngine:
         def place(array: Array) -> Any:
             return self.device.place(self.storage.narrow(array) if array.ndim == 2 else array)
 
-        params = packed.load(weights, config, place)
+        params = packed.load(weights, config, place, self.device.place)
         self.device.settle()
         return params, RowRule((0,), threads=False, graded=True)  # so that few numbers of rows occur
 

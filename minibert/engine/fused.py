@@ -3,10 +3,12 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from minibert.config import BertConfig
 from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
-from minibert.typing import Array, Float, Int
+from minibert.typing import Array, DType, Float, Int
 
 
 class Fused(Protocol):
@@ -17,7 +19,7 @@ class Fused(Protocol):
     """
 
     def embed_layer_norm(
-        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
+        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, config: BertConfig
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0.
 
@@ -33,6 +35,7 @@ class Fused(Protocol):
         x: Float[Array, "T H"],
         packing: Packing,
         first_tokens: Packing | None = None,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "R H"]:
         """Return the hidden states after an encoder layer. The call may overwrite ``x``.
 
@@ -42,6 +45,8 @@ class Fused(Protocol):
             x: The hidden states of all tokens: the result of :meth:`embed_layer_norm` or of the last call.
             packing: The rows of the tokens.
             first_tokens: The rows of the first tokens, if only these are wanted; else None.
+            distance_bias: What is added to a score by the distance from the query to the key, from 1 - P to P - 1 for
+                texts of at most P tokens; None if nothing is added.
         """
         ...
 
@@ -117,8 +122,11 @@ class Operations(Fused, Protocol):
         heads: int,
         queries: Packing,
         keys: Packing,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax((Q + query_bias) K^T) V for each text and head, with concatenated heads. Q is already scaled.
+        """Return softmax((Q + query_bias) K^T + bias) V for each text and head, with concatenated heads.
+
+        Q is already scaled. ``bias`` is that of the distance from the query to the key; see :meth:`layer`.
 
         ``queries`` and ``keys`` have the same texts. A text may have fewer queries than keys. The call may overwrite
         ``q``.
@@ -171,3 +179,23 @@ def partial_sums(products: int, longest: int) -> list[slice]:
     """Split a sum of ``products`` products into parts of about equal length, each of at most ``longest``."""
     parts = -(-products // longest)
     return [slice(products * part // parts, products * (part + 1) // parts) for part in range(parts)]
+
+
+def require_distance_bias(bias: Float[Array, "h 2P-1"], heads: int, keys: Packing, dtype: DType) -> None:
+    """Raise ValueError unless an array has a bias for each head and for each distance in these texts.
+
+    Implementations read it without a check of their own.
+    """
+    longest = int(keys.lengths.max(initial=1))
+    if bias.ndim != 2 or len(bias) != heads or bias.shape[1] % 2 == 0 or bias.dtype != dtype:
+        raise ValueError(
+            f"distance_bias must be {np.dtype(dtype)} of shape ({heads}, 2 P - 1); "
+            f"it is {bias.dtype} of shape {bias.shape}."
+        )
+    if bias.shape[1] < 2 * longest - 1:
+        raise ValueError(
+            f"distance_bias must have at least {2 * longest - 1} distances, for a text of {longest} tokens; it has "
+            f"{bias.shape[1]}."
+        )
+    if not bias.flags.c_contiguous:
+        raise ValueError(f"distance_bias must be contiguous; its strides are {bias.strides} bytes.")

@@ -1,11 +1,13 @@
 """The fused operations on an NVIDIA GPU: cuBLASLt for matrix products, the kernels in kernels/cuda/ for the rest."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from minibert.engine.fused import partial_sums
+from minibert.config import BertConfig
+from minibert.engine.fused import partial_sums, require_distance_bias
 from minibert.engine.packed import ByOperations, require_in_tables
 from minibert.engine.packing import Packing
 from minibert.engine.recordings import Recordings
@@ -196,10 +198,10 @@ class FusedCuda(ByOperations):
         self._recordings = Recordings(device, self._tables, enabled=record)
 
     def embed_layer_norm(
-        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
+        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, config: BertConfig
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
-        require_in_tables(tables, ids, packing)
+        require_in_tables(tables, ids, packing, config)
         width = tables.word.shape[1]
         for name, table in (("word", tables.word), ("position", tables.position), ("token_type", tables.token_type)):
             self._require(f"the {name} table", table, (len(table), width))
@@ -207,13 +209,14 @@ class FusedCuda(ByOperations):
         if packing.rows == 0:
             return x
         self._tables.of(packing, ids=ids)
-        of_tokens = self._tables.get("tokens", Table(tokens))
+        padding_id = config.position_padding_id
+        of_tokens = self._tables.get(("tokens", padding_id), Table(functools.partial(tokens, padding_id=padding_id)))
         self._launch_rows(
             "embed_layer_norm",
             x,
             (x, of_tokens[0], of_tokens[1], tables.word, tables.position, tables.token_type[0]),
             tables.norm,
-            eps,
+            config.layer_norm_eps,
         )
         return x
 
@@ -245,8 +248,12 @@ class FusedCuda(ByOperations):
         heads: int,
         queries: Packing,
         keys: Packing,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax((Q + query_bias) K^T) V for each text and head, with concatenated heads."""
+        """Return softmax((Q + query_bias) K^T + bias) V for each text and head, with concatenated heads.
+
+        The bias by distance is in float32 for every storage type: it is added to scores in float32, and it is small.
+        """
         width = q.shape[1]
         require_supported(width, heads)
         size = width // heads
@@ -255,6 +262,8 @@ class FusedCuda(ByOperations):
         if k.strides[0] != v.strides[0]:
             raise ValueError(f"k and v must have the same strides; they have {k.strides[0]} and {v.strides[0]}.")
         self._require_float("query_bias", query_bias, width)
+        if distance_bias is not None:
+            require_distance_bias(distance_bias, heads, keys, np.float32)
         itemsize, kind = self.storage.dtype.itemsize, self.storage.cuda
         of_tensor_cores, of_short = 5 * _TILE * size * itemsize, 4 * 3 * _SHORT_TILE * size * itemsize  # shared memory
         has_tensor_cores = self.storage.name != "float32" and size in _TENSOR_CORE_SIZES
@@ -267,16 +276,21 @@ class FusedCuda(ByOperations):
         context = self._array("context", queries.rows, width)
         strides = np.int32(q.strides[0] // itemsize), np.int32(k.strides[0] // itemsize)
         arrays, numbers = (context, q, k, v, query_bias), (*strides, np.int32(heads))
-        kernel = Kernel("attention_short", f"attention_short<{kind}, {size}>")
+        biased = "false" if distance_bias is None else "true"
+        bias = query_bias if distance_bias is None else distance_bias  # kernels without the bias do not read it
+        of_bias = bias, np.int32(bias.shape[-1])
+        kernel = Kernel("attention_short", f"attention_short<{kind}, {size}, {biased}>")
         grid = -(-len(short) * heads // 4), 1
-        self._launch(kernel, grid, 128, (*arrays, short, *numbers, np.int32(len(short))), of_short)
+        self._launch(kernel, grid, 128, (*arrays, short, *numbers, np.int32(len(short)), *of_bias), of_short)
         if on_tensor_cores:
-            kernel = Kernel("attention", f"attention<{kind}, {size}>")
-            self._launch(kernel, (len(tiles), heads), 128, (*arrays, tiles, *numbers), of_tensor_cores)
+            kernel = Kernel("attention", f"attention<{kind}, {size}, {biased}>")
+            of_tiles = (*arrays, tiles, *numbers, *of_bias, np.int32(first))
+            self._launch(kernel, (len(tiles), heads), 128, of_tiles, of_tensor_cores)
         else:
-            kernel = Kernel("attention_general", f"attention_general<{kind}, {-(-size // _WARP)}>")
+            kernel = Kernel("attention_general", f"attention_general<{kind}, {-(-size // _WARP)}, {biased}>")
             shared = 4 * (_GENERAL_TILE * size + _WARP * (2 * size + 1))
-            self._launch(kernel, (len(tiles), heads), 128, (*arrays, tiles, *numbers, np.int32(size)), shared)
+            of_small_tiles = (*arrays, tiles, *numbers, np.int32(size), *of_bias, np.int32(first))
+            self._launch(kernel, (len(tiles), heads), 128, of_small_tiles, shared)
         return context
 
     def linear_activation(

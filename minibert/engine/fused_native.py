@@ -50,23 +50,27 @@ class _Batch:
         pointers: The texts, with all tokens as queries.
         x: The hidden states.
         shape: The sizes for which the workspace is large enough, or None.
+        bias: The bias by distance whose address is in ``pointers``, or None.
     """
 
-    def __init__(self, packing: Packing, ids: Int[Array, "tokens"], x: Float[Array, "T H"]) -> None:
+    def __init__(
+        self, packing: Packing, ids: Int[Array, "tokens"], x: Float[Array, "T H"], padding_id: int | None
+    ) -> None:
         """Put ids, positions and bounds into one array: it takes a microsecond to find the address of an array."""
         tokens, texts = packing.tokens, len(packing.lengths)
         if ids.shape != (tokens,):
             raise ValueError(f"there must be one id for each of {tokens} tokens; ids have shape {ids.shape}.")
         self.numbers = numbers = np.empty(2 * tokens + texts + 1, np.int64)  # kept: `at` has addresses in it
         numbers[:tokens] = ids
-        numbers[tokens : 2 * tokens] = packing.positions()
+        numbers[tokens : 2 * tokens] = packing.positions(ids, padding_id)
         _fill_bounds(packing, numbers[2 * tokens :])
         start = address(numbers) or 0
         self.at = (start, start + 8 * tokens, start + 16 * tokens)
-        self.pointers = BatchPointers(self.at[2], self.at[2], texts)
+        self.pointers = BatchPointers(self.at[2], self.at[2], None, texts, 0)
         self.packing = packing
         self.x = x
         self.shape: Shape | None = None
+        self.bias: Array | None = None
 
 
 class FusedNative(OnHost):
@@ -108,7 +112,7 @@ class FusedNative(OnHost):
         self._batch = None
 
     def embed_layer_norm(
-        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
+        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, config: BertConfig
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
         library, rows, width = self._library, packing.tokens, tables.word.shape[1]
@@ -119,9 +123,9 @@ class FusedNative(OnHost):
             hidden = aligned(rows * ld)
             self._hidden, self._hidden_at = hidden, address(hidden)
         x = self._hidden[: rows * ld].reshape(rows, ld)[:, :width]
-        self._batch = batch = _Batch(packing, ids, x)
+        self._batch = batch = _Batch(packing, ids, x, config.position_padding_id)
         embedding.ids, embedding.positions, _ = batch.at
-        embedding.out, embedding.rows, embedding.ldout, embedding.eps = self._hidden_at, rows, ld, eps
+        embedding.out, embedding.rows, embedding.ldout, embedding.eps = self._hidden_at, rows, ld, config.layer_norm_eps
         wrong = library.c.mb_embed(
             library.kernels,
             self._team,
@@ -130,8 +134,8 @@ class FusedNative(OnHost):
             len(tables.word),
             len(tables.position),
         )
-        if wrong is not None:
-            require_in_tables(tables, ids, packing)  # it names the id
+        if wrong is not None or packing.lengths.max(initial=0) > config.max_tokens:
+            require_in_tables(tables, ids, packing, config)  # it names the id
         library.require(wrong)
         return x
 
@@ -142,6 +146,7 @@ class FusedNative(OnHost):
         x: Float[Array, "T H"],
         packing: Packing,
         first_tokens: Packing | None = None,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "R H"]:
         """Return the hidden states after a layer, in the memory of ``x``.
 
@@ -159,9 +164,13 @@ class FusedNative(OnHost):
         if batch.shape is not layer.shape:
             self._make_room(batch, layer.shape)
         texts = batch.pointers
+        if distance_bias is not batch.bias:
+            bias = None if distance_bias is None else checked_whole(distance_bias, layer.shape.heads, -1)
+            texts.distance_bias, texts.distances = address(bias), 0 if bias is None else bias.shape[1]
+            batch.bias = distance_bias
         if first_tokens is not None:
             queries = checked(_bounds(first_tokens), len(packing.lengths) + 1, dtype=np.int64)
-            texts = BatchPointers(texts.keys, address(queries), texts.texts)
+            texts = BatchPointers(texts.keys, address(queries), texts.distance_bias, texts.texts, texts.distances)
         library = self._library
         library.require(
             library.c.mb_layer(

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minibert import ops, pooling
-from minibert.engine.fused import OnHost, partial_sums
+from minibert.config import BertConfig
+from minibert.engine.fused import OnHost, partial_sums, require_distance_bias
 from minibert.engine.packed import ByOperations, require_in_tables
 from minibert.engine.packing import Packing
 from minibert.params import Embeddings, LayerNorm
@@ -33,12 +34,12 @@ class FusedCpu(ByOperations, OnHost):
         self._memory: dict[str, Array] = {}
 
     def embed_layer_norm(
-        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, eps: float
+        self, tables: Embeddings, ids: Int[Array, "tokens"], packing: Packing, config: BertConfig
     ) -> Float[Array, "T H"]:
         """Return the layer-normalized sum of each token's word, position and type embedding. All types are 0."""
-        require_in_tables(tables, ids, packing)
+        require_in_tables(tables, ids, packing, config)
         x = self._array("hidden", packing.rows, tables.word.shape[1])
-        position = packing.positions()
+        position = packing.positions(ids, config.position_padding_id)
         if packing.token_at is not None:
             ids, position = ids[packing.token_at], position[packing.token_at]
         at = np.resize(np.arange(len(ids)), packing.rows)
@@ -47,7 +48,7 @@ class FusedCpu(ByOperations, OnHost):
             np.take(tables.word, ids[rows], axis=0, out=x[block], mode="clip")  # "raise" would copy; ids are checked
             x[block] += tables.token_type[0]
             x[block] += tables.position[position[rows]]
-            self._layer_norm(x[block], tables.norm, eps, out=x[block])
+            self._layer_norm(x[block], tables.norm, config.layer_norm_eps, out=x[block])
         return x
 
     def linear(
@@ -76,8 +77,11 @@ class FusedCpu(ByOperations, OnHost):
         heads: int,
         queries: Packing,
         keys: Packing,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "Tq H"]:
-        """Return softmax((Q + query_bias) K^T) V for each text and head, with concatenated heads. Overwrite ``q``."""
+        """Return softmax((Q + query_bias) K^T + bias) V for each text and head, side by side. Overwrite ``q``."""
+        if distance_bias is not None:
+            require_distance_bias(distance_bias, heads, keys, self.dtype)
         for block in self._blocks(q):
             q[block] += query_bias
         q, k, v = self.in_order(q, queries, "q"), self.in_order(k, keys, "k"), self.in_order(v, keys, "v")
@@ -86,11 +90,13 @@ class FusedCpu(ByOperations, OnHost):
             if group.tokens == 0:
                 continue
             split = (group.texts, group.tokens, heads, -1)
+            bias = None if distance_bias is None else _of_pairs(distance_bias, group.tokens, of_keys.tokens)
             self._attend(
                 group.of(q).reshape(split).transpose(0, 2, 1, 3),
                 of_keys.of(k).reshape(group.texts, of_keys.tokens, heads, -1).transpose(0, 2, 3, 1),
                 of_keys.of(v).reshape(group.texts, of_keys.tokens, heads, -1).transpose(0, 2, 1, 3),
                 group.of(context).reshape(split),
+                bias,
             )
         if queries.token_at is None:
             context[queries.tokens :] = 0
@@ -176,8 +182,9 @@ class FusedCpu(ByOperations, OnHost):
         k: Float[Array, "n h d S"],
         v: Float[Array, "n h S d"],
         context: Float[Array, "n Sq h d"],
+        bias: Float[Array, "h Sq S"] | None,
     ) -> None:
-        """Write softmax(Q K^T) V to ``context``, in blocks of texts and heads."""
+        """Write softmax(Q K^T + bias) V to ``context``, in blocks of texts and heads."""
         texts, heads, queries, _ = q.shape
         size = queries * k.shape[3]
         some_heads = min(heads, max(1, _SCORES // size))
@@ -185,18 +192,21 @@ class FusedCpu(ByOperations, OnHost):
         for i in range(0, texts, some_texts):
             for j in range(0, heads, some_heads):
                 at = np.s_[i : i + some_texts, j : j + some_heads]
-                weights, sums = self._weights(q[at], k[at])
+                of_heads = None if bias is None else bias[j : j + some_heads]
+                weights, sums = self._weights(q[at], k[at], of_heads)
                 out = context[i : i + some_texts, :, j : j + some_heads]
                 np.matmul(weights, v[at], out=out.transpose(0, 2, 1, 3))
                 out /= sums.transpose(0, 2, 1)[..., None]
 
     def _weights(
-        self, q: Float[Array, "n h Sq d"], k: Float[Array, "n h d S"]
+        self, q: Float[Array, "n h Sq d"], k: Float[Array, "n h d S"], bias: Float[Array, "h Sq S"] | None
     ) -> tuple[Float[Array, "n h Sq S"], Float[Array, "n h Sq"]]:
-        """Return the exponentials of Q K^T, and their sums. Their quotient is the softmax."""
+        """Return the exponentials of Q K^T + bias, and their sums. Their quotient is the softmax."""
         weights = self._array("scores", *q.shape[:3], k.shape[3])
         ones = self._ones(k.shape[3])
         np.matmul(q, k, out=weights)
+        if bias is not None:
+            weights += bias
         # Texts with overflow are computed again below. Some kernels of OpenBLAS also call a product with inf invalid.
         with np.errstate(over="ignore", invalid="ignore"):
             np.exp(weights, out=weights)
@@ -205,6 +215,8 @@ class FusedCpu(ByOperations, OnHost):
         if not (sums.min() > least and sums.max() < most):  # true for NaN, too
             shifted = ~((sums > least) & (sums < most)).all(axis=2)
             scores = np.matmul(q[shifted], k[shifted])
+            if bias is not None:
+                scores += bias
             scores -= scores.max(axis=-1, keepdims=True)
             weights[shifted] = np.exp(scores, out=scores)
             sums[shifted] = np.matmul(scores, ones)
@@ -261,6 +273,15 @@ class _TailFit(NamedTuple):
 
 # tools/fit_gelu.py computes these numbers. It also prints the errors in the docstring of `_gelu`.
 _TAIL = _TailFit(far=3.4681232, width=4.3218818, pull=24.247276, near=0.17059813, curve=0.49451792, level=2.161789)
+
+
+def _of_pairs(distance_bias: Float[Array, "h 2P-1"], queries: int, keys: int) -> Float[Array, "h Sq S"]:
+    """Return the bias of each query and key of a text, without a copy: from query to query, it begins one earlier."""
+    zero = distance_bias.shape[1] // 2
+    of_head, step = distance_bias.strides
+    return np.lib.stride_tricks.as_strided(
+        distance_bias[:, zero:], (len(distance_bias), queries, keys), (of_head, -step, step), writeable=False
+    )
 
 
 def _gelu(x: Float[Array, "rows N"], scratch: Float[Array, "2 rows N"]) -> None:

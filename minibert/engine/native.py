@@ -97,7 +97,7 @@ class LayerPointers(ctypes.Structure):
 class BatchPointers(ctypes.Structure):
     """``struct batch``: the rows of the texts."""
 
-    _fields_: ClassVar = _fields("keys queries", "texts")
+    _fields_: ClassVar = _fields("keys queries distance_bias", "texts distances")
 
 
 class EmbeddingPointers(ctypes.Structure):
@@ -140,8 +140,7 @@ class AttentionPointers(ctypes.Structure):
 
     _fields_: ClassVar = [
         *_fields("q k v query_bias out", "ldq ldk ldout heads head_size texts"),
-        ("queries", _POINTER),
-        ("keys", _POINTER),
+        *_fields("queries keys distance_bias", "distances"),
     ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from minibert import params
 from minibert.config import BertConfig
 from minibert.engine.native import ACTIVATIONS, LayerPointers, Library, Shape, address, aligned, checked
-from minibert.engine.packed import FeedForward, Layer, PackedParams, SelfAttention, Weights, query_scale
+from minibert.engine.packed import FeedForward, Layer, PackedParams, SelfAttention, Weights, distance_bias, query_scale
 from minibert.params import Embeddings
 from minibert.typing import Array
 
@@ -56,13 +56,13 @@ def load(library: Library, weights: Weights, config: BertConfig) -> PackedParams
         return _of_checkpoint(library, weights.layer(number), config.num_attention_heads)
 
     layers = _pack_layers(library, source, config)
-    return PackedParams(_contiguous(weights.embeddings()), layers)
+    return PackedParams(_contiguous(weights.embeddings()), layers, distance_bias(weights, config))
 
 
 def adopt(library: Library, plain: PackedParams, config: BertConfig) -> PackedParams:
     """Return parameters for the library that are now arranged for numpy."""
     layers = _pack_layers(library, lambda number: _of_layer(plain.layers[number]), config)
-    return PackedParams(_contiguous(plain.embeddings), layers)
+    return PackedParams(_contiguous(plain.embeddings), layers, plain.distance_bias)
 
 
 def release(library: Library, native: PackedParams, config: BertConfig) -> PackedParams:
@@ -88,7 +88,7 @@ def release(library: Library, native: PackedParams, config: BertConfig) -> Packe
             ),
         )
 
-    return PackedParams(native.embeddings, tuple(map(plain, native.layers)))
+    return PackedParams(native.embeddings, tuple(map(plain, native.layers)), native.distance_bias)
 
 
 def _contiguous(tables: Embeddings) -> Embeddings:

@@ -20,6 +20,7 @@ from minibert.engine.packing import Packing
 from minibert.engine.rows import RowRule, rule_for
 from minibert.engine.threads import one_blas_thread
 from minibert.errors import TokenizerError
+from minibert.positions import bias_by_distance
 from minibert.typing import Array, DType, Float, Int
 
 #: The largest number of products in one partial sum, in the output projection and in the two feed-forward layers. With
@@ -68,10 +69,13 @@ class PackedParams(NamedTuple):
         embeddings: The embeddings.
         layers: The layers, as :meth:`minibert.engine.fused.Fused.layer` takes them: :class:`Layer`, or what a native
             library needs.
+        distance_bias: What MPNet adds to a score, by the distance from the query to the key; None in other families.
+            See :func:`minibert.positions.bias_by_distance`.
     """
 
     embeddings: params.Embeddings
     layers: tuple[Any, ...]
+    distance_bias: Float[Array, "h 2P-1"] | None = None
 
 
 class Weights(Protocol):
@@ -85,14 +89,24 @@ class Weights(Protocol):
         """Return one layer. The first has the number 0."""
         ...
 
+    def relative_bias(self) -> Float[Array, "buckets h"] | None:
+        """Return MPNet's biases by distance; None in other families."""
+        ...
 
-def load(weights: Weights, config: BertConfig, place: Callable[[Array], Any] = lambda array: array) -> PackedParams:
+
+def load(
+    weights: Weights,
+    config: BertConfig,
+    place: Callable[[Array], Any] = lambda array: array,
+    place_bias: Callable[[Array], Any] = lambda array: array,
+) -> PackedParams:
     """Return the rearranged parameters of a BertModel. It processes one layer at a time.
 
     Args:
         weights: The source of the parameters.
         config: The sizes and settings of the model.
         place: Returns the array for the fused operations, such as a copy on their device.
+        place_bias: The same for the biases by distance.
 
     Raises:
         WeightsError: A parameter cannot be used.
@@ -100,7 +114,14 @@ def load(weights: Weights, config: BertConfig, place: Callable[[Array], Any] = l
     with one_blas_thread():  # the folded biases are matrix products; they must always have the same bits
         layers = (weights.layer(number) for number in range(config.num_hidden_layers))
         packed = tuple(_map(place, pack_layer(layer, config.num_attention_heads)) for layer in layers)
-    return PackedParams(_map(place, weights.embeddings()), packed)
+    bias = distance_bias(weights, config)
+    return PackedParams(_map(place, weights.embeddings()), packed, None if bias is None else place_bias(bias))
+
+
+def distance_bias(weights: Weights, config: BertConfig) -> Float[Array, "h 2P-1"] | None:
+    """Return the biases for all distances in the longest text."""
+    table = weights.relative_bias()
+    return None if table is None else bias_by_distance(table, config.max_tokens)
 
 
 def _map(place: Callable[[Array], Any], parameters: Any) -> Any:
@@ -177,24 +198,27 @@ def bert(
     Raises:
         TokenizerError: An id, or a position in a text, is outside the embedding tables.
     """
-    x = fused.embed_layer_norm(model.embeddings, ids, packing, config.layer_norm_eps)
+    x = fused.embed_layer_norm(model.embeddings, ids, packing, config)
     output_hidden_states(x)
     *layers, last = model.layers
     for layer in layers:
-        x = fused.layer(layer, config, x, packing)
+        x = fused.layer(layer, config, x, packing, None, model.distance_bias)
         output_hidden_states(x)
-    x = fused.layer(last, config, x, packing, first_tokens)
+    x = fused.layer(last, config, x, packing, first_tokens, model.distance_bias)
     output_hidden_states(x)
     return x
 
 
-def require_in_tables(tables: params.Embeddings, ids: Int[Array, "tokens"], packing: Packing) -> None:
+def require_in_tables(
+    tables: params.Embeddings, ids: Int[Array, "tokens"], packing: Packing, config: BertConfig
+) -> None:
     """Raise TokenizerError unless each token has embeddings.
 
     All implementations of ``embed_layer_norm`` call it. Without this check, kernels would read beyond the tables.
     """
     least, most = int(ids.min(initial=0)), int(ids.max(initial=0))
-    words, positions, longest = len(tables.word), len(tables.position), int(packing.lengths.max(initial=0))
+    words, longest = len(tables.word), int(packing.lengths.max(initial=0))
+    positions = len(tables.position) - (config.max_position_embeddings - config.max_tokens)
     if least < 0 or most >= words:
         raise TokenizerError(
             f"token ids must be from 0 to {words - 1}, the rows of the word embeddings; there is an id "
@@ -217,23 +241,29 @@ class ByOperations:
         x: Float[Array, "T H"],
         packing: Packing,
         first_tokens: Packing | None = None,
+        distance_bias: Float[Array, "h 2P-1"] | None = None,
     ) -> Float[Array, "R H"]:
         """Return the hidden states after a layer, of all tokens or of first tokens."""
         if first_tokens is None:
-            x = attend(layer.attention, config, x, packing, self)
+            x = attend(layer.attention, config, x, packing, distance_bias, self)
         else:
-            x = attend_first(layer.attention, config, x, packing, first_tokens, self)
+            x = attend_first(layer.attention, config, x, packing, first_tokens, distance_bias, self)
             packing = first_tokens
         return feed_forward(layer.feed_forward, config, x, packing, self)
 
 
 def attend(
-    layer: SelfAttention, config: BertConfig, x: Float[Array, "T H"], packing: Packing, fused: Operations
+    layer: SelfAttention,
+    config: BertConfig,
+    x: Float[Array, "T H"],
+    packing: Packing,
+    distance_bias: Float[Array, "h 2P-1"] | None,
+    fused: Operations,
 ) -> Float[Array, "T H"]:
     """Return LayerNorm(x + MultiHead(x))."""
     qkv = fused.linear("qkv", x, layer.qkv, packing, _NO_LIMIT)
     Q, K, V = np.split(qkv, 3, axis=1)  # (T, H) each
-    heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, packing, packing)
+    heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, packing, packing, distance_bias)
     y = fused.linear("output", heads, layer.output, packing, _LONGEST_SUM)
     return fused.add_layer_norm(x, y, layer.output_bias, layer.norm, config.layer_norm_eps)
 
@@ -244,6 +274,7 @@ def attend_first(
     x: Float[Array, "T H"],
     packing: Packing,
     first_tokens: Packing,
+    distance_bias: Float[Array, "h 2P-1"] | None,
     fused: Operations,
 ) -> Float[Array, "R H"]:
     """Return :func:`attend` for the first token of each text: one query per text, keys and values of all tokens."""
@@ -251,7 +282,7 @@ def attend_first(
     K, V = np.split(fused.linear("qkv", x, layer.qkv[:, hidden:], packing, _NO_LIMIT), 2, axis=1)
     x = fused.take_first(x, packing, first_tokens)
     Q = fused.linear("query", x, layer.qkv[:, :hidden], first_tokens, _NO_LIMIT)
-    heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, first_tokens, packing)
+    heads = fused.attention(Q, K, V, layer.query_bias, config.num_attention_heads, first_tokens, packing, distance_bias)
     y = fused.linear("output", heads, layer.output, first_tokens, _LONGEST_SUM)
     return fused.add_layer_norm(x, y, layer.output_bias, layer.norm, config.layer_norm_eps)
 

@@ -104,9 +104,14 @@ class Packing:
             start += group.texts * groups[-1].tokens
         return tuple(groups)
 
-    def positions(self) -> Int[Array, "tokens"]:
-        """Return the position of each token in its text."""
-        return np.arange(self.tokens) - self.starts.repeat(self.lengths)
+    def positions(self, ids: Int[Array, "tokens"], padding_id: int | None) -> Int[Array, "tokens"]:
+        """Return the row of the position table for each token, as :func:`minibert.positions.rows_of_positions`."""
+        if padding_id is None:
+            return np.arange(self.tokens) - self.starts.repeat(self.lengths)
+        counts = ids != padding_id
+        until = np.cumsum(counts)
+        before = np.concatenate([[0], until])[self.starts]  # the counted tokens of earlier texts
+        return (until - before.repeat(self.lengths)) * counts + padding_id
 
     def first_tokens(self, offsets: Sequence[int] | Int[Array, "texts"] | None, rule: RowRule) -> "Packing":
         """Return the packing of the first tokens, in the same groups of texts. Empty texts have no first token."""

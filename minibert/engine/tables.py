@@ -77,12 +77,15 @@ class Tables:
         return self._there[name]
 
 
-def tokens(batch: Batch) -> Int[Array, "2 T"]:
-    """Return the token id and the position in its text for each row. Extra rows at the end repeat tokens."""
+def tokens(batch: Batch, padding_id: int | None) -> Int[Array, "2 T"]:
+    """Return the token id and the row of the position table for each row. Extra rows at the end repeat tokens.
+
+    ``padding_id`` is that of :meth:`Packing.positions`.
+    """
     ids, packing = batch.ids, batch.packing
     if ids is None:
         raise ValueError("a batch must have ids for a table of them.")
-    return np.stack([np.resize(each, packing.rows) for each in (ids, packing.positions())])
+    return np.stack([np.resize(each, packing.rows) for each in (ids, packing.positions(ids, padding_id))])
 
 
 def cu_seqlens(batch: Batch) -> Int[Array, "n+1"]:

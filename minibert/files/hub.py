@@ -57,6 +57,8 @@ CONFIG_FILES: tuple[str, ...] = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
 )

@@ -3,7 +3,7 @@
 transformers 5 does not simply load ``tokenizer.json``. For most classes, it takes only the vocabulary and the added
 tokens from this file. It rebuilds the rest from the flags in ``tokenizer_config.json``. So the flags for casing take
 precedence over ``tokenizer.json``. This module does the same. The code in transformers is in
-``tokenization_utils_tokenizers.py`` and ``models/{bert,xlm_roberta}/tokenization_*.py``,
+``tokenization_utils_tokenizers.py`` and ``models/{bert,camembert,mpnet,roberta,xlm_roberta}/tokenization_*.py``,
 https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers
 """
 
@@ -142,17 +142,51 @@ class TokenizerFiles(NamedTuple):
             return self.json.get("model", {}).get("vocab", {})
         path = self.folder / "vocab.txt"
         if not is_there(path):
+            self.refuse_sentencepiece()
             raise TokenizerError(f"{self.folder} holds no tokenizer: it has neither tokenizer.json nor vocab.txt.")
         return _read_vocab(path)
+
+    def byte_pairs(self) -> tuple[Any, list[tuple[str, str]]]:
+        """Return the vocabulary and the merges of tokenizer.json, or of vocab.json and merges.txt."""
+        if self.json:
+            model = self.json.get("model", {})
+            merges = model.get("merges", [])
+            return model.get("vocab", {}), [_merge(self.folder / "tokenizer.json", merge) for merge in merges]
+        paths = [self.folder / name for name in ("vocab.json", "merges.txt")]
+        if not all(map(is_there, paths)):
+            self.refuse_sentencepiece()
+            raise TokenizerError(
+                f"{self.folder} holds no tokenizer: it has neither tokenizer.json nor both vocab.json and merges.txt."
+            )
+        try:
+            vocabulary = read_optional(paths[0], MAX_BYTES, MAX_ITEMS)
+        except ConfigError as error:
+            raise TokenizerError(str(error)) from error
+        lines = (line.removesuffix("\r") for line in _read_lines(paths[1]))
+        return vocabulary, [_merge(paths[1], line) for line in lines if line and not line.startswith("#version")]
+
+    def refuse_sentencepiece(self) -> None:
+        """Raise TokenizerError if there is a file of sentencepiece; the caller has found no other tokenizer."""
+        for name in ("sentencepiece.bpe.model", "sentencepiece.model", "spiece.model"):
+            if is_there(self.folder / name):
+                raise TokenizerError(
+                    f"{self.folder}: the tokenizer must be a tokenizer.json; there is only {name}. Write one where "
+                    "transformers and sentencepiece are installed: "
+                    "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+                )
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
     """Return the tokens of vocab.txt (one per line) with their ids. As in the library, the last equal token wins."""
+    return {line.rstrip(_WHITE_SPACE): number for number, line in enumerate(_read_lines(path))}
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, which must not be too many."""
     content = read_regular(path, TokenizerError, MAX_BYTES)
     if (count := content.count(b"\n")) > MAX_TOKENS:
         raise TokenizerError(f"{path} has {count:,} lines; at most {MAX_TOKENS:,} are read.")
-    lines = content.decode("utf-8").removesuffix("\n").split("\n")
-    return {line.rstrip(_WHITE_SPACE): number for number, line in enumerate(lines)}
+    return content.decode("utf-8").removesuffix("\n").split("\n")
 
 
 def _require_vocabulary(path: Path, vocabulary: Any) -> None:
@@ -238,13 +272,45 @@ def _bert(files: TokenizerFiles, named: Mapping[str, Any]) -> _Built:
     return _Built(tokenizer, max(vocabulary.values()))  # faster than the tokenizer's get_vocab
 
 
+def _roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
+    """Return RoBERTa's tokenizer: pairs of bytes, merged in the order of their frequency."""
+    vocabulary, merges = files.byte_pairs()
+    if not isinstance(vocabulary, dict):
+        raise TokenizerError(f"{files.folder}: RobertaTokenizer needs a BPE vocabulary, an object; it is another type.")
+    _require_vocabulary(files.folder, vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=files.config.get("add_prefix_space", False))
+    tokenizer.decoder = decoders.ByteLevel()
+    return _Built(tokenizer, max(vocabulary.values(), default=-1))
+
+
+def _merge(path: Path, merge: Any) -> tuple[str, str]:
+    """Return the two parts of a merge. In the files, it is a pair, or a text with a space between the parts."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
+        raise TokenizerError(f"{path}: a merge must have two parts, with a space between them; it is {merge!r:.80}.")
+    return parts[0], parts[1]
+
+
 def _xlm_roberta(files: TokenizerFiles, _named: Mapping[str, Any]) -> _Built:
-    """Return XLM-RoBERTa's tokenizer, a Unigram model. The multilingual MiniLM and e5 models use it."""
+    """Return XLM-RoBERTa's tokenizer. The multilingual MiniLM and e5 models use it."""
+    return _unigram(files, lambda _: 3)
+
+
+def _camembert(files: TokenizerFiles, named: Mapping[str, Any]) -> _Built:
+    """Return CamemBERT's tokenizer. The unknown token can have any id."""
+    unknown = _content(named["unk_token"])
+    return _unigram(files, lambda pieces: pieces.index(unknown) if unknown in pieces else 0)
+
+
+def _unigram(files: TokenizerFiles, unknown_id: Callable[[list[str]], int]) -> _Built:
+    """Return a tokenizer with a Unigram model."""
     vocabulary = files.vocabulary()
     if not isinstance(vocabulary, list):
-        raise TokenizerError(f"{files.folder}: XLMRobertaTokenizer needs a tokenizer.json with a Unigram vocabulary.")
+        raise TokenizerError(f"{files.folder}: the tokenizer needs a tokenizer.json with a Unigram vocabulary.")
     _require_vocabulary(files.folder, vocabulary)
-    tokenizer = Tokenizer(models.Unigram([(piece, score) for piece, score in vocabulary], 3, False))
+    unknown = unknown_id([piece for piece, _ in vocabulary])
+    tokenizer = Tokenizer(models.Unigram([(piece, score) for piece, score in vocabulary], unknown, False))
     _require_modest(files.folder, files.json.get("normalizer"))
     charsmap = _charsmap(files.json.get("normalizer"))
     if charsmap is not None:
@@ -277,11 +343,15 @@ class _Recipe(NamedTuple):
         build: Makes the library's tokenizer from the files and the named special tokens.
         special: The default special tokens of the class, by role.
         around: The roles of the tokens before and after a text; None if tokenizer.json defines them.
+        mask_takes_space: Whether the mask token takes the space before it, if the files have only its text.
+        extra: Special tokens without a role, if the vocabulary has them and the files name none.
     """
 
     build: Callable[["TokenizerFiles", Mapping[str, Any]], _Built]
     special: dict[str, str]
     around: tuple[str, str] | None
+    mask_takes_space: bool = False
+    extra: tuple[str, ...] = ()
 
 
 _BERT = _Recipe(_bert, _BERT_SPECIAL, ("cls_token", "sep_token"))
@@ -290,11 +360,25 @@ _AS_IS = _Recipe(_as_is, {}, None)
 #: The recipes by the tokenizer_class in the files, with or without "Fast".
 _RECIPES = {
     "BertTokenizer": _BERT,
+    "CamembertTokenizer": _Recipe(
+        _camembert,
+        _XLM_ROBERTA_SPECIAL,
+        ("bos_token", "eos_token"),
+        True,
+        ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+    ),
     "DistilBertTokenizer": _BERT,
     "ElectraTokenizer": _BERT,
+    "MPNetTokenizer": _Recipe(
+        _bert,
+        {**_XLM_ROBERTA_SPECIAL, "unk_token": "[UNK]"},
+        ("cls_token", "sep_token"),
+        True,
+    ),
     "PreTrainedTokenizerFast": _AS_IS,
+    "RobertaTokenizer": _Recipe(_roberta, _XLM_ROBERTA_SPECIAL, ("cls_token", "sep_token")),
     "TokenizersBackend": _AS_IS,
-    "XLMRobertaTokenizer": _Recipe(_xlm_roberta, _XLM_ROBERTA_SPECIAL, ("bos_token", "eos_token")),
+    "XLMRobertaTokenizer": _Recipe(_xlm_roberta, _XLM_ROBERTA_SPECIAL, ("bos_token", "eos_token"), True),
 }
 
 
@@ -345,9 +429,12 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
         known = ", ".join(_RECIPES)
         raise TokenizerError(f"{files.folder}: tokenizer_class {name!r} is not implemented; minibert knows {known}.")
     with library_errors(files.folder):
-        named = {**recipe.special, **files.named_tokens()}
+        named: dict[str, Any] = {**recipe.special, **files.named_tokens()}
+        if recipe.mask_takes_space and isinstance(named["mask_token"], str):
+            named["mask_token"] = {"content": named["mask_token"], "lstrip": True}
         tokenizer, largest_id = recipe.build(files, named)
-        _add_tokens(tokenizer, files, named)
+        extra = files.extra_tokens() or [token for token in recipe.extra if tokenizer.token_to_id(token) is not None]
+        _add_tokens(tokenizer, files, named, extra)
         if recipe.around is not None:
             before, after = (_content(named[role]) for role in recipe.around)
             tokenizer.post_processor = processors.TemplateProcessing(
@@ -360,14 +447,14 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
     return tokenizer, {role: _content(token) for role, token in named.items()}, largest_id
 
 
-def _add_tokens(backend: Tokenizer, files: TokenizerFiles, named: Mapping[str, Any]) -> None:
+def _add_tokens(backend: Tokenizer, files: TokenizerFiles, named: Mapping[str, Any], extra: list[Any]) -> None:
     """Register the added and the special tokens, in transformers' order. The order defines the ids of new tokens."""
     by_id = files.added_tokens()
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     pending = [token for _, token in sorted(by_id.items()) if token.content not in known]
     known |= {token.content for token in pending}
     special = {_content(token) for token in named.values()}
-    for token in [*named.values(), *files.extra_tokens()]:
+    for token in [*named.values(), *extra]:
         if _content(token) not in known:
             known.add(_content(token))
             pending.append(_added_token(token, special=True))

@@ -104,8 +104,8 @@ function inputOf(name) {
 function show(value) {
   if (!Number.isFinite(value)) return String(value);
   const size = Math.abs(value);
-  const digits = size >= 1000 ? value.toFixed(0) : size >= 100 ? value.toFixed(1) : value.toFixed(3);
-  return minus(size >= 0.0095 || size === 0 ? digits : value.toExponential(1));
+  const digits = size >= 256 ? 0 : size >= 32 ? 1 : size >= 4 ? 2 : 3; // what float16 can tell apart
+  return minus(size >= 0.0095 || size === 0 ? value.toFixed(digits) : value.toExponential(1));
 }
 
 /** Return a number with its sign, in digits after the point. */
@@ -162,13 +162,16 @@ function have(...names) {
   return names.every(resultOf);
 }
 
-/** Return Q[i] . K[j] / sqrt(d). */
+/** Return Q[i] . K[j] / sqrt(d), in MPNet with the bias of the distance from i to j. */
 function scoreAgain(name, i, j) {
   const [q, k] = [sibling(name, "Q"), sibling(name, "K")];
   if (!have(q, k)) return missing("Q and K");
   const product = dot(rowOf(matrixOf(resultOf(q), state.head), i), rowOf(matrixOf(resultOf(k), state.head), j));
-  const value = product / Math.sqrt(SIZE);
-  return { how: `Q[${i}] \u00b7 K[${j}] / \u221a${SIZE} = ${show(product)} / ${two(Math.sqrt(SIZE))}`, value };
+  const how = `Q[${i}] \u00b7 K[${j}] / \u221a${SIZE} = ${show(product)} / ${two(Math.sqrt(SIZE))}`;
+  if (!DATA.bias) return { how, value: product / Math.sqrt(SIZE) };
+  const biases = matrixOf(DATA.bias);
+  const bias = biases.at(state.head, j - i + (biases.columns - 1) / 2);
+  return { how: `${how} + ${show(bias)}, the bias of this distance`, value: product / Math.sqrt(SIZE) + bias };
 }
 
 /** Return exp(scores[i, j]) over the sum of exp(scores[i]). */
@@ -968,7 +971,8 @@ function drawParts(box) {
   box.append(paragraph("What a head or a feed-forward layer adds to a token can be followed to the end: a layer " +
     "normalization, with the mean and the deviation that it had in this text, is linear. So the vector is also a sum " +
     "over the parts of the model. All numbers of the map sum to 100%. What a later layer makes of a part counts for " +
-    "the later layer. Heads are numbered layer.head. FFN is a feed-forward layer."));
+    `the later layer. ${names.some((name) => name.startsWith("heads")) ? "The heads of a layer are summed."
+      : "Heads are numbered layer.head."} FFN is a feed-forward layer.`));
   new HeatMap(box, matrixOf(parts.shares), {
     label: "Parts of the vector, in percent", rows: names, columns: tokens, most: 48, height: 25,
     numbers: tokens.length <= 14 ? hundredths : null, bars: listOf(parts.totals), barText: percent,
@@ -1031,7 +1035,8 @@ function drawPairs(box) {
   box.replaceChildren(
     element("div", { className: "big" }, minus(score.toFixed(3))),
     paragraph(scoreName() === "cosine"
-      ? "is the cosine of the two vectors: 1 for the same direction, about 0 for unrelated texts."
+      ? "is the cosine of the two vectors: 1 for the same direction, 0 for a right angle. How low it is for " +
+        "unrelated texts depends on the model."
       : "is the dot product of the two vectors."),
     heading(state.pairs === "words" ? "Pairs of words" : "Pairs of token vectors",
       ...(shown.reason ? [] : [badge(state.pairs === "words" ? "approximate" : "exact")])),
@@ -1086,11 +1091,12 @@ function strongestPairs(a, b, m) {
 
 function drawWithoutTokens(box) {
   const { withoutToken } = DATA.similarity;
-  box.replaceChildren(heading("Without one word", ...(withoutToken.reason ? [] : [badge("exact")])));
+  box.replaceChildren(heading("Without one token", ...(withoutToken.reason ? [] : [badge("exact")])));
   if (withoutToken.reason) return box.append(paragraph(withoutToken.reason));
-  box.append(paragraph("The model computes each text again without the word. The number is the change of the " +
+  box.append(paragraph("The model computes each text again without the token, a word or a part of a long word. The " +
+    "number is the change of the " +
     `${scoreName()}: orange if it falls, blue if it rises. This may disagree with the map: a cosine is divided by ` +
-    "the lengths of the vectors, and a word without a partner makes the vector of its text longer."));
+    "the lengths of the vectors, and a token without a partner makes the vector of its text longer."));
   const both = withoutToken.falls.map(listOf);
   const most = Math.max(...both.flat().map(Math.abs), 0) || 1;
   both.forEach((falls, which) => box.append(
@@ -1114,6 +1120,9 @@ function drawByLayer(box) {
   const names = values.map((_, k) => (k ? `layer ${k - 1}` : "embeddings"));
   box.append(paragraph("The cosine of the two texts, if the pooling takes the token vectors after each layer."),
     layerChart(values, Math.min(470, box.clientWidth - 36)));
+  if (scoreName() === "cosine" && Math.abs(values[values.length - 1] - DATA.similarity.score) > 1e-4) {
+    box.append(paragraph("Other modules and truncation are left out here, so the last number is not the score."));
+  }
   const m = matrix(1, values.length, (_, j) => values[j]);
   box.append(...HeatMap.prototype.asTable.call({ matrix: m, table: HeatMap.prototype.table,
     options: { label: "Cosine by layer", rows: ["cosine"], columns: names } }));

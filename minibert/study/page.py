@@ -19,6 +19,7 @@ import numpy as np
 
 from minibert import model, pooling
 from minibert.modules.kinds import Module, Pooling
+from minibert.positions import bias_by_distance
 from minibert.safe.escapes import printable
 from minibert.study.names import in_words, kind_of, line_of, meaning_of, names_of
 from minibert.study.similar import Similarity
@@ -84,6 +85,7 @@ def _packed(value: Array, kind: str = "f4") -> dict[str, Any]:
 
 def _data(traces: Sequence[Trace], similarity: Similarity | None, name: str) -> dict[str, Any]:
     first, bert, cut = traces[0], traces[0].model.bert, _Cut.fitting(traces)
+    table = bert.params.relative_bias
     norms = {"embeddings": bert.params.embeddings.norm}
     for number, layer in enumerate(bert.params.layers):
         norms |= {f"layers.{number}.attended": layer.attention.norm, f"layers.{number}.x": layer.feed_forward.norm}
@@ -93,6 +95,7 @@ def _data(traces: Sequence[Trace], similarity: Similarity | None, name: str) -> 
         "heads": bert.config.num_attention_heads,
         "hidden": bert.config.hidden_size,
         "eps": bert.config.layer_norm_eps,
+        "bias": None if table is None else _packed(bias_by_distance(table, cut.tokens)),
         "steps": list(first),
         "about": {kind_of(each): meaning_of(each) for each in first},
         "source": list(_source(first)),
@@ -142,9 +145,9 @@ class _Cut(NamedTuple):
         """Yield sentences on what is left out."""
         small = "To keep the page small, it"
         for number, trace in enumerate(traces):
-            read = len(trace.ids)
+            read, which = len(trace.ids), f"Text {chr(65 + number)}" if len(traces) > 1 else "The text"
             if trace.length > read:
-                yield f"Text {chr(65 + number)} has {trace.length} tokens. The model reads only {read} of them."
+                yield f"{which} has {trace.length} tokens. The model reads only {read} of them."
         if any(self.tokens < len(trace.ids) for trace in traces):
             yield f"{small} shows the first {self.tokens} tokens of a text. The model read the others, too."
         if not self.details and len(traces[0].layers) > 2:
@@ -198,7 +201,7 @@ def _text(trace: Trace, cut: _Cut) -> dict[str, Any]:
         "text": printable(trace.prompt + trace.text),
         "count": len(trace.tokens),
         "tokens": [printable(token) for token in trace.tokens[shown]],
-        "special": trace.special[shown].tolist(),
+        "special": trace.fixed[shown].tolist(),
         "shapes": {name: in_words(name, value.shape).replace(" x ", " \u00d7 ") for name, value in trace.items()},
         "results": {name: _packed(value, "f2") for name, value in cut.results(trace).items()},
         "valueNorms": [_packed(trace.value_norms(number)[:, shown]) for number in range(len(trace.layers))],
@@ -260,7 +263,7 @@ def _parts(trace: Trace, shown: slice) -> dict[str, Any]:
 
 def _similarity(similarity: Similarity, shown: slice) -> dict[str, Any]:
     sizes = f"{len(similarity.a.ids)} and {len(similarity.b.ids)}"
-    why = f"This takes long, so it is left out for long texts. These have {sizes} tokens."
+    why = f"This takes long, so it is left out for long texts and large models. These texts have {sizes} tokens."
     left_out = None if similarity.words_are_quick else {"reason": why}
 
     def pairs(values: Array, **facts: float) -> dict[str, Any]:
@@ -275,5 +278,7 @@ def _similarity(similarity: Similarity, shown: slice) -> dict[str, Any]:
         "vectors": not_exact if vectors is None else pairs(vectors),
         "withoutToken": left_out or {"falls": [_packed(falls[shown]) for falls in similarity.without_token]},
         "withoutHead": left_out or {"falls": _packed(similarity.without_head)},
-        "byLayer": {"reason": "There is not exactly one Pooling module."} if by_layer is None else _packed(by_layer),
+        "byLayer": {"reason": f"This cannot be computed: {similarity.a.model.why_not_pooled()}."}
+        if by_layer is None
+        else _packed(by_layer),
     }

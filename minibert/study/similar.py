@@ -19,8 +19,9 @@ __all__ = ["Similarity"]
 _STRETCHES = (0.0, 0.25, 0.5, 1.0)
 #: Number of points of each stretch, and the length of the shortest stretch.
 _POINTS, _SHORTEST = 6, 1 / 512
-#: The longest texts, in tokens, for which ``words`` and ``without_token`` do not take long.
-_QUICK = 64
+#: About the number of forward passes that ``words`` needs for each token, and the most multiplications in all of them
+#: for which it does not take long. On two cores, this is half a minute.
+_PASSES, _QUICK = 22, 1e12
 #: A derivative is a difference over this distance. The rounding error in float64 is about 1e-16 / _STEP.
 _STEP = 1e-6
 #: With less, a smaller error of the integral would disappear in that of the derivatives.
@@ -46,7 +47,7 @@ class Similarity:
                 'explain needs a product of vectors: similarity_fn_name must be "cosine" or "dot"; it is '
                 f'{function!r}. Set encoder.similarity_fn_name = "cosine" to see why the directions agree.'
             )
-        if not (isinstance(tolerance, int | float) and tolerance >= _LEAST_TOLERANCE):
+        if not (isinstance(tolerance, int | float | np.floating) and tolerance >= _LEAST_TOLERANCE):
             raise ValueError(f"tolerance must be a number of at least {_LEAST_TOLERANCE}; it is {tolerance!r}.")
         for trace in (a, b):
             if trace.edited:
@@ -68,7 +69,7 @@ class Similarity:
     def words(self) -> Float[Array, "S_a S_b"]:
         """The share of each pair of words: ``words.sum() + rest + error == score``. Special tokens have no share.
 
-        Approximate, by integrated Jacobians (Moeller, Nikolaev and Pado 2023, https://arxiv.org/abs/2310.05703). The
+        Approximate, by integrated Jacobians (Möller, Nikolaev and Padó 2023, https://arxiv.org/abs/2310.05703). The
         words of each text are faded in, from [MASK] to what they are, in ``embeddings.x``. Special tokens, prompts and
         positions stay. What each word adds to the vector on the way is the integral of a derivative. The derivative is
         the difference of two forward passes in float64.
@@ -80,8 +81,15 @@ class Similarity:
 
     @property
     def words_are_quick(self) -> bool:
-        """Whether both texts have at most 64 tokens. The time for ``words`` grows with the square of the tokens."""
-        return max(len(self.a.ids), len(self.b.ids)) <= _QUICK
+        """Whether ``words`` takes at most about half a minute. Its time grows with the model and the tokens squared.
+
+        That is for texts of up to about 150 tokens with the built-in model, 40 with all-MiniLM-L6-v2 and 15 with
+        BERT-base. The same holds for ``without_token``.
+        """
+        config = self.a.model.bert.config
+        layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+        passes = _PASSES * sum(len(trace.ids) ** 2 for trace in (self.a, self.b))
+        return passes * layer * config.num_hidden_layers <= _QUICK
 
     @property
     def rest(self) -> float:
@@ -105,8 +113,7 @@ class Similarity:
         """Return what each token adds to a text's vector, ``(S, D)``; the vector of the blank text; the text's own."""
         # For cosines, the vectors before Normalize: their directions are the same, and the way to them is smoother.
         model, ids = trace.model.unscaled() if self.function == "cosine" else trace.model, trace.ids
-        fixed = trace.special | (np.arange(len(ids)) < trace.prompt_length)
-        blank = np.where(fixed, ids, model.tokenizer.blank_id)
+        blank = np.where(trace.fixed, ids, model.tokenizer.blank_id)
         start, end = (_embedded(model, row) for row in (blank, ids))
         faded = np.flatnonzero((start != end).any(axis=1))
 
@@ -156,15 +163,14 @@ class Similarity:
 
     @functools.cached_property
     def without_token(self) -> tuple[Float[Array, "S_a"], Float[Array, "S_b"]]:
-        """How much the score falls without each token of each text. A fact, not a share; 0 for special tokens.
+        """How much the score falls without each token of each text. A fact, not a share; 0 for :attr:`Trace.fixed`.
 
         The model reads the text again without the token. A negative number means that the score rises.
         """
         return self._without_token(self.a, self.b), self._without_token(self.b, self.a)
 
     def _without_token(self, trace: Trace, other: Trace) -> Array:
-        falls, own = np.zeros(len(trace.ids)), np.flatnonzero(~trace.special)
-        own = own[own >= trace.prompt_length]
+        falls, own = np.zeros(len(trace.ids)), np.flatnonzero(~trace.fixed)
         if not len(own):
             return falls
         fewer = np.stack([np.delete(trace.ids, i) for i in own])
@@ -200,7 +206,10 @@ class Similarity:
 
     @functools.cached_property
     def by_layer(self) -> Float[Array, "stages"] | None:
-        """The cosine of the pooled token vectors after the embeddings and each layer; None without one Pooling."""
+        """The cosine of the pooled token vectors after the embeddings and each layer; None without one Pooling.
+
+        Other modules and ``truncate_dim`` are left out. With them, the last number is not the score.
+        """
         if self.a.model.pooling is None:
             return None
         pooled = [

@@ -63,7 +63,8 @@ class Trace(Mapping[str, Array]):
     """The results on the way from a text to its vector: read-only arrays of float64, without the dimension of texts.
 
     As a mapping, it has the kept results by name, in the order of computing: ``trace["layers.0.weights"]``. The same
-    array is ``trace.layers[0].weights``. ``repr(trace)`` lists names, shapes, and lines of ``model.py``.
+    array is ``trace.layers[0].weights``. ``repr(trace)`` lists names, shapes, and lines of ``model.py``. A pickle of a
+    trace has all parameters of the model, too.
 
         S  tokens    h  heads    d  head size    H  hidden size    I  intermediate size    D  dimensions of a vector
 
@@ -74,6 +75,7 @@ class Trace(Mapping[str, Array]):
         ids: Their ids, ``(S,)``.
         spans: The start and the end of each token in ``prompt + text``; ``(0, 0)`` for a special token.
         special: True at the special tokens around the text, ``(S,)``.
+        fixed: True at the special tokens and at the tokens of the prompt, ``(S,)``.
         prompt_length: Number of tokens of the prompt at the start, with the special tokens before it.
         length: Number of tokens before truncation.
         embeddings: ``words``, ``types``, ``positions`` and ``x``, ``(S, H)`` each.
@@ -99,6 +101,7 @@ class Trace(Mapping[str, Array]):
         self.special: Bool[Array, "S"] = np.ones(len(self.ids), bool)
         self.special[len(before) : len(self.ids) - len(after)] = False
         self.prompt_length = tokenizer.prompt_length(prompt, max_length) if prompt else 0
+        self.fixed: Bool[Array, "S"] = self.special | (np.arange(len(self.ids)) < self.prompt_length)
         config = model.bert.config
         self.embeddings = Part("embeddings")
         self.layers = tuple(Part(f"layers.{number}") for number in range(config.num_hidden_layers))
@@ -147,7 +150,7 @@ class Trace(Mapping[str, Array]):
     def _keep(self, name: str, value: Array) -> None:
         part, *number, last = name.split(".")
         owner = getattr(self, part)
-        self._kept[name] = _read_only(_without_texts(name, value))
+        self._kept[name] = _read_only(value[0, ...])  # always an array, also for a single number
         setattr(owner[int(number[0])] if number else owner, last, self._kept[name])
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # arrays have no single truth value to compare mappings by
@@ -265,10 +268,6 @@ class Trace(Mapping[str, Array]):
         return heads @ output.T.reshape(len(heads), heads.shape[2], -1)
 
 
-def _without_texts(name: str, value: Array) -> Array:
-    return value if name == "embeddings.positions" else value[0, ...]  # always an array, also for a single number
-
-
 def _read_only(value: Array) -> Array:
     value = value.view()
     value.flags.writeable = False
@@ -277,7 +276,7 @@ def _read_only(value: Array) -> Array:
 
 def _edited(name: str, value: Array, function: Edit) -> Array:
     """Return a result after an edit. The function gets a copy: it may change it in place. What it returns is copied."""
-    own = _without_texts(name, value).copy()
+    own = value[0, ...].copy()
     returned = function(own)
     try:
         new = np.array(returned)  # a copy: the caller may change the array later, but the trace must not change

@@ -215,7 +215,7 @@ static float *vectors(const struct model *model, struct team *team, int workers,
     float *workspace = floats(size);
     for (int i = 0; i < LAYERS; i++) {
         const int last = i + 1 == LAYERS;
-        const struct batch batch = {starts, last && first_only ? firsts : starts, texts};
+        const struct batch batch = {starts, last && first_only ? firsts : starts, NULL, texts, 0};
         accepted(mb_layer(kernels, team, workers, &model->shape, &model->layers[i], last ? NULL : &model->layers[i + 1],
                           &batch, x, workspace, size));
     }
@@ -265,8 +265,13 @@ static void attention(void) {
         const size_t tokens = (size_t)starts[texts], size = 3 * mb_attention_scratch(kernels, 65, d);
         float *q = numbers(tokens * hidden, 1), *k = numbers(tokens * hidden, 1), *v = numbers(tokens * hidden, 1);
         float *bias = numbers(hidden, 1), *alone = floats(tokens * hidden), *helped = floats(tokens * hidden);
-        float *scratch = floats(size);
-        struct attention of = {q, k, v, bias, alone, hidden, hidden, hidden, heads, d, texts, starts, starts};
+        float *scratch = floats(size), *by_distance = numbers(heads * 129, 1); /* for texts of at most 65 tokens */
+        struct attention of = {q, k, v, bias, alone, hidden, hidden, hidden, heads, d, texts, starts, starts, NULL, 0};
+        of.distance_bias = d % 2 ? by_distance : NULL, of.distances = 127;
+        if (d % 2) refused(mb_attention(kernels, NULL, &of, scratch, size / 3));
+        of.distances = 130;
+        if (d % 2) refused(mb_attention(kernels, NULL, &of, scratch, size / 3));
+        of.distances = 129;
         accepted(mb_attention(kernels, NULL, &of, scratch, size / 3));
         require(finite(alone, tokens * hidden), "attention must write each number");
         of.out = helped;
@@ -274,6 +279,7 @@ static void attention(void) {
         accepted(mb_attention(kernels, team, &of, scratch, size));
         require(same(alone, helped, tokens * hidden), "helpers must not change attention");
         free(q), free(k), free(v), free(bias), free(alone), free(helped), free(scratch);
+        free(by_distance);
     }
     mb_team_free(team);
 }
@@ -391,7 +397,8 @@ static void refusals(void) {
     struct model model = new_model(6, 3, 5, ACTIVATION_GELU);
     struct shape shape = model.shape, no_heads = shape, odd = shape, none = shape, other = shape;
     no_heads.heads = 0, odd.heads = 4, none.inner = 0, other.activation = -1;
-    const struct batch batch = {keys, firsts, 2}, two = {keys, falling, 2}, none_of_text = {keys, (int64_t[]){0, 0, 0}, 2};
+    const struct batch batch = {keys, firsts, NULL, 2, 0}, two = {keys, falling, NULL, 2, 0},
+                       none_of_text = {keys, (int64_t[]){0, 0, 0}, NULL, 2, 0};
     const size_t work = mb_workspace(kernels, &shape, 2, 2, 1), ld = mb_leading(6);
     float *hidden = numbers(2 * ld, 1), *space = floats(work);
     const struct shape *shapes[] = {&no_heads, &odd, &none, &other};

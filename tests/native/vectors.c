@@ -164,7 +164,7 @@ int main(int argc, char **argv) {
     float *workspace = memory(size * sizeof *workspace);
     for (size_t i = 0; i < layers; i++) {
         const int last = i + 1 == layers;
-        const struct batch batch = {starts, last && first_only ? firsts : starts, texts};
+        const struct batch batch = {starts, last && first_only ? firsts : starts, NULL, texts, 0};
         require(mb_layer(kernels, team, workers, &shape, &layer[i], last ? NULL : &layer[i + 1], &batch, x, workspace,
                          size));
     }

@@ -4,7 +4,7 @@ Missing tensors, unexpected tensors, wrong shapes and values that are not finite
 wrong tensor. minibert never fills in values.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ class BertReader(Mapping[str, Array]):
         """Return one layer, counted from 0."""
         return names.layer(self, number)
 
+    def relative_bias(self) -> Array | None:
+        """Return MPNet's biases by distance, ``(buckets, h)``; None for other families."""
+        return names.relative_bias(self)
+
 
 def load_bert(folder: Path, config: BertConfig, dtype: DType = np.float32) -> BertParams:
     """Return the parameters of the BertModel in ``folder``, converted to ``dtype`` (float32 or float64).
@@ -84,7 +88,7 @@ def load_bert(folder: Path, config: BertConfig, dtype: DType = np.float32) -> Be
     """
     reader = BertReader(folder, config, dtype)
     layers = tuple(reader.layer(number) for number in range(config.num_hidden_layers))
-    return BertParams(reader.embeddings(), layers, names.pooler(reader))
+    return BertParams(reader.embeddings(), layers, names.pooler(reader), reader.relative_bias())
 
 
 def open_bert(folder: Path, config: BertConfig) -> dict[str, StoredTensor]:
@@ -96,7 +100,7 @@ def open_bert(folder: Path, config: BertConfig) -> dict[str, StoredTensor]:
     tensors = open_weights(folder)
     path = find_weights(folder)
     try:
-        stored_names, unexpected = names.canonical_names(tensors)
+        prefix = names.prefix_of(tensors)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}.") from None
     if config.num_hidden_layers > len(tensors):  # a huge number would take minutes and a huge list
@@ -104,12 +108,12 @@ def open_bert(folder: Path, config: BertConfig) -> dict[str, StoredTensor]:
             f"{path} must hold the tensors of num_hidden_layers = {config.num_hidden_layers} layers; "
             f"it holds {len(tensors)} in all."
         )
+    stored_names, unexpected = names.canonical_names(tensors, prefix, config)
     expected = names.expected_shapes(config)
     if not any(names.is_pooler(name) for name in stored_names):
         expected = {name: shape for name, shape in expected.items() if not names.is_pooler(name)}
     found = {name: tensors[stored] for name, stored in stored_names.items()}
-    unexpected += [stored_names[name] for name in found.keys() - expected.keys()]
-    _require_match(path, found, expected, unexpected)
+    _require_match(path, found, expected, unexpected, lambda name: names.own_name(name, config))
     return found
 
 
@@ -186,9 +190,14 @@ def _require_match(
     found: Mapping[str, StoredTensor],
     expected: Mapping[str, tuple[tuple[int, ...], str]],
     unexpected: list[str],
+    called: Callable[[str], str] = str,
 ) -> None:
-    """Raise one WeightsError that lists all missing and unexpected tensors, and all wrong shapes and types."""
-    problems = [_listing("missing", expected.keys() - found.keys()), _listing("unexpected", unexpected)]
+    """Raise one WeightsError that lists all missing and unexpected tensors, and all wrong shapes and types.
+
+    ``called`` returns what the checkpoint's family calls an expected tensor.
+    """
+    missing = map(called, expected.keys() - found.keys())
+    problems = [_listing("missing", missing), _listing("unexpected", unexpected)]
     for name in sorted(found.keys() & expected.keys()):
         tensor, (shape, words) = found[name], expected[name]
         if tensor.shape != shape:

@@ -1,15 +1,19 @@
-"""The names of BERT's tensors in checkpoints. Only this module knows them.
+"""The names of tensors in checkpoints, and how they become parameters. Only this module and families know them.
 
-A checkpoint's names are converted to the canonical names of BertModel (``embeddings.word_embeddings.weight``,
-``encoder.layer.0.attention.self.query.weight``, ...): the prefix of the class that saved it is removed, and the renames
-below are applied. The names and shapes must then match the config exactly.
+A checkpoint's names are converted to the canonical names, those of BertModel (``embeddings.word_embeddings.weight``,
+``encoder.layer.0.attention.self.query.weight``, ...): the prefix of the class that saved it is removed, the renames
+below are applied, and the names of other families are translated (:mod:`minibert.families`). The names and shapes must
+then match the config exactly.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 
+import numpy as np
+
 from minibert import params
 from minibert.config import BertConfig
+from minibert.families import FAMILIES, TYPES
 from minibert.typing import Array
 
 ANCHOR = "embeddings.word_embeddings.weight"
@@ -23,20 +27,18 @@ RENAMES = (
 #: Tensors of BertModel that hold no parameter: the buffers 0, 1, 2, ... and 0, 0, 0, ...
 BUFFERS = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
 
-#: Prefixes of the heads that other classes add to BertModel. An encoder does not use heads.
-HEADS = ("cls.", "classifier.", "qa_outputs.")
+_RELATIVE_BIAS = "encoder.relative_attention_bias.weight"
 
 
-def canonical_names(stored: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the canonical name of each tensor in a checkpoint, and the unexpected names.
+def own_name(name: str, config: BertConfig) -> str:
+    """Return what the family of ``config`` calls the tensor with the canonical name ``name``."""
+    for part, own in FAMILIES[config.model_type].tensors.items():
+        name = name.replace(part, own)
+    return name
 
-    Args:
-        stored: The names in the checkpoint.
 
-    Returns:
-        ``(names, unexpected)``. ``names`` maps canonical to stored names, without buffers and heads, which are ignored.
-        ``unexpected`` has the stored names that have neither the model's prefix nor that of a known head, and those
-        that collide with another name.
+def prefix_of(stored: Collection[str]) -> str:
+    """Return what stands before the names of the model's tensors in a checkpoint, such as ``"bert."``.
 
     Raises:
         ValueError: There is no word embedding table, or there are several; the message lists them.
@@ -44,8 +46,25 @@ def canonical_names(stored: Collection[str]) -> tuple[dict[str, str], list[str]]
     anchors = [name for name in stored if name == ANCHOR or name.endswith("." + ANCHOR)]
     if len(anchors) != 1:
         found = f"it has {len(anchors)}: {', '.join(sorted(anchors))}" if anchors else "it has none"
-        raise ValueError(f"a BertModel checkpoint has one tensor called [prefix.]{ANCHOR}; {found}")
-    prefix = anchors[0].removesuffix(ANCHOR)
+        raise ValueError(f"a checkpoint of an encoder has one tensor called [prefix.]{ANCHOR}; {found}")
+    return anchors[0].removesuffix(ANCHOR)
+
+
+def canonical_names(stored: Collection[str], prefix: str, config: BertConfig) -> tuple[dict[str, str], list[str]]:
+    """Return the canonical name of each tensor in a checkpoint, and the unexpected names.
+
+    Args:
+        stored: The names in the checkpoint.
+        prefix: The result of :func:`prefix_of`.
+        config: The sizes of the model.
+
+    Returns:
+        ``(names, unexpected)``. ``names`` maps canonical to stored names, without buffers and heads, which are ignored.
+        ``unexpected`` has the stored names that have neither the model's prefix nor that of a known head, and those
+        that collide with another name.
+    """
+    heads = FAMILIES[config.model_type].heads
+    canonical = {own_name(name, config): name for name, _ in _shapes(config)}
 
     names: dict[str, str] = {}
     unexpected = []
@@ -53,20 +72,20 @@ def canonical_names(stored: Collection[str]) -> tuple[dict[str, str], list[str]]
         inner = name.removeprefix(prefix)
         for pattern, replacement in RENAMES:
             inner = pattern.sub(replacement, inner)
-        if not name.startswith(prefix):
-            if not name.startswith(HEADS):
-                unexpected.append(name)
-        elif inner in names:
+        is_own = name.startswith(prefix)
+        if (inner in BUFFERS and is_own) or (name.startswith(heads) and not (prefix and is_own)):
+            continue
+        if not is_own or inner not in canonical or canonical[inner] in names:
             unexpected.append(name)
-        elif inner not in BUFFERS and not (prefix == "" and inner.startswith(HEADS)):
-            names[inner] = name
+        else:
+            names[canonical[inner]] = name
     return names, unexpected
 
 
 def expected_shapes(config: BertConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape of every tensor of a BertModel, as numbers and as names of config values.
+    """Return the shape of every tensor of a model, as numbers and as names of config values.
 
-    The pooler is included, but a checkpoint may omit it.
+    The pooler is included, if the family has one. A checkpoint may omit it.
     """
     words = {
         "vocab_size": config.vocab_size,
@@ -74,15 +93,22 @@ def expected_shapes(config: BertConfig) -> dict[str, tuple[tuple[int, ...], str]
         "type_vocab_size": config.type_vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "relative_attention_num_buckets": config.relative_attention_num_buckets or 0,
     }
     return {name: (tuple(words[word] for word in shape), f"= ({', '.join(shape)})") for name, shape in _shapes(config)}
 
 
 def _shapes(config: BertConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    absent = FAMILIES[config.model_type].absent
+    return ((name, shape) for name, shape in _all_shapes(config) if name not in absent)
+
+
+def _all_shapes(config: BertConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     H, I = "hidden_size", "intermediate_size"  # noqa: E741, N806
     yield "embeddings.word_embeddings.weight", ("vocab_size", H)
     yield "embeddings.position_embeddings.weight", ("max_position_embeddings", H)
-    yield "embeddings.token_type_embeddings.weight", ("type_vocab_size", H)
+    yield TYPES, ("type_vocab_size", H)
     yield from _norm("embeddings.LayerNorm")
     for i in range(config.num_hidden_layers):
         layer = f"encoder.layer.{i}"
@@ -94,6 +120,8 @@ def _shapes(config: BertConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield from _linear(f"{layer}.intermediate.dense", I, H)
         yield from _linear(f"{layer}.output.dense", H, I)
         yield from _norm(f"{layer}.output.LayerNorm")
+    if config.relative_attention_num_buckets is not None:
+        yield _RELATIVE_BIAS, ("relative_attention_num_buckets", "num_attention_heads")
     yield from _linear("pooler.dense", H, H)
 
 
@@ -113,11 +141,12 @@ def is_pooler(name: str) -> bool:
 
 
 def embeddings(tensors: Mapping[str, Array]) -> params.Embeddings:
-    """Return the embeddings, from arrays by canonical name."""
+    """Return the embeddings, from arrays by canonical name. A family without token types has one type, which is 0."""
+    word = tensors["embeddings.word_embeddings.weight"]
     return params.Embeddings(
-        word=tensors["embeddings.word_embeddings.weight"],
+        word=word,
         position=tensors["embeddings.position_embeddings.weight"],
-        token_type=tensors["embeddings.token_type_embeddings.weight"],
+        token_type=tensors[TYPES] if TYPES in tensors else np.zeros((1, word.shape[1]), word.dtype),
         norm=_norm_params(tensors, "embeddings"),
     )
 
@@ -144,6 +173,11 @@ def layer(tensors: Mapping[str, Array], number: int) -> params.Layer:
 def pooler(tensors: Mapping[str, Array]) -> params.Linear | None:
     """Return the pooler, if there is one, from arrays by canonical name."""
     return _linear_params(tensors, "pooler.dense") if "pooler.dense.weight" in tensors else None
+
+
+def relative_bias(tensors: Mapping[str, Array]) -> Array | None:
+    """Return the biases by distance, ``(buckets, h)``, if there are any, from arrays by canonical name."""
+    return tensors.get(_RELATIVE_BIAS)
 
 
 def _linear_params(tensors: Mapping[str, Array], name: str) -> params.Linear:
