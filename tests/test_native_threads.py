@@ -45,7 +45,8 @@ def mine(kernels):
 def run_script(script):
     """Run a script after START, and return what it wrote. It must end well, and soon."""
     require_library()
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {name: value for name, value in os.environ.items() if name != "MINIBERT_KERNELS"}
+    environment["TOKENIZERS_PARALLELISM"] = "false"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", START + script],
         env=environment,
@@ -136,9 +137,13 @@ if not child:
 print(os.waitpid(child, 0)[1])
 print(int((encoder.encode(text) == vector).all()))
 """
+#: A thread that is nearly always inside the library. At its end, a process unwinds the stacks of daemon threads. Old
+#: versions of other compiled libraries abort the process if that happens in their code; so it tokenizes no text.
 BUSY = """
+ids = encoder._pipeline.tokenizer([text], 512).ids
 def compute():
-    while True: encoder.encode(text)
+    with encoder._engine.worker(threads=4) as fused:
+        while True: list(encoder._pipeline.sentence_features(ids, fused))
 threading.Thread(target=compute, daemon=True).start()
 time.sleep(0.02)
 """
