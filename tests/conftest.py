@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import copy_twin
+from support import copy_twin, twin
+
+from minibert import SentenceEncoder
 
 
 def pytest_configure():
@@ -39,6 +41,18 @@ def libraries():
 
 #: What runs CUDA kernels: the executor of the tests, and a GPU where there is one.
 DEVICES = ["executor", *([pytest.param("gpu", marks=pytest.mark.gpu)] if has_gpu() else [])]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """Return an encoder that no test changes."""
+    return SentenceEncoder(twin("BertModel-128d"))
+
+
+@pytest.fixture
+def changeable():
+    """Return an encoder of the test's own, whose position table has 512 rows."""
+    return SentenceEncoder(twin("BertModel-128d"))
 
 
 @pytest.fixture(scope="session", params=libraries(), ids=lambda library: library.__name__)

@@ -271,6 +271,14 @@ def test_heads_are_passed_over(folder, card, prefix):
     assert_read(folder, card)
 
 
+def test_buffer_of_another_model(folder):
+    """A buffer without the model's prefix belongs to something else: it is refused by its name."""
+    save_with("bert.", **{"embeddings.position_ids": POSITIONS})(folder, arrays_of(CARD))
+
+    with pytest.raises(WeightsError, match=r"unexpected: embeddings\.position_ids"):
+        load_bert(folder, BertConfig.from_file(twin(CARD) / "config.json"))
+
+
 @pytest.mark.parametrize("card", [CARD, *FAMILIES])
 def test_heads_of_another_family(folder, card):
     """A tensor that is no head of the family is refused by its name (W4)."""

@@ -141,6 +141,8 @@ def test_prompt(repo, capsys):
     without = explained(capsys, "man", "man", "--model", repo, "--prompt", "")
 
     assert with_prompt[3:] != without[3:]
+    assert with_prompt[4:8] == [*without[4:6], *with_prompt[6:8]]  # the same stairs: "man" is the only column
+    assert sum("the" in line.split() for line in with_prompt[4:-3]) == 0
 
 
 def test_other_similarity(repo, capsys):

@@ -326,6 +326,28 @@ def test_inspect_says_where_others_differ_about_a_family(tmp_path, capsys, card,
     assert sum(expected in sentence for sentence in inspected(repo, capsys)["differences"]) == 1
 
 
+@pytest.mark.parametrize("said", [5, [5], {"pretokenizers": [5, None]}, {"pretokenizers": 5}], ids=str)
+def test_inspect_of_a_malformed_pre_tokenizer(tmp_path, capsys, said):
+    """Inspect does not fail on a pre_tokenizer in RoBERTa's tokenizer.json, which transformers does not read."""
+    repo = copy_twin(tmp_path / "model", "all-distilroberta-v1")
+    byte_level(repo)
+    edit_json(repo / "tokenizer.json", pre_tokenizer=said)
+
+    assert not any("space before a text" in sentence for sentence in inspected(repo, capsys)["differences"])
+
+
+def test_inspect_of_a_nested_pre_tokenizer(tmp_path, capsys):
+    """A step of a sequence in a sequence counts, too."""
+    repo = copy_twin(tmp_path / "model", "all-distilroberta-v1")
+    byte_level(repo)
+    step = {"type": "ByteLevel", "add_prefix_space": True}
+    for _ in range(2):
+        step = {"type": "Sequence", "pretokenizers": [step]}
+    edit_json(repo / "tokenizer.json", pre_tokenizer=step)
+
+    assert any("adds a space before a text" in sentence for sentence in inspected(repo, capsys)["differences"])
+
+
 def test_inspect_warns_once(tmp_path, capsys, caplog):
     """That a stated limit is larger than the positions serve is said once."""
     repo = copy_twin(tmp_path / "model", "multilingual-e5-base")

@@ -18,18 +18,6 @@ from minibert.errors import TruncationError, TruncationWarning, VectorError, Wei
 TEXTS = ["the cat", "", "a man and the hat", "No", "the guitar " * 9, "42!"]
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    """Return an encoder that no test changes."""
-    return SentenceEncoder(twin("BertModel-128d"))
-
-
-@pytest.fixture
-def changeable():
-    """Return an encoder of the test's own, whose position table has 512 rows."""
-    return SentenceEncoder(twin("BertModel-128d"))
-
-
 @pytest.fixture
 def prompted(tmp_path):
     """Return a repo with prompts."""

@@ -141,6 +141,14 @@ def test_attention(dtype, rule, lengths, width, heads):
     )
 
 
+@pytest.mark.parametrize("shape", [(2, 77), (1, 79), (3, 79), (2, 78), (79,)], ids=str)
+def test_attention_refuses_a_bias(shape):
+    """A bias by distance must have all heads, and all distances of the longest text: it is read without a copy."""
+    x, packing = np.zeros((40, 8), np.float32), packing_of([40])
+    with pytest.raises(ValueError, match="distance_bias must"):
+        FusedCpu("float32").attention(x, x, x, no_bias(8), 2, packing, packing, np.zeros(shape, np.float32))
+
+
 @pytest.mark.parametrize("lengths", [[40] * 100, [700]], ids=["many texts", "a long one"])
 def test_attention_in_blocks(lengths):
     """Where there are more scores than are held at a time, by many texts or many heads, none is left out."""

@@ -956,6 +956,34 @@ def test_layer_refuses_a_model_of_another_width(library, layer):
         fused.layer(layer, None, x, packing)
 
 
+def test_each_layer_has_its_own_bias(library):
+    """A layer without a bias by distance does not get that of the layer before it, and another bias is checked."""
+    config = config_of(30, 3, **MPNET)
+    plain = packed.load(Parameters(config), config)
+    packing, ids, results = Packing.of([9, 4], None, ROW_RULE), np.arange(13), []
+    for fused, model in (
+        (FusedCpu("float32"), plain),
+        (FusedNative(library), native_params.adopt(library, plain, config)),
+    ):
+        x = fused.embed_layer_norm(model.embeddings, ids, packing, config)
+        x = fused.layer(model.layers[0], config, x, packing, None, model.distance_bias)
+        x = fused.layer(model.layers[1], config, x, packing)
+        results.append(fused.unpack(x, packing).copy())
+        with pytest.raises(ValueError, match=r"must (have|be float32 of) shape"):
+            fused.layer(model.layers[2], config, x, packing, None, model.distance_bias[:2].copy())
+
+    np.testing.assert_allclose(*results, atol=1e-5)
+
+
+def test_padding_ids_do_not_make_room(library):
+    """A text has at most so many tokens as there are positions, also if most of them are padding and take one row."""
+    config = config_of(30, 3, model_type="roberta", pad_token_id=1)
+    tables = cast(random_model(config).embeddings, np.float32)
+    ids = np.full(config.max_tokens + 1, 1)
+    with refused(f"at most {config.max_tokens} tokens"):
+        FusedNative(library).embed_layer_norm(tables, ids, Packing.of([len(ids)], None, ROW_RULE), config)
+
+
 @pytest.mark.parametrize(
     ("lengths", "first", "message"),
     [

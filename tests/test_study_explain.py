@@ -22,18 +22,6 @@ EACH_FUNCTION = pytest.mark.parametrize("function", ["cosine", "dot"])
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    """Return an encoder that no test changes."""
-    return SentenceEncoder(twin("BertModel-128d"))
-
-
-@pytest.fixture
-def changeable():
-    """Return an encoder of the test's own."""
-    return SentenceEncoder(twin("BertModel-128d"))
-
-
-@pytest.fixture(scope="module")
 def models(encoder):
     """Return the reference of a twin with each pooling mode."""
     return {mode: dataclasses.replace(encoder._reference, modules=(Pooling(mode),)) for mode in MODES}

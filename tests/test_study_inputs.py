@@ -22,18 +22,6 @@ from minibert.study import names, reference, similar, traces
 TEXT = "no man can play."
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    """Return an encoder that no test changes."""
-    return SentenceEncoder(twin("BertModel-128d"))
-
-
-@pytest.fixture
-def changeable():
-    """Return an encoder of the test's own."""
-    return SentenceEncoder(twin("BertModel-128d"))
-
-
 # ---------------------------------------------------------------- what is kept
 
 

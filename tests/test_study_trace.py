@@ -27,18 +27,6 @@ NAMES = [f"embeddings.{name}" for name in EMBEDDINGS] + [f"layers.{i}.{name}" fo
 EACH_NAME = pytest.mark.parametrize("name", [*NAMES, "modules.1.sentence_embedding"])
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    """Return an encoder that no test changes."""
-    return SentenceEncoder(twin("BertModel-128d"))
-
-
-@pytest.fixture
-def changeable():
-    """Return an encoder of the test's own."""
-    return SentenceEncoder(twin("BertModel-128d"))
-
-
 def assert_is_by_hand(trace, results):
     """Fail unless a trace has exactly these results, in this order."""
     assert list(trace) == list(results)

@@ -407,6 +407,15 @@ def test_class_follows_from_the_model_type(card, tmp_path):
     assert own_ids(folder, MARKED) == before
 
 
+def test_merges_with_other_line_ends(tmp_path):
+    """A merges.txt that was saved on Windows has the same merges."""
+    folder = copy_twin(tmp_path, "all-distilroberta-v1")
+    before, merges = own_ids(folder, MARKED), folder / "merges.txt"
+    merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
+
+    assert own_ids(folder, MARKED) == before
+
+
 def test_class_of_a_file_wins(tmp_path):
     """A class that a file names wins over the family's: first that of the tokenizer, then that of config.json (U2)."""
     folder = copy_twin(tmp_path, "multi-qa-mpnet-base-dot-v1")

@@ -172,7 +172,7 @@ def test_findings_about_explanations(records):
         assert f"| {name} | {each['pairs']} | {falls} |" in text
     assert f"matter {min(ratios):.1f} to {max(ratios):.1f} times as much as random ones" in text
     same = [[f"{100 * each['same_word'][kind]:.0f} %" for each in found] for kind in ("words", "vectors")]
-    assert f"is the same token in {same[0][0]} (built-in model) and {same[0][1]} (all-MiniLM-L6-v2) of cases" in text
-    assert f"for `words`, and in {same[1][0]} and {same[1][1]} for `vectors`" in text
+    assert f"is the same token in {same[0][0]} (built-in model) and {same[0][1]} (all-MiniLM-L6-v2) of cases." in text
+    assert f"For `vectors`, these are {same[1][0]} and {same[1][1]}." in text
     for kind in ("error", "rest"):
         assert f"`{kind}` was {found[0][kind]['largest']} and {found[1][kind]['largest']}" in text

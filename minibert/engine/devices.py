@@ -148,7 +148,7 @@ def _open_cpu(dtype: DType | str, kernels: str | None) -> Engine:
         )
     precision = compute_dtype(dtype)
     if precision == np.float64 and kernels not in {None, native.NUMPY}:
-        raise ValueError(f'kernels must be "numpy" for float64: native kernels have float32. it is {kernels!r}.')
+        raise ValueError(f'kernels must be "numpy" for float64: native kernels have float32; it is {kernels!r}.')
     library = None
     if chosen != native.NUMPY and precision == np.float32:
         library = native.open_library(chosen)

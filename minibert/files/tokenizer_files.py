@@ -343,14 +343,12 @@ class _Recipe(NamedTuple):
         build: Makes the library's tokenizer from the files and the named special tokens.
         special: The default special tokens of the class, by role.
         around: The roles of the tokens before and after a text; None if tokenizer.json defines them.
-        mask_takes_space: Whether the mask token takes the space before it, if the files have only its text.
         extra: Special tokens without a role, if the vocabulary has them and the files name none.
     """
 
     build: Callable[["TokenizerFiles", Mapping[str, Any]], _Built]
     special: dict[str, str]
     around: tuple[str, str] | None
-    mask_takes_space: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -364,7 +362,6 @@ _RECIPES = {
         _camembert,
         _XLM_ROBERTA_SPECIAL,
         ("bos_token", "eos_token"),
-        True,
         ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
     ),
     "DistilBertTokenizer": _BERT,
@@ -373,12 +370,11 @@ _RECIPES = {
         _bert,
         {**_XLM_ROBERTA_SPECIAL, "unk_token": "[UNK]"},
         ("cls_token", "sep_token"),
-        True,
     ),
     "PreTrainedTokenizerFast": _AS_IS,
     "RobertaTokenizer": _Recipe(_roberta, _XLM_ROBERTA_SPECIAL, ("cls_token", "sep_token")),
     "TokenizersBackend": _AS_IS,
-    "XLMRobertaTokenizer": _Recipe(_xlm_roberta, _XLM_ROBERTA_SPECIAL, ("bos_token", "eos_token"), True),
+    "XLMRobertaTokenizer": _Recipe(_xlm_roberta, _XLM_ROBERTA_SPECIAL, ("bos_token", "eos_token")),
 }
 
 
@@ -430,8 +426,6 @@ def build_tokenizer(files: TokenizerFiles, default_class: str | None) -> tuple[T
         raise TokenizerError(f"{files.folder}: tokenizer_class {name!r} is not implemented; minibert knows {known}.")
     with library_errors(files.folder):
         named: dict[str, Any] = {**recipe.special, **files.named_tokens()}
-        if recipe.mask_takes_space and isinstance(named["mask_token"], str):
-            named["mask_token"] = {"content": named["mask_token"], "lstrip": True}
         tokenizer, largest_id = recipe.build(files, named)
         extra = files.extra_tokens() or [token for token in recipe.extra if tokenizer.token_to_id(token) is not None]
         _add_tokens(tokenizer, files, named, extra)

@@ -1,7 +1,7 @@
 """The reference from token ids to sentence vectors: in float64, with a tap for every result."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -136,18 +136,11 @@ class Reference:
         """
         if why := self.why_not_pooled():
             return why
-        for module in self._after_pooling():
+        for module in self.modules[self.modules.index(self.pooling) + 1 :] if self.pooling else ():
             in_place = isinstance(module, InPlace) and module.source == module.target == module.SENTENCE
             if not (isinstance(module, Dropout) or (isinstance(module, Normalize) and in_place)):
                 return f"a {type(module).__name__} module comes after the pooling"
         return None
-
-    def _after_pooling(self) -> Iterator[Module]:
-        pooled = False
-        for module in self.modules:
-            if pooled:
-                yield module
-            pooled = pooled or isinstance(module, Pooling)
 
     def unscaled(self) -> Self:
         """Return the same model without the Normalize modules at its end. The vectors have the same direction."""
