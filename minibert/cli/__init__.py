@@ -1,4 +1,4 @@
-"""The command line: ``minibert encode``, ``index``, ``search``, ``explain``, ``inspect``, ``convert``, ``download``.
+"""The command line: ``minibert encode``, ``index``, ``search``, ``explain``, ``embed``, and commands for models.
 
 Exit status: 0; 1 for an error, with a message on standard error; 2 for wrong usage; 130, 143 or 129 after SIGINT,
 SIGTERM or SIGHUP; 141 if standard output was closed.
