@@ -62,7 +62,7 @@ WINGS = {
     ),
     "files": (("__init__", "tokenizer_files"), ("checkpoint",), ("hub",)),
     "files.checkpoint": (("stored",), ("pickle_machine", "safetensors_file"), ("names", "torch_pickle"), ("__init__",)),
-    "jobs": (("lines", "tables"), ("folder", "inputs"), ("shards",), ("run",), ("__init__",)),
+    "jobs": (("lines", "tables"), ("batches", "folder", "inputs"), ("shards",), ("run",), ("__init__",)),
     "modules": (("__init__",), ("kinds",), ("chain",)),
     "study": (("names", "reference"), ("traces",), ("similar",), ("__init__", "page")),
     "safe": (("__init__", "atomic", "escapes", "regular"), ("jsonfile",)),

@@ -11,7 +11,8 @@ a job that was never stopped.
 pyarrow is imported only for Parquet and Arrow: ``pip install "minibert[jobs]"``.
 """
 
+from minibert.jobs.batches import EmbedBatch, embed_partitions
 from minibert.jobs.folder import verify
 from minibert.jobs.run import Progress, embed_files
 
-__all__ = ["Progress", "embed_files", "verify"]
+__all__ = ["EmbedBatch", "Progress", "embed_files", "embed_partitions", "verify"]
