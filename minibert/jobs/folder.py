@@ -5,6 +5,7 @@ Locks keep two processes from doing the same work. No result depends on them.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,21 +45,48 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     """
     new = beside(path)
     try:
-        file = _held(new)
-        assert file is not None  # noqa: S101 - a new name
+        with _naming(path):
+            held = _held(new)
+        assert held is not None  # noqa: S101 - a new name
+        file = _Output(held.detach(), path)
         try:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with _naming(path):
+                file.flush()
+                os.fsync(file.fileno())
         finally:
             with contextlib.suppress(OSError):  # the disk can still be full
                 file.close()
-        new.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}. The job can go on later.") from error
+        with _naming(path):
+            new.replace(path)
+            _sync_folder(path.parent)
     finally:
         new.unlink(missing_ok=True)
+
+
+class _Output(io.BufferedRandom):
+    """A file whose errors name the file that it becomes."""
+
+    def __init__(self, raw: io.RawIOBase, path: Path) -> None:
+        super().__init__(raw)
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        with _naming(self._path):
+            return super().write(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:  # it also writes what was buffered
+        with _naming(self._path):
+            return super().seek(offset, whence)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block, such as that of a full disk, name a file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}. The job can go on later.") from error
 
 
 def _sync_folder(path: Path) -> None:
@@ -71,7 +99,7 @@ def _sync_folder(path: Path) -> None:
             os.close(number)
 
 
-def _held(path: Path) -> BinaryIO | None:
+def _held(path: Path) -> io.BufferedRandom | None:
     """Open a file, perhaps a new one, and lock it; return None if another process holds the lock."""
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
@@ -229,7 +257,7 @@ class Folder:
 
 def _manifest(job: str, sidecars: Iterable[Any]) -> dict[str, Any]:
     shards = list(sidecars)
-    totals = {name: sum(shard[name] for shard in shards) for name in ("rows", "skipped", "truncated")}
+    totals = {name: sum(shard.get(name, 0) for shard in shards) for name in ("rows", "skipped", "truncated")}
     return {**_FORMAT, "job": job, **totals, "shards": shards}
 
 
@@ -281,11 +309,13 @@ def verify(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).exists():
         done = sum(folder.complete(shard, job) is not None for shard in range(folder.shards))
         raise JobError(f"{path} is not complete: {done} of {folder.shards} shards are. Give the job's command again.")
-    manifest = _read(path / MANIFEST) or {}
+    manifest = _read(path / MANIFEST)
+    listed = (manifest or {}).get("shards", [])
     sidecars = [_read(path / f"{folder.name(shard)}.json") for shard in range(folder.shards)]
-    wrong = [f"{folder.name(shard)}.json" for shard, sidecar in enumerate(sidecars) if sidecar is None]
-    if not wrong and manifest != _manifest(job, sidecars):
-        wrong.append(f"{MANIFEST}, or a sidecar that it lists")
+    wrong = [] if manifest == _manifest(job, listed) else [MANIFEST]
+    for shard, sidecar in enumerate(sidecars):
+        if sidecar is None or [sidecar] != listed[shard : shard + 1]:
+            wrong.append(f"{folder.name(shard)}.json{f' or its entry in {MANIFEST}' if sidecar else ''}")
     known = {JOB, MANIFEST, *(f"{folder.name(shard)}.json" for shard in range(folder.shards))}
     for sidecar in filter(None, sidecars):
         for name, facts in sidecar.get("files", {}).items():
@@ -298,4 +328,4 @@ def verify(path: Path) -> dict[str, Any]:
     if wrong:
         remedy = "Delete these files, and give the command of the job again."
         raise JobError(f"{path} differs from its manifest: {'; '.join(wrong)}. {remedy}")
-    return manifest
+    return manifest or {}

@@ -178,8 +178,9 @@ def embed_files(
         folder.agree(plan, shown)
         with contextlib.closing(Reader(sources, reading, columns)) as reader:
             _run(folder, _pending(folder, rows, shard_rows, progress), reader, work, layout)
+        manifest = folder.finish()
         work.report()
-        return folder.finish()
+        return manifest
 
 
 def _check_precision(precision: str) -> None:
