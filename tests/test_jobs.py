@@ -354,7 +354,7 @@ def test_unusable_row(repo, here, encoder, capsys, monkeypatch, name):
     assert listing(here) == ["a.jsonl"]
 
     assert embed(repo, "a.jsonl", format="npy", id_column="key", on_error="skip") == 0
-    assert "1 rows were skipped" in capsys.readouterr().err
+    assert "skipped rows: 1;" in capsys.readouterr().err
     np.testing.assert_array_equal(vectors_of(here / "out"), encoder.encode(TEXTS))
     (skipped,) = lines_of(here / "out", "*.skipped.jsonl")
     assert reason in skipped.pop("reason")

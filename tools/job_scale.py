@@ -13,6 +13,7 @@ import argparse
 import datetime as dt
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -92,12 +93,9 @@ def measure(what: str, source: Path, output: Path, options: argparse.Namespace) 
     seconds = time.monotonic() - start
     if count != options.rows:
         raise RuntimeError(f"{what} gave {count} vectors of {options.rows}")
-    return {
-        "what": what,
-        "seconds": round(seconds, 3),
-        "texts_per_second": round(count / seconds, 1),
-        **samples.facts(),
-    }
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    facts = {"what": what, "seconds": round(seconds, 3), "cpu_seconds": round(used.ru_utime + used.ru_stime, 3)}
+    return {**facts, "texts_per_second": round(count / seconds, 1), **samples.facts()}
 
 
 def arguments() -> argparse.Namespace:

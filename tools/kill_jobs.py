@@ -3,8 +3,8 @@
     python tools/kill_jobs.py --out RESULTS.json [--kills 100] [--full 20] [--rows 20000]
 
 Each run of ``minibert embed`` is killed with SIGKILL, at a moment drawn from the time that an undisturbed job takes.
-Half of them are killed again while they continue. For a full disk, the output is on a tmpfs with a random size; the job must
-end with status 1 and one line on standard error, and continue when the disk is larger (this needs root). Then every
+Half of them are killed again while they continue. For a full disk, the output is on a tmpfs with a random size. The job
+must end with status 1 and one line on standard error, and continue when the disk is larger. This needs root. Then every
 file is compared with that of the undisturbed job, and ``--verify`` must pass. Formats and options take turns. A run
 depends only on --seed, its number and the speed of the machine. The exit status is 1 if anything differs. Linux only.
 """

@@ -146,6 +146,7 @@ class Folder:
         for source in inputs:
             if source.resolve().is_relative_to(self.path.resolve()):
                 raise JobError(f"--output must not hold an input file; {source} is in it. Give another --output.")
+        is_new = not self.path.exists()
         self.path.mkdir(exist_ok=True)
         if not (self.path / JOB).exists():
             others = [path.name for path in self.path.iterdir() if not path.name.startswith((".part-", f"{JOB}."))]
@@ -157,13 +158,14 @@ class Folder:
         if lock is None:
             what = f"part {number}/{parts} of this job" if parts > 1 else "this job"
             raise JobError(f"another process is running {what} in {self.path}. Wait for it, or stop it first.")
-        try:
-            with lock:
+        with lock:
+            try:
                 yield
-        finally:
-            name.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty
-                self.path.rmdir()
+            finally:
+                with contextlib.suppress(OSError):  # Windows; a folder that is not empty
+                    name.unlink()
+                    if is_new:
+                        self.path.rmdir()
 
     def known(self) -> dict[str, Any]:
         """Return the plan in job.json, or an empty one if there is none.

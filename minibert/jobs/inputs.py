@@ -37,7 +37,7 @@ TYPES["null"] = "string"
 EMBEDDING, ID = "embedding", "id"
 #: Number of rows that are encoded together, unless their texts have more characters than the second number. The end of
 #: a chunk depends on the rows alone, because a chunk is a row group of a Parquet file.
-CHUNK_ROWS, CHUNK_CHARACTERS = 8192, 1 << 24
+CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 24
 #: Number of rows that are read at a time.
 _AT_ONCE = 1024
 
@@ -73,9 +73,8 @@ class Reading:
 
     def names(self, available: Iterable[str]) -> list[str]:
         """Return the columns of the output, in order: that of ids, if there is one, and those to keep."""
-        others = (name for name in available if name not in {self.id_column, EMBEDDING})
-        kept = list(others if self.keep is None else self.keep)
-        return kept if self.id_column is None else [self.id_column, *kept]
+        kept = [name for name in available if name != EMBEDDING] if self.keep is None else self.keep
+        return list(dict.fromkeys(kept if self.id_column is None else [self.id_column, *kept]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +188,10 @@ def common_columns(sources: Sequence[Source], reading: Reading) -> dict[str, str
     missing = [name for name in names if name not in merged]
     if missing and any(source.rows for source in sources):
         raise JobError(f"there is no column {missing[0]!r}; the columns are {', '.join(merged) or 'none'}.")
-    clash = [ID] if reading.id_column != ID and ID in names else [name for name in names[1:] if name == EMBEDDING]
-    if clash:
+    for name in sorted({ID, EMBEDDING} & (set(names) - {reading.id_column})):
         raise JobError(
-            f"the output has its own column {clash[0]!r}, so no other column may have this name. Give "
-            f"{'--id-column id to use it, or ' if clash == [ID] else ''}--keep with the columns that you need."
+            f"the output has its own column {name!r}, so no other column may have this name. Give "
+            f"{'--id-column id to use it, or ' if name == ID else ''}--keep with the columns that you need."
         )
     return {name: merged.get(name, "null") for name in names}
 
@@ -320,16 +318,18 @@ class Reader:
 
     def chunks(self, start: int, stop: int) -> Iterator[Chunk]:
         """Yield the rows of the input from ``start`` to ``stop``, a chunk at a time. There is at least one chunk."""
-        chunk = self._empty()
+        chunk, characters = self._empty(), 0
         for piece in self._pieces(start, stop):
             chunk.skipped += piece.skipped
             while piece.texts:
-                room = CHUNK_CHARACTERS - sum(map(len, chunk.texts))
-                within = int(np.searchsorted(np.cumsum([len(text) for text in piece.texts]), room)) + 1
-                chunk.take(piece, min(CHUNK_ROWS - len(chunk.texts), within))
-                if piece.texts or len(chunk.texts) == CHUNK_ROWS:
+                up_to = np.cumsum([len(text) for text in piece.texts])
+                within = int(np.searchsorted(up_to, CHUNK_CHARACTERS - characters)) + 1
+                count = min(within, CHUNK_ROWS - len(chunk.texts), len(up_to))
+                characters += int(up_to[count - 1])
+                chunk.take(piece, count)
+                if len(chunk.texts) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
                     yield chunk
-                    chunk = self._empty()
+                    chunk, characters = self._empty(), 0
         yield chunk
 
     def _first(self, index: int) -> int:

@@ -18,6 +18,8 @@ _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 #: The largest whole number up to which all whole numbers are floats.
 _EXACT = 1 << 53
+#: The kinds of JSON values by their type, but for int.
+_KINDS = {type(None): "null", bool: "bool", float: "double", str: "string", dict: "json", list: "json"}
 
 
 class Row(NamedTuple):
@@ -100,7 +102,7 @@ def _record(line: str) -> dict[str, Any]:
     """Return the JSON object of a line, or raise ValueError with the reason."""
     rule = "it must be a JSON object"
     try:
-        record = json.loads(line, parse_constant=_refuse_constant)
+        record = _decode(line)
     except json.JSONDecodeError as error:
         found = f"not JSON: {error.msg} at column {error.colno}" if line.strip() else "blank"
         raise ValueError(f"{rule}; it is {found}") from None
@@ -118,6 +120,10 @@ def _record(line: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Never:
     raise ValueError(f"it must be a JSON object; it has {name}, which is not JSON")
+
+
+#: json.loads would make a new decoder for each line.
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def _csv_rows(path: Path, lines: _Lines, offset: int, names: list[str]) -> Iterator[Row]:
@@ -158,19 +164,11 @@ def _is_unicode(text: str) -> bool:
 
 def kind_of(value: Any) -> str:
     """Return the kind of a JSON value: one of the names in :data:`minibert.jobs.inputs.TYPES`."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "bool"
-        case int():
-            size = abs(value)
-            return "int" if size <= _EXACT else "long" if size < 1 << 63 else "json"
-        case float():
-            return "double"
-        case str():
-            return "string"
-    return "json"
+    kind = _KINDS.get(type(value))
+    if kind is None:
+        size = abs(value)
+        kind = "int" if size <= _EXACT else "long" if size < 1 << 63 else "json"
+    return kind
 
 
 def common_kind(kinds: Collection[str]) -> str:

@@ -285,7 +285,7 @@ class _Work:
     def report(self) -> None:
         """Warn about skipped rows; also about truncated texts, if the encoder does."""
         if self._skipped:
-            logger.warning("%s rows were skipped; the files .skipped.jsonl say why", f"{self._skipped:,}")
+            logger.warning("skipped rows: %s; the files .skipped.jsonl say why", f"{self._skipped:,}")
         if self._warns and self._truncated:
             warn_caller(
                 f"{self._truncated:,} of {self._texts:,} texts were cut to max_seq_length = "

@@ -142,6 +142,7 @@ class _Parquet:
             use_dictionary=others,
             write_statistics=others,
             column_encoding=split if layout.compression != "none" and not layout.is_binary else None,
+            memory_pool=tables.pyarrow().system_memory_pool(),
         )
 
     def __enter__(self) -> Self:
