@@ -325,7 +325,7 @@ def test_progress(encoder, here):
 BAD = {
     "null": (b'{"text": null, "key": "k"}', "must be a string; it is null"),
     "a number": (b'{"text": 7, "key": "k"}', "must be a string; it is 7"),
-    "no text": (b'{"key": "k"}', 'must have a field "text"; its fields are "key"'),
+    "no text": (b'{"key": "k"}', 'must have a field "text" (see --column); its fields are "key"'),
     "a lone surrogate": (b'{"text": "\\ud800", "key": "k"}', "has a lone surrogate"),
     "not UTF-8": (b'{"text": "\xff"}', "must be UTF-8; its byte 11, 0xff, is not"),
     "not JSON": (b'{"text": "a"', "not JSON"),

@@ -250,7 +250,7 @@ def _text_of(fields: Mapping[str, Any] | None, reason: str, reading: Reading) ->
         return ValueError(reason)
     if reading.column not in fields:
         names = ", ".join(map(shortened, fields)) or "none"
-        return ValueError(f"it must have a field {shortened(reading.column)}; its fields are {names}")
+        return ValueError(f"it must have a field {shortened(reading.column)} (see --column); its fields are {names}")
     text = fields[reading.column]
     if not isinstance(text, str):
         return ValueError(f"its field {shortened(reading.column)} must be a string; it is {shortened(text)}")

@@ -169,7 +169,7 @@ def embed_files(
             "files": [source.facts() for source in sources],
             "rows": rows,
             "shards": max(1, -(-rows // shard_rows)),
-            "model": work.facts(like),
+            "model": work.facts(),
             "output": layout.facts(),
             "versions": _versions(output_format, model.kernels),
         }
@@ -226,7 +226,7 @@ class _Work:
         self._progress = progress
         self._texts = self._truncated = self._longest = self._skipped = 0
 
-    def facts(self, like: Array) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Return what decides about the vectors."""
         encoder = self._encoder
         return {
@@ -237,7 +237,6 @@ class _Work:
             "dimensions": encoder.get_embedding_dimension(),
             "normalize": self._normalize,
             "precision": self._precision,
-            "vectors": f"{like.dtype.name} ({like.shape[1]})",
             "device": encoder.device.partition(":")[0],
             "dtype": encoder._engine.precision,  # noqa: SLF001
             "kernels": "native" if encoder.kernels in native.NAMES else encoder.kernels,
