@@ -152,7 +152,8 @@ class Folder:
             others = [path.name for path in self.path.iterdir() if not path.name.startswith((".part-", f"{JOB}."))]
             if others:
                 raise JobError(
-                    f"--output must be empty or a job; {self.path} has {min(others)!r} and no {JOB}. Give another --output."
+                    f"--output must be empty or a job; {self.path} has {min(others)!r} and no {JOB}. "
+                    "Give another --output."
                 )
         number, parts = self.part
         name = self.path / f".part-{number}-of-{parts}.lock"
