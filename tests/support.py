@@ -1,6 +1,7 @@
 """What several test files share: the golden files, small repos made from them, and the measure of accuracy."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def write_module(folder, config=None, **weights):
         arrays = {name.replace("__", "."): np.ascontiguousarray(array) for name, array in weights.items()}
         save_file(arrays, folder / "model.safetensors")
     return folder
+
+
+def some_faults(faults):
+    """Return every third planted fault, or all of them where MINIBERT_ALL_FAULTS is set.
+
+    To plant a fault takes several seconds: a library is compiled, and tests run with it. It tests the tests, so its
+    result changes only with a kernel or with the tests of the kernel.
+    """
+    return list(faults)[:: 1 if os.environ.get("MINIBERT_ALL_FAULTS") else 3]
 
 
 def split(flat, lengths):
