@@ -11,7 +11,7 @@ import types
 
 import numpy as np
 import pytest
-from support import copy_twin, edit_json, edit_weights
+from support import copy_twin, edit_json, edit_weights, needs
 
 from minibert import SentenceEncoder
 from minibert.errors import ModelFileError
@@ -511,10 +511,10 @@ def test_scikit_learn_grid_search(loaded_once):
     assert len(set(search.cv_results_["mean_test_score"])) > 1
 
 
-@pytest.mark.reference
+@pytest.mark.integrations
 def test_langchain_vector_store(encoder):
     """A vector store of LangChain takes an encoder as it is, and finds each text by itself."""
-    stores = pytest.importorskip("langchain_core.vectorstores", reason="langchain_core is not installed")
+    stores = needs("langchain_core.vectorstores")
     encoder.set_params(prompts={"query": "", "document": ""})
     store = stores.InMemoryVectorStore(encoder)
     store.add_texts(LABELED)
