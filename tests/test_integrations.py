@@ -200,7 +200,9 @@ def test_nothing_imports_the_adapters():
     others = [path for path in folder.rglob("*.py") if "integrations" not in path.parts]
 
     assert len(others) > 80
-    assert not [path for path in others if "minibert.integrations" in path.read_text("utf-8")]
+    importing = re.compile(r"^\s*(from|import) minibert(\.integrations| import .*\bintegrations)", re.MULTILINE)
+    assert not [path for path in others if importing.search(path.read_text("utf-8"))]
+    assert importing.search("import sys\n    from minibert.integrations import chroma")
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the files of a checkout are not there")
@@ -214,6 +216,14 @@ def test_an_adapter_is_short(name):
                     each.body[0] = ast.Pass()
             code = [line for line in ast.unparse(node).splitlines() if line.strip() not in ("", "pass")]
             assert len(code) < 30, node.name
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("1", pytest.fail.Exception), ("0", pytest.skip.Exception)])
+def test_missing_package_skips_or_fails(monkeypatch, required, outcome):
+    """A test skips without its package, and fails in CI."""
+    monkeypatch.setenv("MINIBERT_REQUIRE_EXTRAS", required)
+    with pytest.raises(outcome, match="absent_package"):
+        needs("absent_package.part")
 
 
 # ---------------------------------------------------------------- prompts, settings and fingerprints
@@ -317,6 +327,7 @@ def test_llama_index_prompts(folder, documents, queries):
     assert embedding.get_text_embedding(TEXTS[0]) == documents[0].tolist()
     assert embedding.get_query_embedding(TEXTS[0]) == queries[0].tolist()
     assert asyncio.run(embedding.aget_text_embedding_batch(TEXTS)) == documents.tolist()
+    assert asyncio.run(embedding.aget_text_embedding(TEXTS[0])) == documents[0].tolist()
     assert asyncio.run(embedding.aget_query_embedding(TEXTS[0])) == queries[0].tolist()
 
 

@@ -46,6 +46,9 @@ class MinibertEmbedding(BaseEmbedding):
     def _get_query_embedding(self, query: str) -> list[float]:
         return vectors(self._encoder, [query], "query")[0].tolist()
 
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)
 
