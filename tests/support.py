@@ -1,11 +1,14 @@
 """What several test files share: the golden files, small repos made from them, and the measure of accuracy."""
 
+import importlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -20,6 +23,22 @@ FAMILIES = {name: card for name, card in _FILE["families"].items() if "twin" in 
 #: All cards that have a twin.
 MODELS = CARDS | FAMILIES
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def needs(module):
+    """Return an optional package's module. Where it is not installed, skip; with ``MINIBERT_REQUIRE_EXTRAS=1``, fail.
+
+    What it warns about while it is imported is not this project's concern.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks something itself
+        if os.environ.get("MINIBERT_REQUIRE_EXTRAS") == "1":
+            pytest.fail(f"{module} must be installed where MINIBERT_REQUIRE_EXTRAS=1; it is not")
+        pytest.skip(f"{module} is not installed")
 
 
 def flushed(xp):
