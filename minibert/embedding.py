@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -137,14 +137,18 @@ def embed(
         encodings = encode(rows)
         return tokenizer.cut_lengths(lengths[rows], limit), encodings
 
-    source = _Source(unique, tokenize, ids_of, lambda row: start + texts.index(unique[row]))
+    def index_of(row: int) -> int:
+        return start + texts.index(unique[row])
+
+    source = _Source(unique, tokenize, ids_of, index_of)
     if request.settings.on_truncate == "error":
         pieces = (np.arange(len(unique))[first:][:_HELD_AT_ONCE] for first in range(0, len(unique), _HELD_AT_ONCE))
         with contextlib.closing(ahead(encode, pieces)) as encoded:
             held = TokenIds.joined(map(ids_of, encoded))
         refuse_truncation(lengths[which], limit, start)
-        source = source._replace(tokenize=lambda rows: (held.lengths[rows], rows.tolist()), ids_of=held.take)
-    outputs = _compute(source, request, pipeline, engine, progress)
+        source = _Source.of_ids(unique, held, index_of)
+    prompt_length = tokenizer.prompt_length(request.prompt, limit) if request.prompt else 0
+    outputs = _compute(source, request, pipeline, engine, progress, prompt_length)
     progress(len(texts) - len(unique))
     if isinstance(which, slice):
         return outputs, lengths
@@ -155,29 +159,53 @@ def embed(
     return each, lengths[which]
 
 
+def embed_ids(ids: TokenIds, request: Request, pipeline: Pipeline, engine: Engine, prompt_length: int = 0) -> Any:
+    """Return the requested outputs of texts that are token ids already, with special tokens and the prompt.
+
+    Args:
+        ids: The ids of each text. They are not checked. No text may be longer than ``max_seq_length``.
+        request: The request. Its prompt has no effect.
+        pipeline: The model.
+        engine: The device.
+        prompt_length: Number of tokens of the prompt at the start of each text, with the special tokens before it.
+
+    Raises:
+        VectorError: A vector has NaN or infinity.
+    """
+    source = _Source.of_ids(list(ids), ids, lambda row: row)
+    return _compute(source, request, pipeline, engine, lambda _: None, prompt_length)
+
+
 class _Source(NamedTuple):
     """Unique texts and functions that give their tokens.
 
     Attributes:
-        texts: The texts.
+        texts: The texts, or other objects whose lengths grow with the numbers of tokens.
         tokenize: The argument of :func:`minibert.engine.batches.cut`.
         ids_of: Converts the results of ``tokenize`` for some texts to ids.
         index_of: Returns the index of a text in the caller's list.
     """
 
-    texts: list[str]
+    texts: Sequence[Sized]
     tokenize: Callable[[Int[Array, "n"]], tuple[Int[Array, "n"], list[Any]]]
     ids_of: Callable[[list[Any]], TokenIds]
     index_of: Callable[[int], int]
 
+    @classmethod
+    def of_ids(cls, texts: Sequence[Sized], ids: TokenIds, index_of: Callable[[int], int]) -> Self:
+        """Return the source of texts whose ids are known."""
+        return cls(texts, lambda rows: (ids.lengths[rows], rows.tolist()), ids.take, index_of)
+
 
 def _compute(
-    source: _Source, request: Request, pipeline: Pipeline, engine: Engine, progress: Callable[[int], object]
+    source: _Source,
+    request: Request,
+    pipeline: Pipeline,
+    engine: Engine,
+    progress: Callable[[int], object],
+    prompt_length: int,
 ) -> Any:
     """Return the requested outputs of unique texts: an array of vectors, or a list."""
-    prompt_length = 0
-    if request.prompt:
-        prompt_length = pipeline.tokenizer.prompt_length(request.prompt, request.settings.max_seq_length)
     texts, lengths = len(source.texts), np.zeros(len(source.texts), np.intp)
     results: Any = [None] * texts
     features_of, keep = pipeline.token_features, _keep_features

@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 import numpy as np
 
 from minibert import instead, quantization, similarity
-from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
+from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer, known_to_langchain
 from minibert.arrays import array_namespace
-from minibert.embedding import OutputValue, Request, Truncation, embed, refuse_truncation
+from minibert.embedding import OutputValue, Request, Truncation, embed, embed_ids, refuse_truncation
 from minibert.engine.devices import open_engine
 from minibert.errors import DeviceError, TruncationWarning, warn_caller
 from minibert.files import hub
-from minibert.inputs import as_texts, at_least_one, checked, iterate, refuse_torch_only, require_text
+from minibert.inputs import (
+    as_id_arrays,
+    as_texts,
+    at_least_one,
+    checked,
+    iterate,
+    refuse_torch_only,
+    require_int,
+    require_text,
+)
 from minibert.pipeline import Pipeline
 from minibert.repo import DEFAULT_PROMPTS, ModelRepo
 from minibert.settings import Setting, Settings, chosen
@@ -119,8 +128,9 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
                 environment variable ``MINIBERT_KERNELS``, or else the best that this machine has. float64 is always
                 computed by numpy.
             on_truncate: See the class.
-            num_threads: Number of threads. By default, it is the number of cores that the process may use. On a GPU,
-                it is the number of streams, by default 2.
+            num_threads: Number of threads. By default, it is the number of cores that the process may use, or the
+                environment variable ``OMP_NUM_THREADS`` if that is less. On a GPU, it is the number of streams, by
+                default 2.
             max_batch_tokens: See the class. By default, it is 256 to 1536 with native kernels, up to 1024 with
                 numpy (less for wider models), and 16,384 on a GPU.
             max_seq_length: See the class. By default, the model defines it.
@@ -138,6 +148,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         arguments = dict(locals())
         del arguments["self"], arguments["torch_only"]
         refuse_torch_only("SentenceEncoder", torch_only, TypeError)
+        known_to_langchain(SentenceEncoder)
         self._engine = open_engine(device, dtype, kernels)
         folder = hub.resolve(
             model_name_or_path,
@@ -418,6 +429,59 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         if single:
             return outputs[0]
         return list(outputs) if array_namespace(outputs) is np and not convert_to_numpy else outputs
+
+    def encode_ids(
+        self,
+        ids: Any,
+        *,
+        prompt_length: int = 0,
+        batch_size: int | None = None,
+        output_value: OutputValue = "sentence_embedding",
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Any:
+        """Return :meth:`encode` of texts that another program has tokenized.
+
+        The vectors are bit for bit those of the texts, if the ids are those of the model's tokenizer.
+
+        Args:
+            ids: The token ids of a text, or an iterable of the token ids of many: with special tokens, such as [CLS]
+                and [SEP], and with the prompt if there is one, without padding.
+            prompt_length: Number of tokens of the prompt at the start of each text, with the special tokens before it.
+                It has an effect only if pooling leaves the prompt out (:attr:`include_prompt`).
+            batch_size: As in :meth:`encode`.
+            output_value: As in :meth:`encode`.
+            normalize_embeddings: As in :meth:`encode`.
+            truncate_dim: As in :meth:`encode`.
+
+        Raises:
+            TypeError: The ids are not whole numbers; the message has the index of the text.
+            ValueError: An id is not in the vocabulary, a text ends with padding, or an argument has an unknown value.
+            TruncationError: A text has more than :attr:`max_seq_length` tokens, for every value of
+                :attr:`on_truncate`: only the tokenizer knows where a text may be cut.
+            VectorError: A vector has NaN or infinity; the message has the index of the text.
+
+        Example:
+            >>> encoder = SentenceEncoder()
+            >>> ids = encoder.tokenizer.encode("A sentence.").ids
+            >>> bool((encoder.encode_ids(ids) == encoder.encode("A sentence.")).all())
+            True
+        """
+        request = Request(
+            settings=self._settings,
+            prompt="",
+            output_value=output_value,
+            truncate_dim=truncate_dim,
+            normalize=normalize_embeddings,
+            batch_size=batch_size,
+        )
+        prompt_length = require_int("prompt_length", prompt_length)
+        arrays, single = as_id_arrays(ids)
+        pipeline = self._pipeline.with_prompt_pooled(request.settings.include_prompt)
+        held = pipeline.checked_ids(arrays)
+        refuse_truncation(held.lengths, request.settings.max_seq_length, 0)
+        outputs = embed_ids(held, request, pipeline, self._engine, prompt_length)
+        return outputs[0] if single else outputs
 
     def encode_stream(
         self,
@@ -748,6 +812,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore model and settings. Choose kernels, packing and threads again: they depend on the machine."""
+        known_to_langchain(SentenceEncoder)
         self.__dict__.update(state)
         self._engine = open_engine("cpu", state["_engine"], self._arguments["kernels"])
         self._pipeline = self._pipeline.adopted(self._engine)

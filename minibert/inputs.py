@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from minibert.typing import Array, Int
+
 #: Number of values of an Arrow column that are converted to Python objects at a time.
 _ARROW_AT_ONCE = 1024
 
@@ -43,6 +45,41 @@ def as_texts(inputs: Any) -> tuple[list[str], bool]:
     if isinstance(inputs, str):
         return checked([inputs]), True
     return checked(list(iterate(inputs))), False
+
+
+def as_id_arrays(inputs: Any) -> tuple[list[Int[Array, "tokens"]], bool]:
+    """Return token ids as one array for each text, and whether there was a single text. The values are not checked.
+
+    A text is a sequence of whole numbers. Many texts are an ordered iterable of such sequences.
+
+    Raises:
+        TypeError: ``inputs`` or an item of it is neither. The message has the index of the item.
+    """
+    if isinstance(inputs, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(inputs, Iterable):
+        raise TypeError(
+            f"encode_ids takes the token ids of a text, or an iterable of the token ids of many; got "
+            f"{_describe(inputs)}. For texts, use encode."
+        )
+    items = inputs if isinstance(inputs, np.ndarray) else list(inputs)
+    if len(items) and np.ndim(items[0]) == 0 and not isinstance(items[0], str):
+        return [_id_array(items, "the text")], True
+    return [_id_array(item, f"item {index}") for index, item in enumerate(items)], False
+
+
+def _id_array(item: Any, name: str) -> Int[Array, "tokens"]:
+    """Return the token ids of a text as an array, or raise TypeError."""
+    try:
+        ids = np.asarray(item)
+    except (OverflowError, ValueError):  # a nested list with rows of different lengths
+        ids = np.empty((0, 0))
+    if ids.shape == (0,):
+        return np.zeros(0, np.int32)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise TypeError(
+            f"the token ids of a text must be a sequence of whole numbers; {name} is a {type(item).__name__}"
+            f"{f' of {ids.dtype}' if ids.ndim == 1 else ''}. For texts, use encode."
+        )
+    return ids.astype(np.int64) if ids.dtype.kind == "u" else ids  # int32 and uint64 together would be floats
 
 
 def iterate(inputs: Any) -> Iterator[Any]:

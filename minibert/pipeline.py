@@ -113,6 +113,32 @@ class Pipeline:
             at_once = at_once._replace(pooling=at_once.pooling.with_prompt(include_prompt))
         return dataclasses.replace(self, loaded=loaded, modules=modules, at_once=at_once)
 
+    def checked_ids(self, texts: Sequence[Int[Array, "tokens"]]) -> TokenIds:
+        """Return the ids of texts from outside.
+
+        Raises:
+            ValueError: An id is not in the vocabulary, or a text ends with padding. The message has the index of the
+                text.
+        """
+        flat = np.concatenate([np.zeros(0, np.int32), *texts])
+        ids = TokenIds(flat.astype(np.int32), np.fromiter(map(len, texts), np.intp, len(texts)))
+        outside = np.flatnonzero((flat < 0) | (flat >= self.config.vocab_size))
+        if len(outside):
+            item = int(np.searchsorted(ids.lengths.cumsum(), outside[0], side="right"))
+            raise ValueError(
+                f"every token id must be from 0 to {self.config.vocab_size - 1}, the last of the model's vocabulary; "
+                f"item {item} has {flat[outside[0]]} at position {outside[0] - ids.starts[item]}. Did another model's "
+                "tokenizer make it?"
+            )
+        pad, filled = self.tokenizer.pad_id, np.flatnonzero(ids.lengths)
+        padded = filled[ids.flat[ids.starts[filled] + ids.lengths[filled] - 1] == pad]
+        if len(padded) and self.tokenizer.suffix[-1:] != (pad,):
+            raise ValueError(
+                f"token ids must have no padding; item {padded[0]} ends with the id {pad}, which pads shorter texts. "
+                "Give each text its own ids only."
+            )
+        return ids
+
     def pad(self, ids: TokenIds) -> dict[str, Int[Array, "B S"]]:
         """Return ``input_ids``, ``token_type_ids`` and ``attention_mask`` of texts, padded at the end."""
         attention_mask = np.arange(ids.lengths.max(initial=0)) < ids.lengths[:, None]

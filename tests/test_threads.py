@@ -87,6 +87,7 @@ MACHINES = {
 @pytest.fixture
 def eight_cores(monkeypatch):
     """Let the process run on 8 cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
 
 
@@ -115,8 +116,21 @@ def test_quota_that_is_not_text(tmp_path):
 @pytest.mark.parametrize(("count", "expected"), [(6, 6), (None, 1)])
 def test_where_processes_are_not_bound_to_cores(tmp_path, monkeypatch, count, expected):
     """Where the system does not bind processes to cores, all count; where it does not know, there is one."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: count)
+
+    assert usable_cores(root=tmp_path) == expected
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("3", 3), (" 2 ", 2), ("4,2", 4), ("007", 7), ("9", 8), ("", 8), ("0", 8), ("-1", 8), ("2.5", 8), ("all", 8)],
+)
+def test_share_of_a_process(tmp_path, monkeypatch, value, expected):
+    """OMP_NUM_THREADS is a limit. A value that is no number of threads is no limit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
 
     assert usable_cores(root=tmp_path) == expected
 

@@ -9,7 +9,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -85,7 +85,7 @@ class Limits:
 
 
 def cut(
-    texts: Sequence[str],
+    texts: Sequence[Sized],
     tokenize: Callable[[Int[Array, "n"]], tuple[Int[Array, "n"], list[Any]]],
     limits: Limits,
 ) -> Generator[Batch, None, None]:
@@ -96,7 +96,7 @@ def cut(
     tokenizer.
 
     Args:
-        texts: The texts.
+        texts: The texts. Only their lengths are used.
         tokenize: Tokenizes the texts with these indices. It returns their lengths in tokens, and a result for each text
             that is put in the batch.
         limits: How large batches may be.

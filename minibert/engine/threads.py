@@ -23,7 +23,11 @@ __all__ = ["blas_name", "blas_threads", "one_blas_thread", "usable_cores"]
 
 
 def usable_cores(*, root: Path = Path("/")) -> int:
-    """Return the number of cores that this process may use: its CPU affinity, or its CPU quota (rounded up) if less.
+    """Return the number of cores that this process may use.
+
+    It is the smallest of its CPU affinity, its CPU quota (rounded up), and the environment variable
+    ``OMP_NUM_THREADS``, with which Ray, Slurm and others give each process its share. Any other value of the variable
+    than a whole number of at least 1, or a list that begins with one, has no effect.
 
     The quota comes from Linux control groups, version 1 or 2, at their usual mount point. Containers use them. A file
     that cannot be read means no limit.
@@ -32,7 +36,8 @@ def usable_cores(*, root: Path = Path("/")) -> int:
         root: The parent folder of ``proc`` and ``sys``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([cores, *_quotas(root)])
+    share = re.match(r"\s*0*([1-9]\d{,17})\s*(?:,|$)", os.environ.get("OMP_NUM_THREADS", ""))
+    return min([cores, *([int(share[1])] if share else []), *_quotas(root)])
 
 
 def _quotas(root: Path) -> Iterator[int]:
