@@ -210,6 +210,8 @@ def test_keep(repo, here):
 
     assert embed(repo, "a.jsonl", format="npy", keep="m,n", id_column="key") == 0
     assert lines_of(here / "out")[3] == {"id": "k3", "m": "3", "n": 3}
+    assert embed(repo, "a.jsonl", format="npy", keep="key,n,n", id_column="key", output="twice") == 0
+    assert lines_of(here / "twice")[3] == {"id": "k3", "n": 3}
     assert embed(repo, "a.jsonl", format="npy", keep="all", output="all") == 0
     assert lines_of(here / "all")[3] == {"id": 3, "key": "k3", "text": TEXTS[3], "n": 3, "m": "3"}
 

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,13 @@ def test_threads(model, monkeypatch):
         embed({"text": ["a"]})
         (encoder,) = batches._ENCODERS.values()
         assert encoder.num_threads == (threads or SentenceEncoder(model).num_threads)
+    task = SimpleNamespace(cpus=lambda: 2)
+    spark = SimpleNamespace(TaskContext=SimpleNamespace(get=lambda: task))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "pyspark", spark)
+    assert batches._assigned_cores() == 2
+    spark.TaskContext.get = lambda: None  # outside of a task
+    assert batches._assigned_cores() is None
     monkeypatch.setitem(sys.modules, "ray", FakeRay("task", 3.0))
     batches._ENCODERS.clear()
     EmbedBatch(model, num_threads=2)({"text": ["a"]})
