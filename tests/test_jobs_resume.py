@@ -180,6 +180,20 @@ def test_signals(repo, here, texts, undisturbed, number):
     assert content(here / "out") == undisturbed
 
 
+@pytest.mark.skipif(not (ROOT / "tools").is_dir(), reason="the files of a checkout are not there")
+def test_record():
+    """The page states what tools/kill_jobs.py has counted."""
+    record = json.loads((ROOT / "tools" / "results" / "jobs-killed.json").read_text("utf-8"))
+    page = " ".join((ROOT / "docs" / "jobs.md").read_text("utf-8").split())
+
+    assert len(record["killed"]) == record["killed_runs"]
+    assert all(run["moments"] for run in record["killed"])
+    wrong = [run for run in record["killed"] + record["filled"] if run["differences"] or not run.get("clean", True)]
+    counts = f"[{len(record['killed'])} killed jobs and {len(record['filled'])} full disks]"
+    assert counts in page
+    assert f"(../tools/results/jobs-killed.json), {len(wrong)} gave another byte." in page
+
+
 # --- other jobs ------------------------------------------------------------------------------------------------------
 
 

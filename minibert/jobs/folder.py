@@ -182,7 +182,8 @@ class Folder:
 
     def _read_job(self) -> dict[str, Any]:
         content = _read(self.path / JOB)
-        if content is None or content.get("sha256") != sha256_of({**content, "sha256": ""}):
+        sound = content is not None and content.get("sha256") == sha256_of({**content, "sha256": ""})
+        if content is None or not sound or content != {**content, **_FORMAT}:
             raise JobError(f"{self.path / JOB} must be as minibert wrote it; it is damaged. Start with a new --output.")
         return content
 

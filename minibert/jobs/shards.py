@@ -151,10 +151,15 @@ class _Parquet:
     def write(self, chunk: Chunk, vectors: Num[Array, "n D"]) -> None:
         """Write some rows."""
         pa, layout = tables.pyarrow(), self._layout
+        pool = pa.system_memory_pool()  # that of pyarrow keeps what is freed, so its size goes up and down
         parts = chunk.columns if len(chunk.columns) == len(layout.columns) else [[chunk.rows], *chunk.columns]
         columns = [
             pa.chunked_array(
-                [pa.array(part, kind) if isinstance(part, list) else part.cast(kind) for part in each], kind
+                [
+                    pa.array(part, kind, memory_pool=pool) if isinstance(part, list) else part.cast(kind)
+                    for part in each
+                ],
+                kind,
             )
             for each, kind in zip(parts, layout.columns.values(), strict=True)
         ]
