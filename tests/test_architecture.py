@@ -33,7 +33,7 @@ FLOORS = (
     ("adapters", "embedding"),
     ("study",),
     ("encoder",),
-    ("index",),
+    ("index", "serving"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -63,6 +63,7 @@ WINGS = {
     "files": (("__init__", "tokenizer_files"), ("checkpoint",), ("hub",)),
     "files.checkpoint": (("stored",), ("pickle_machine", "safetensors_file"), ("names", "torch_pickle"), ("__init__",)),
     "modules": (("__init__",), ("kinds",), ("chain",)),
+    "serving": (("__init__", "metrics"), ("batcher",)),
     "study": (("names", "reference"), ("traces",), ("similar",), ("__init__", "page")),
     "safe": (("__init__", "atomic", "escapes", "regular"), ("jsonfile",)),
 }
