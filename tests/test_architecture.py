@@ -43,7 +43,7 @@ WINGS = {
     "cli": (
         ("help_texts", "terminal"),
         ("arguments", "encoder", "files", "heat_map", "opened", "outputs", "texts"),
-        ("convert", "differences", "download", "encode", "index"),
+        ("convert", "differences", "download", "encode", "index", "serve"),
         ("explain", "inspect", "search"),
         ("__init__",),
     ),
@@ -63,7 +63,15 @@ WINGS = {
     "files": (("__init__", "tokenizer_files"), ("checkpoint",), ("hub",)),
     "files.checkpoint": (("stored",), ("pickle_machine", "safetensors_file"), ("names", "torch_pickle"), ("__init__",)),
     "modules": (("__init__",), ("kinds",), ("chain",)),
-    "serving": (("__init__", "metrics"), ("batcher",)),
+    "serving": (
+        ("__init__", "fields", "metrics"),
+        ("batcher",),
+        ("service",),
+        ("openai", "tei"),
+        ("ollama",),
+        ("cohere",),
+        ("app", "process"),
+    ),
     "study": (("names", "reference"), ("traces",), ("similar",), ("__init__", "page")),
     "safe": (("__init__", "atomic", "escapes", "regular"), ("jsonfile",)),
 }
