@@ -1,10 +1,13 @@
 """What several test files share: the golden files, small repos made from them, and the measure of accuracy."""
 
+import importlib
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -19,6 +22,13 @@ FAMILIES = {name: card for name, card in _FILE["families"].items() if "twin" in 
 #: All cards that have a twin.
 MODELS = CARDS | FAMILIES
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def needs(module):
+    """Return a module that an extra brings. Without it, skip; where MINIBERT_REQUIRE_EXTRAS is 1, fail."""
+    if os.environ.get("MINIBERT_REQUIRE_EXTRAS") == "1":
+        return importlib.import_module(module)
+    return pytest.importorskip(module)
 
 
 def flushed(xp):

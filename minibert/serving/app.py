@@ -18,9 +18,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from minibert.serving import cohere, ollama, openai, tei
-from minibert.serving.fields import Refused
 from minibert.serving.metrics import CONTENT_TYPE
-from minibert.serving.service import Call, Gone, Service, refusal_headers
+from minibert.serving.refused import Refused
+from minibert.serving.service import Call, Gone, Service
 
 __all__ = ["ROUTES", "application"]
 
@@ -113,12 +113,12 @@ def _endpoint(service: Service, protocol: ModuleType, handler: _Handler) -> Call
         except Gone:
             return Response(status_code=499)  # nobody reads it
         except ClientDisconnect:
-            service.counted("dropped")
+            service.metrics.count("te_request_failure", err="dropped")
             return Response(status_code=499)
         except Exception as error:  # noqa: BLE001  # a bug must not end other requests
             logger.error("request %s failed: %s", call.id, _where(error))  # noqa: TRY400  # a message can quote a text
             refused = Refused("bug", f"the server has failed on this request ({call.id}); its log says where.")
-        service.counted(refused.kind)
+        service.metrics.count("te_request_failure", err=refused.kind.metric)
         return _refusal(call, protocol, refused)
 
     return answer
@@ -127,7 +127,7 @@ def _endpoint(service: Service, protocol: ModuleType, handler: _Handler) -> Call
 def _refusal(call: Call, protocol: ModuleType, refused: Refused) -> Response:
     """Return the answer to a request that is refused."""
     status, body = protocol.error(refused)
-    return _json(json.dumps(body), status, call.headers | refusal_headers(refused))
+    return _json(json.dumps(body), status, call.headers | refused.headers)
 
 
 def _json(content: str, status: int, headers: dict[str, str]) -> Response:

@@ -3,12 +3,9 @@
 from typing import Any, Final, Literal
 
 from minibert.quantization import quantize_embeddings
-from minibert.serving import ollama
-from minibert.serving.fields import Refused
+from minibert.serving.refused import Refused
 from minibert.serving.service import Call, base64s, dumps, floats, matrix, written
 from minibert.typing import Array, Float
-
-ERRORS: Final = ollama.ERRORS
 
 #: The input types that have prompts of their own.
 _KINDS: Final[dict[str, Literal["query", "document"]]] = {"search_query": "query", "search_document": "document"}
@@ -17,7 +14,7 @@ _INPUT_TYPES: Final = (*_KINDS, "classification", "clustering")
 
 def error(refused: Refused) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of an error."""
-    return ERRORS[refused.kind], {"message": refused.message}
+    return refused.kind.status, {"message": refused.message}
 
 
 async def embed(call: Call) -> str:

@@ -4,28 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, Self, TypeAlias
 
-__all__ = ["Fields", "Items", "Refused"]
+from minibert.serving.refused import Refused
+
+__all__ = ["Fields", "Items"]
 
 #: The texts of a request. A text can be given as its token ids.
 Items: TypeAlias = list[str | list[int]]
-
-
-class Refused(Exception):  # noqa: N818 - it is no error of the program
-    """A request that gets an error as its answer.
-
-    Attributes:
-        kind: What is wrong: a key of the table of statuses that each protocol has.
-        message: The rule, and what was found. It can quote the request, so it is for the client, never for a log.
-        field: The name of the field that is wrong, or None.
-        retry_after: Seconds after which the client can try again, or None.
-    """
-
-    def __init__(self, kind: str, message: str, field: str | None = None, *, retry_after: float | None = None) -> None:
-        super().__init__(kind)
-        self.kind = kind
-        self.message = message
-        self.field = field
-        self.retry_after = retry_after
 
 
 class Fields:

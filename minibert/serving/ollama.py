@@ -1,18 +1,14 @@
 """The protocol of Ollama: ``/api/embed``."""
 
-from typing import Any, Final
+from typing import Any
 
-from minibert.serving import openai
-from minibert.serving.fields import Refused
+from minibert.serving.refused import Refused
 from minibert.serving.service import Call, dumps, floats, matrix, written
-
-#: The status of each kind of error.
-ERRORS: Final = {kind: status for kind, (status, _, _) in openai.ERRORS.items()}
 
 
 def error(refused: Refused) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of an error."""
-    return ERRORS[refused.kind], {"error": refused.message}
+    return refused.kind.status, {"error": refused.message}
 
 
 async def embed(call: Call) -> str:

@@ -1,32 +1,16 @@
 """The protocol of OpenAI: ``/v1/embeddings`` and ``/v1/models``."""
 
-from typing import Any, Final
+from typing import Any
 
-from minibert.serving.fields import Refused
+from minibert.serving.refused import Refused
 from minibert.serving.service import Call, base64s, dumps, floats, matrix, written
-
-#: The status, type and code of each kind of error.
-ERRORS: Final[dict[str, tuple[int, str, str | None]]] = {
-    "validation": (400, "invalid_request_error", None),
-    "empty": (400, "invalid_request_error", None),
-    "batch_size": (400, "invalid_request_error", None),
-    "too_long": (400, "invalid_request_error", "context_length_exceeded"),
-    "key": (401, "invalid_request_error", "invalid_api_key"),
-    "model": (404, "invalid_request_error", "model_not_found"),
-    "route": (404, "invalid_request_error", "unknown_url"),
-    "method": (405, "invalid_request_error", "method_not_allowed"),
-    "body_size": (413, "invalid_request_error", None),
-    "overloaded": (429, "overloaded", "overloaded"),
-    "bug": (500, "server_error", None),
-    "inference": (500, "server_error", None),
-    "stopping": (503, "overloaded", "stopping"),
-}
 
 
 def error(refused: Refused) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of an error."""
-    status, kind, code = ERRORS[refused.kind]
-    return status, {"error": {"message": refused.message, "type": kind, "param": refused.field, "code": code}}
+    kind = refused.kind
+    found = {"message": refused.message, "type": kind.type, "param": refused.field, "code": kind.code}
+    return kind.status, {"error": found}
 
 
 async def embeddings(call: Call) -> str:

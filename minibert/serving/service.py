@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hmac
 import json
-import math
 import re
 import time
 import uuid
@@ -19,8 +18,9 @@ from starlette.requests import Request
 from minibert.encoder import SentenceEncoder
 from minibert.errors import MinibertError
 from minibert.serving.batcher import Answer, Batcher, Overloaded, Stopping, TooLong, Work
-from minibert.serving.fields import Fields, Items, Refused
+from minibert.serving.fields import Fields, Items
 from minibert.serving.metrics import Metrics
+from minibert.serving.refused import Refused
 from minibert.typing import Array, Float
 
 __all__ = ["Call", "Gone", "Limits", "Service", "base64s", "dumps", "floats"]
@@ -34,16 +34,6 @@ _WATCH_AFTER = 0.05
 _CHARACTERS_PER_TOKEN = 250
 #: Numbers in an answer from which they are written in another thread, so that other requests do not wait.
 _MANY = 16_384
-
-#: TEI's names of the errors in its metrics; of others, it is "validation".
-_FAILURES = {
-    "batch_size": "batch_size",
-    "bug": "inference",
-    "dropped": "dropped",
-    "inference": "inference",
-    "overloaded": "overloaded",
-    "stopping": "overloaded",
-}
 
 dumps = functools.partial(json.dumps, allow_nan=False, separators=(",", ":"))
 
@@ -150,18 +140,20 @@ class Service:
         if size > most:
             raise Refused("batch_size", f"batch size {size} > maximum allowed batch size {most}", field)
 
-    def check_ids(self, field: str, texts: Sequence[Sequence[int]], *, whole: bool = True) -> None:
+    def check_ids(self, field: str, items: Items, *, whole: bool = True) -> None:
         """Refuse the token ids of another vocabulary.
 
         Args:
             field: The name of the field that has them.
-            texts: The ids of each text.
+            items: The ids of each text. Items that are texts are skipped.
             whole: Whether they must have the special tokens around a text, as ``/tokenize`` gives them. Ids from
                 elsewhere, such as those of tiktoken, do not have them, but many of them are small enough to be in the
                 vocabulary.
         """
         start, end = len(self.prefix), len(self.suffix)
-        for index, ids in enumerate(texts):
+        for index, ids in enumerate(items):
+            if isinstance(ids, str):
+                continue
             around = len(ids) >= start + end and ids[:start] == self.prefix and ids[len(ids) - end :] == self.suffix
             if not self._ids.issuperset(ids) or (whole and not around):
                 raise Refused(
@@ -171,10 +163,6 @@ class Service:
                     "check_embedding_ctx_length=False",
                     field,
                 )
-
-    def counted(self, kind: str) -> None:
-        """Count a request that failed."""
-        self.metrics.count("te_request_failure", err=_FAILURES.get(kind, "validation"))
 
 
 class Call:
@@ -253,7 +241,7 @@ class Call:
         method = "single" if len(items) == 1 else "batch"
         metrics.count("te_request_count", method=method)
         service.check_batch(field, len(items))
-        service.check_ids(field, [item for item in items if isinstance(item, list)])
+        service.check_ids(field, items)
         limit = service.encoder.max_seq_length
         if not truncate and len(long := max(items, key=len)) > (most := limit * _CHARACTERS_PER_TOKEN):
             message = f"`{field}` must have less than {most + 1} characters. Given: {len(long)}"
@@ -326,21 +314,6 @@ class Call:
         }
         if answer.truncated:
             self.headers["x-minibert-truncated"] = str(answer.truncated)
-
-
-def refusal_headers(refused: Refused) -> dict[str, str]:
-    """Return the headers of an error, for every protocol."""
-    headers = {}
-    if refused.retry_after is not None:
-        headers["retry-after"] = str(max(1, math.ceil(refused.retry_after)))
-        headers["retry-after-ms"] = str(max(1, math.ceil(refused.retry_after * 1000)))
-    if refused.kind == "key":
-        headers["www-authenticate"] = "Bearer"
-    if refused.kind in {"bug", "inference"}:
-        headers["x-should-retry"] = "false"
-    if refused.kind == "body_size":
-        headers["connection"] = "close"  # the rest of the body is not read
-    return headers
 
 
 async def written(function: Callable[[Array], _Result], vectors: Array) -> _Result:

@@ -1,34 +1,17 @@
 """The protocol of text-embeddings-inference (TEI), by Hugging Face."""
 
-from typing import Any, Final
+from typing import Any
 
 from minibert.modules.kinds import Pooling
-from minibert.serving.fields import Fields, Items, Refused
+from minibert.serving.fields import Fields, Items
+from minibert.serving.refused import Refused
 from minibert.serving.service import Call, dumps, floats, matrix, written
 from minibert.similarity import cosine
-
-#: The status and type of each kind of error.
-ERRORS: Final[dict[str, tuple[int, str]]] = {
-    "empty": (400, "Empty"),
-    "key": (401, "Validation"),
-    "model": (404, "Validation"),
-    "route": (404, "Validation"),
-    "method": (405, "Validation"),
-    "body_size": (413, "Validation"),
-    "validation": (422, "Validation"),
-    "batch_size": (422, "Validation"),
-    "too_long": (422, "Validation"),
-    "inference": (424, "Backend"),
-    "overloaded": (429, "Overloaded"),
-    "bug": (500, "Backend"),
-    "stopping": (503, "Unhealthy"),
-}
 
 
 def error(refused: Refused) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of an error."""
-    status, kind = ERRORS[refused.kind]
-    return status, {"error": refused.message, "error_type": kind}
+    return refused.kind.tei_status, {"error": refused.message, "error_type": refused.kind.tei_type}
 
 
 async def embed(call: Call) -> str:
