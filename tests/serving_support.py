@@ -20,11 +20,11 @@ from support import ROOT, needs
 
 needs("starlette")
 
-from minibert import __version__
-from minibert.serving.app import application
-from minibert.serving.batcher import Batcher
-from minibert.serving.metrics import Metrics
-from minibert.serving.service import Limits, Service
+from minibert import __version__  # noqa: E402
+from minibert.serving.app import application  # noqa: E402
+from minibert.serving.batcher import Batcher  # noqa: E402
+from minibert.serving.metrics import Metrics  # noqa: E402
+from minibert.serving.service import Limits, Service  # noqa: E402
 
 
 class Reply(NamedTuple):
@@ -48,9 +48,7 @@ class Served:
         metrics = Metrics()
         limits = limits or Limits()
         self.batcher = Batcher(encoder, metrics=metrics, **{"max_queue_tokens": limits.queue_tokens, **batching})
-        self.service = Service(
-            encoder, self.batcher, metrics, name=name, version=__version__, limits=limits, keys=keys
-        )
+        self.service = Service(encoder, self.batcher, metrics, name=name, version=__version__, limits=limits, keys=keys)
         self.app = application(self.service, cors_origins=cors_origins)
         self.loop = asyncio.new_event_loop()
 
@@ -86,7 +84,10 @@ class Served:
     async def call(self, method, path, body=b"", headers=None, gone=None):
         """Send a request, and return its answer. The client goes when the event ``gone`` is set."""
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        given = {"content-length": str(len(body)), **{name.replace("_", "-"): it for name, it in (headers or {}).items()}}
+        given = {
+            "content-length": str(len(body)),
+            **{name.replace("_", "-"): it for name, it in (headers or {}).items()},
+        }
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -167,9 +168,9 @@ class Process:
     def request(self, path, data, headers):
         """Send a request, and return its answer, whatever its status."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json", **names})
+        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json", **names})  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 return _reply(answer)
         except urllib.error.HTTPError as answer:
             with answer:

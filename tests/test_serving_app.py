@@ -1,4 +1,4 @@
-"""What all routes share: keys, limits, overload, stopping, clients that leave, bugs, metrics, and the promise of bits."""
+"""What all routes share: keys, limits, overload, stopping, clients that leave, bugs, metrics, and bits."""
 
 import asyncio
 import base64
@@ -323,7 +323,7 @@ def test_metrics(served):
 def test_bits_under_load(served, encoder):
     """64 requests at once, of all protocols, with mixed prompts, dimensions and scales, get the bits of encode."""
     rng = np.random.default_rng(5)
-    words = "a man is playing some very old music where people go by".split()
+    words = ["a", "man", "is", "playing", "some", "very", "old", "music", "where", "people", "go", "by"]
     wanted = []
     for number in range(64):
         texts = [" ".join(rng.choice(words, rng.integers(1, 40))) for _ in range(rng.integers(1, 6))]

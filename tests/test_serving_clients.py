@@ -4,6 +4,7 @@ It needs the ``clients`` extra, in an environment of its own.
 """
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -52,6 +53,13 @@ def open_server():
         yield server
 
 
+@pytest.fixture(autouse=True)
+def collected():
+    """Collect what a client leaves open before the next test, whose warnings are errors."""
+    yield
+    gc.collect()
+
+
 def assert_vectors(given, encoder, texts=TEXTS, **options):
     """Fail unless the numbers are the vectors of encode."""
     expected = encoder.encode(texts, normalize_embeddings=True, **options)
@@ -88,9 +96,7 @@ def test_openai_extensions(server, encoder):
     client = openai_client(server)
     reply = client.embeddings.create(model="built-in", input=TEXTS, extra_body={"normalize": False})
 
-    np.testing.assert_array_equal(
-        np.array([each.embedding for each in reply.data], np.float32), encoder.encode(TEXTS)
-    )
+    np.testing.assert_array_equal(np.array([each.embedding for each in reply.data], np.float32), encoder.encode(TEXTS))
 
 
 def test_openai_async(server, encoder):
@@ -199,7 +205,9 @@ def test_cohere(server, encoder):
     with pytest.raises(cohere.errors.BadRequestError, match="cannot be empty"):
         new.embed(model="built-in", texts=[], input_type="search_query", embedding_types=["float"])
     with pytest.raises(cohere.errors.UnauthorizedError):
-        cohere.ClientV2(api_key="wrong", base_url=server.url).embed(model="built-in", texts=["a"], input_type="clustering")
+        cohere.ClientV2(api_key="wrong", base_url=server.url).embed(
+            model="built-in", texts=["a"], input_type="clustering"
+        )
 
 
 def test_ollama(server, encoder):
@@ -220,13 +228,30 @@ def test_ollama(server, encoder):
 
 
 def test_langchain(server, encoder):
-    """As docs/serve.md says. By default, LangChain sends ids of tiktoken, which are refused with the remedy."""
+    """As docs/serve.md says."""
     module = needs("langchain_openai")
     options = {"model": "built-in", "base_url": f"{server.url}/v1", "api_key": KEY}
     embeddings = module.OpenAIEmbeddings(check_embedding_ctx_length=False, **options)
 
     assert_vectors(embeddings.embed_documents(TEXTS), encoder)
     assert_vectors(asyncio.run(embeddings.aembed_query(TEXTS[0])), encoder, TEXTS[0])
+
+
+def test_langchain_with_ids_of_another_vocabulary(server, monkeypatch):
+    """By default, LangChain sends ids of tiktoken. They are refused, and the message has the remedy."""
+
+    class Encoding:
+        def encode(self, *_, **__):
+            return [9906, 1917]
+
+        encode_ordinary = encode
+
+    for name in ("encoding_for_model", "get_encoding"):
+        monkeypatch.setattr(needs("tiktoken"), name, lambda _: Encoding())
+    embeddings = needs("langchain_openai").OpenAIEmbeddings(model="built-in", base_url=f"{server.url}/v1", api_key=KEY)
+
+    with pytest.raises(needs("openai").BadRequestError, match="in LangChain: check_embedding_ctx_length=False"):
+        embeddings.embed_documents(TEXTS)
 
 
 def test_llama_index(server, open_server, encoder):
@@ -277,6 +302,4 @@ def test_the_recorded_request_is_still_sent(encoder):
     with pytest.raises(openai.InternalServerError):
         client.embeddings.create(model="built-in", input=TEXTS, user="u1", dimensions=32)
 
-    assert sent == [
-        {"input": TEXTS, "model": "built-in", "user": "u1", "dimensions": 32, "encoding_format": "base64"}
-    ]
+    assert sent == [{"input": TEXTS, "model": "built-in", "user": "u1", "dimensions": 32, "encoding_format": "base64"}]

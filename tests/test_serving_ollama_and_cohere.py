@@ -44,7 +44,9 @@ def test_ollama_defaults(served, encoder, more):
     """0 dimensions are all. A single text gives a list too. Options of generation have no effect."""
     reply = served.post("/api/embed", {"model": "any", "input": "the cat", **more}).json
 
-    np.testing.assert_array_equal(as_float32(reply["embeddings"]), [encoder.encode("the cat", normalize_embeddings=True)])
+    np.testing.assert_array_equal(
+        as_float32(reply["embeddings"]), [encoder.encode("the cat", normalize_embeddings=True)]
+    )
 
 
 @pytest.mark.parametrize("body", [{}, {"input": ""}, {"input": []}, {"input": None}])
@@ -153,8 +155,10 @@ def test_cohere_cuts(served, encoder, cut, kept):
         ),
         (
             {"embedding_types": ["int8"]},
-            "`embedding_types` cannot have int8 here: its ranges come from many texts together. Use float, base64, "
-            "binary or ubinary.",
+            (
+                "`embedding_types` cannot have int8 here: its ranges come from many texts together. Use float, base64, "
+                "binary or ubinary."
+            ),
         ),
         (
             {"embedding_types": ["hex"]},

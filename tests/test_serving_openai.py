@@ -180,9 +180,7 @@ def test_wrong_requests(served, body, field, message):
     reply = served.post("/v1/embeddings", body)
 
     assert reply.status == 400
-    assert reply.json == {
-        "error": {"message": message, "type": "invalid_request_error", "param": field, "code": None}
-    }
+    assert reply.json == {"error": {"message": message, "type": "invalid_request_error", "param": field, "code": None}}
 
 
 @pytest.mark.parametrize("given", [[[9906, 1917]], [[101, 9906]], [[101, 30522, 102]], [[101, -1, 102]], [[]], [[101]]])
@@ -192,8 +190,8 @@ def test_foreign_ids_are_refused(served, given):
 
     assert reply.status == 400
     assert reply.json["error"]["message"] == (
-        "`input` must have token ids as /tokenize gives them, with special tokens; item 1 has others. Are they tokens of "
-        "another vocabulary? Send text; in LangChain: check_embedding_ctx_length=False"
+        "`input` must have token ids as /tokenize gives them, with special tokens; item 1 has others. Are they tokens "
+        "of another vocabulary? Send text; in LangChain: check_embedding_ctx_length=False"
     )
 
 

@@ -24,8 +24,10 @@ RECORDED = {
     "feature_extraction": ("/", b'{"inputs": "the cat"}', {"normalize_embeddings": True}),
     "feature_extraction with everything": (
         "/",
-        b'{"inputs": "the cat", "normalize": true, "prompt_name": "query", "truncate": true, '
-        b'"truncation_direction": "Right", "dimensions": 16, "encoding_format": "float"}',
+        (
+            b'{"inputs": "the cat", "normalize": true, "prompt_name": "query", "truncate": true, '
+            b'"truncation_direction": "Right", "dimensions": 16, "encoding_format": "float"}'
+        ),
         {"normalize_embeddings": True, "prompt_name": "query", "truncate_dim": 16},
     ),
     "LlamaIndex": ("/embed", b'{"inputs": ["the cat"], "truncate": true}', {"normalize_embeddings": True}),
@@ -184,7 +186,13 @@ WRONG = {
         "Validation",
         "`source_sentence` must be a text; it is a list.",
     ),
-    "a text to compare": ("/similarity", b'{"inputs": "a"}', 422, "Validation", "`inputs` must be an object; it is 'a'."),
+    "a text to compare": (
+        "/similarity",
+        b'{"inputs": "a"}',
+        422,
+        "Validation",
+        "`inputs` must be an object; it is 'a'.",
+    ),
     "ids to tokenize": (
         "/tokenize",
         b'{"inputs": [1]}',
