@@ -238,13 +238,12 @@ class Batcher:
     def start(self) -> None:
         """Start the threads. Call it on the event loop that makes the requests."""
         self._loop = asyncio.get_running_loop()
-        for name, inbox, step in (
-            ("tokenize", self._to_tokenize, self._tokenize_some),
-            ("compute", self._to_compute, self._compute_some),
+        for name, arguments in (
+            ("tokenize", (self._to_tokenize, self._tokenize, _CHARACTERS_AT_ONCE)),
+            ("compute", (self._to_compute, self._compute, self._budget, self._max_wait)),
         ):
-            target = functools.partial(self._run, inbox, step)
-            self._threads.append(threading.Thread(target=target, name=f"minibert-{name}", daemon=True))
-        for thread in self._threads:
+            thread = threading.Thread(target=self._run, args=arguments, name=f"minibert-{name}", daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     async def stop(self) -> None:
@@ -341,7 +340,10 @@ class Batcher:
                 self.texts_queued -= texts
                 job.texts -= texts
                 if not job.texts:
-                    job.future.set_result(self._answer(job, now))
+                    try:
+                        job.future.set_result(self._answer(job, now))
+                    except MemoryError as error:
+                        self._fail(job, error)
             start += texts
         self._speed += (_NEWEST if self._speed else 1.0) * (tokens / seconds - self._speed)
         self._metrics.observe("te_batch_next_size", len(outputs))
@@ -380,21 +382,41 @@ class Batcher:
 
     # ------------------------------------------------------------ on the threads
 
-    def _run(self, inbox: queue.SimpleQueue[_Job | None], step: Callable[[deque[_Job]], None]) -> None:
-        """Take a step with the requests that are waiting, until None comes in."""
+    def _run(
+        self,
+        inbox: queue.SimpleQueue[_Job | None],
+        step: Callable[[list[_Part]], None],
+        budget: int,
+        max_wait: float = 0.0,
+    ) -> None:
+        """Take a step with the next items, again and again, until None comes in.
+
+        A request with items left goes behind those that have come meanwhile. So a large one does not hold up others.
+        """
         waiting: deque[_Job] = deque()
+        unfinished: list[_Job] = []
         stop = False
         try:
             while True:
-                with contextlib.suppress(queue.Empty):
-                    while not stop:
-                        job = inbox.get(block=not waiting)
-                        stop = job is None
-                        if job is not None:
-                            waiting.append(job)
+                while not stop:
+                    try:
+                        if not waiting and not unfinished:
+                            job = inbox.get()
+                        elif (left := _seconds_left(waiting, budget, max_wait)) > 0:
+                            job = inbox.get(timeout=left)
+                        else:
+                            job = inbox.get_nowait()
+                    except queue.Empty:
+                        break
+                    stop = job is None
+                    if job is not None:
+                        waiting.append(job)
+                waiting += unfinished
                 if not waiting:
                     return
-                step(waiting)
+                parts = _take(waiting, budget)
+                unfinished = [part.job for part in parts if part.stop < len(part.job.costs)]
+                self._together(step, parts)
         except BaseException as error:  # noqa: BLE001 - it is the error of all requests
             self._tell(self._crash, error)
 
@@ -418,11 +440,6 @@ class Batcher:
         """Let a request fail."""
         job.failed = True
         self._tell(self._fail, job, error)
-
-    def _tokenize_some(self, waiting: deque[_Job]) -> None:
-        """Tokenize the next items, and pass on the requests that are complete."""
-        parts = _take(waiting, _CHARACTERS_AT_ONCE)
-        self._together(self._tokenize, parts)
 
     def _tokenize(self, parts: list[_Part]) -> None:
         """Tokenize some items. Requests that are complete go to the other thread."""
@@ -449,19 +466,6 @@ class Batcher:
     def _own_ids(self, ids: Sequence[int]) -> _OwnIds:
         """Return a text's ids without its special tokens."""
         return _OwnIds(ids[len(self._tokenizer.prefix) : len(ids) - len(self._tokenizer.suffix)])
-
-    def _compute_some(self, waiting: deque[_Job]) -> None:
-        """Compute the next batch, if no request may wait any longer for others."""
-        if self._max_wait and sum(sum(job.costs[job.taken :]) for job in waiting) < self._budget:
-            left = waiting[0].times[1] + self._max_wait - time.perf_counter()
-            with contextlib.suppress(queue.Empty):
-                job = self._to_compute.get(timeout=max(left, 0))
-                if job is None:
-                    self._to_compute.put(None)
-                else:
-                    waiting.append(job)
-                return
-        self._together(self._compute, _take(waiting, self._budget))
 
     def _compute(self, parts: list[_Part]) -> None:
         """Compute some items, and deliver their vectors."""
@@ -526,21 +530,22 @@ class Batcher:
 
 
 def _take(waiting: deque[_Job], budget: int) -> list[_Part]:
-    """Return the next items, in the order of requests, until their cost is at least ``budget``.
-
-    A request with items left goes to the end of the queue. So a large one does not hold up the others.
-    """
+    """Return the next items, in the order of requests, until their cost is at least ``budget``."""
     parts = []
     while waiting and budget > 0:
         job = waiting.popleft()
         if job.failed or job.future.done():  # it was cancelled, if it has not failed
             continue
-        start = stop = job.taken
-        while stop < len(job.costs) and budget > 0:
-            budget -= max(job.costs[stop], 1)
-            stop += 1
-        job.taken = stop
-        parts.append(_Part(job, start, stop))
-        if stop < len(job.costs):
-            waiting.append(job)
+        start = job.taken
+        while job.taken < len(job.costs) and budget > 0:
+            budget -= max(job.costs[job.taken], 1)
+            job.taken += 1
+        parts.append(_Part(job, start, job.taken))
     return parts
+
+
+def _seconds_left(waiting: deque[_Job], budget: int, max_wait: float) -> float:
+    """Return how long the first request may wait for others: 0 if there is enough for a batch."""
+    if not max_wait or not waiting or sum(sum(job.costs) for job in waiting) >= budget:
+        return 0.0
+    return waiting[0].times[-1] + max_wait - time.perf_counter()
