@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_support import program, usage_error
+from cli_support import COMMAND, program, usage_error
 from serving_support import Process, as_float32
-from support import needs
+from support import ROOT, needs
 
 from minibert import SentenceEncoder
 
@@ -118,12 +118,14 @@ def test_a_second_interrupt_does_not_wait():
     """Neither does the end of the time for requests in flight."""
     slow = {"inputs": SLOW["inputs"] * 8, "dimensions": 1}
     for options, signals in ((["--shutdown-timeout", "300"], 2), (["--shutdown-timeout", "0.1"], 1)):
-        with Process("--num-threads", "1", *options) as server, server.send("/embed", slow):
+        with Process("--num-threads", "1", *options) as server, server.send("/embed", slow) as own:
             wait_for_queue(server)
             for _ in range(signals):
                 server.process.send_signal(signal.SIGINT)
                 time.sleep(0.3)
             assert server.process.wait(20) == 0
+            if signals == 1:
+                assert answer_of(own)[0] == 503
 
 
 def test_a_port_in_use():
@@ -254,3 +256,14 @@ def test_the_missing_extra():
 def test_wrong_usage(arguments):
     """It is found before anything is imported. There is no ``--api-key``."""
     usage_error("serve", *arguments)
+
+
+def test_standard_output_is_not_needed():
+    """The server writes nothing to it, so it may be closed."""
+    code = (
+        f"import os, sys; os.close(1); os.execv(sys.executable, {[*COMMAND, 'serve', '--port', '0', '--model', 'no']})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=ROOT)
+
+    assert b"standard output is closed" not in done.stderr
+    assert done.stderr.startswith(b"minibert: error: ")

@@ -2,8 +2,9 @@
 
 DESCRIPTION = """\
 Turn texts into vectors with BERT models in the format of sentence-transformers.
-Search texts by meaning. Inspect, convert and download models. The computation
-uses numpy, not PyTorch. Without --model, the commands use the built-in model.
+Search texts by meaning. Serve vectors over HTTP. Inspect, convert and download
+models. The computation uses numpy, not PyTorch. Without --model, the commands
+use the built-in model.
 """
 EPILOG = """\
 examples:
@@ -146,7 +147,8 @@ SERVE = """\
 Serve the vectors of a model over HTTP. The server speaks the protocols of
 OpenAI, text-embeddings-inference (TEI), Ollama and Cohere, so their clients
 work with it. It computes the texts of concurrent requests together. A vector
-has the same bits as in `minibert encode`. It needs pip install "minibert[serve]".
+has the same bits as in `minibert encode`. The command needs an extra:
+pip install "minibert[serve]".
 """
 SERVE_EPILOG = """\
 routes:

@@ -1,5 +1,6 @@
 """The web application: one table of routes, and what happens to each request around its route."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -115,6 +116,11 @@ def _endpoint(service: Service, protocol: ModuleType, handler: _Handler) -> Call
         except ClientDisconnect:
             service.metrics.count("te_request_failure", err="dropped")
             return Response(status_code=499)
+        except asyncio.CancelledError:
+            if not service.stopping:
+                raise
+            # The time for requests in flight is over.
+            refused = Refused("stopping", "the server has stopped before it could answer.", retry_after=1)
         except Exception as error:  # noqa: BLE001  # a bug must not end other requests
             logger.error("request %s failed: %s", call.id, _where(error))  # noqa: TRY400  # a message can quote a text
             refused = Refused("bug", f"the server has failed on this request ({call.id}); its log says where.")

@@ -32,6 +32,9 @@ _WATCH_AFTER = 0.05
 #: Characters that a token can have at most, on average. A longer text is refused before it is tokenized, if it must not
 #: be cut: this bounds the work. It is the number of text-embeddings-inference.
 _CHARACTERS_PER_TOKEN = 250
+#: A body that is too long is read and discarded up to so many times the limit. Otherwise, its client would find the
+#: connection closed while it still writes, and would not read the error.
+_DISCARDED = 8
 #: Numbers in an answer from which they are written in another thread, so that other requests do not wait.
 _MANY = 16_384
 
@@ -200,13 +203,17 @@ class Call:
         """
         most, parts, size = self.service.limits.body_bytes, [], 0
         length = self.request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > most:
-            raise _too_large(most)
+        refused = Refused("body_size", f"the body must have at most {most} bytes; it has more.")
+        if length.isdecimal() and int(length[:20]) > most * _DISCARDED:
+            raise refused
         async for part in self.request.stream():
-            parts.append(part)
             size += len(part)
-            if size > most:
-                raise _too_large(most)
+            if size <= most:
+                parts.append(part)
+            elif size > most * _DISCARDED:
+                raise refused
+        if size > most:
+            raise refused
         self.fields = Fields.read(b"".join(parts))
 
     def dimensions(self, name: str = "dimensions") -> int | None:
@@ -338,7 +345,3 @@ def matrix(rows: Sequence[str]) -> str:
 
 def _stopping() -> Refused:
     return Refused("stopping", "the server is stopping, or has to be restarted. Try again later.", retry_after=1)
-
-
-def _too_large(most: int) -> Refused:
-    return Refused("body_size", f"the body must have at most {most} bytes; it has more.")
