@@ -105,7 +105,7 @@ def _endpoint(service: Service, protocol: ModuleType, handler: _Handler) -> Call
     async def answer(request: Request) -> Response:
         call = Call(service, request)
         try:
-            service.admit(request)
+            service.admit(call.given.get(b"authorization", b""))
             if request.method == "POST":
                 await call.read()
             return _json(await handler(call), 200, call.headers)

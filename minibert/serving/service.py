@@ -5,6 +5,7 @@ import base64
 import dataclasses
 import functools
 import hmac
+import itertools
 import json
 import re
 import time
@@ -37,6 +38,10 @@ _CHARACTERS_PER_TOKEN = 250
 _DISCARDED = 8
 #: Numbers in an answer from which they are written in another thread, so that other requests do not wait.
 _MANY = 16_384
+
+#: The start of the ids of requests, and their numbers.
+_PROCESS, _NUMBERS = uuid.uuid4().hex[:12], itertools.count(1)
+_IDENTIFIER = re.compile(rb"[\w.-]{1,128}")
 
 dumps = functools.partial(json.dumps, allow_nan=False, separators=(",", ":"))
 
@@ -108,13 +113,13 @@ class Service:
         """Whether new requests are answered."""
         return self.batcher.alive and not self.stopping
 
-    def admit(self, request: Request) -> None:
+    def admit(self, authorization: bytes) -> None:
         """Refuse a request without a key, or one that comes while the server stops."""
         if self.keys:
-            scheme, _, key = request.headers.get("authorization", "").partition(" ")
+            scheme, _, key = authorization.partition(b" ")
             # All keys are compared: the time must not tell which one is similar.
-            known = [hmac.compare_digest(key.strip().encode("latin-1"), each) for each in self.keys]
-            if scheme.lower() != "bearer" or not any(known):
+            known = [hmac.compare_digest(key.strip(), each) for each in self.keys]
+            if scheme.lower() != b"bearer" or not any(known):
                 raise Refused("key", "a key of this server is required, in the header Authorization: Bearer KEY.")
         if not self.ready:
             raise _stopping()
@@ -174,7 +179,8 @@ class Call:
     Attributes:
         service: The model.
         request: The request.
-        id: What identifies it: the header ``x-request-id``, or else a random one.
+        given: Its headers.
+        id: What identifies it: its header ``x-request-id``, or else a number after a random part.
         fields: Its body.
         headers: The headers of the answer.
         seconds: The time since the request came.
@@ -183,8 +189,9 @@ class Call:
     def __init__(self, service: Service, request: Request) -> None:
         self.service = service
         self.request = request
-        given = request.headers.get("x-request-id", "")
-        self.id = given if re.fullmatch(r"[\w.-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
+        self.given: dict[bytes, bytes] = dict(request.scope["headers"])
+        given = self.given.get(b"x-request-id", b"")
+        self.id = given.decode() if _IDENTIFIER.fullmatch(given) else f"{_PROCESS}-{next(_NUMBERS)}"
         self.fields = Fields({})
         self.headers = {"x-request-id": self.id, **service._headers}  # noqa: SLF001
         self._start = time.perf_counter()
@@ -202,9 +209,9 @@ class Call:
             starlette.requests.ClientDisconnect: The client has gone.
         """
         most, parts, size = self.service.limits.body_bytes, [], 0
-        length = self.request.headers.get("content-length", "0")
+        length = self.given.get(b"content-length", b"0")
         refused = Refused("body_size", f"the body must have at most {most} bytes; it has more.")
-        if length.isdecimal() and int(length[:20]) > most * _DISCARDED:
+        if length.isdigit() and int(length[:20]) > most * _DISCARDED:
             raise refused
         async for part in self.request.stream():
             size += len(part)
