@@ -18,8 +18,10 @@ from minibert import SentenceEncoder
 
 pytestmark = [
     pytest.mark.integrations,
-    # The clients' own warnings, of deprecated names in each other and of sockets that they leave to the collector.
-    pytest.mark.filterwarnings("default"),
+    # The clients' own: deprecated names of their libraries, and sockets that they leave to the collector.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 TEXTS = ["a man is eating", "the cat"]

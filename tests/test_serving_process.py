@@ -89,13 +89,13 @@ def test_a_chunked_body(server):
 
 
 @WINDOWS
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_drains(number):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_drains(name):
     """The request in flight is answered, and the exit status is 0. Nothing is written."""
     with Process("--num-threads", "1") as server:
         own = server.send("/embed", SLOW)
         wait_for_queue(server)
-        status, log = server.stop(number)
+        status, log = server.stop(getattr(signal, name))
         assert answer_of(own)[0] == 200
 
     assert (status, log) == (0, server.head.decode())

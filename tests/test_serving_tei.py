@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from serving_support import Limits, Served, as_float32
+from support import edit_json, words_of
 
 from minibert import SentenceEncoder, __version__
 
@@ -252,6 +253,21 @@ def test_a_server_that_does_not_cut():
         assert served.get("/info").json["auto_truncate"] is False
         assert served.post("/embed", {"inputs": long}).status == 422
         assert served.post("/embed", {"inputs": long, "truncate": True}).status == 200
+
+
+def test_a_tokenizer_that_cuts_at_the_start(repo):
+    """Without a direction, a text is cut as in encode."""
+    edit_json(repo / "tokenizer_config.json", truncation_side="left")
+    own = SentenceEncoder(repo, num_threads=1, max_seq_length=8, on_truncate="ignore")
+    text = " ".join(words_of(repo)[10:30])
+    with Served(own) as served:
+        given = [
+            served.post("/embed", {"inputs": text, "normalize": False, **more}).json[0]
+            for more in ({}, {"truncation_direction": "Left"}, {"truncation_direction": "Right"})
+        ]
+
+    np.testing.assert_array_equal(as_float32(given[0]), own.encode(text))
+    assert given[0] == given[1] != given[2]
 
 
 def test_a_server_of_fewer_dimensions(encoder):

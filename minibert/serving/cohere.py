@@ -33,9 +33,9 @@ async def embed(call: Call) -> str:
     purpose = fields.choice("input_type", _INPUT_TYPES, "")
     prompt = service.encoder.prompt_for(_KINDS[purpose]) if purpose in _KINDS else service.prompt(None)
     dimensions = call.dimensions("output_dimension")
-    cut = fields.choice("truncate", ("END", "START", "NONE"), "END")
-    side = {"END": "right", "START": "left"}.get(cut)
-    answer = await call.embed("texts", texts, prompt=prompt, truncate=cut != "NONE", side=side)
+    cut = fields.choice("truncate", ("END", "START", "NONE"), "")
+    side, truncate = {"END": "right", "START": "left"}.get(cut), cut != "NONE" if cut else service.truncates
+    answer = await call.embed("texts", texts, prompt=prompt, truncate=truncate, side=side)
     vectors = call.service.batcher.finish(answer.vectors, dimensions, normalize=True)
     first = call.request.url.path.startswith("/v1/")
     if first and not kinds:

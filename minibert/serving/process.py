@@ -23,7 +23,8 @@ def bound(host: str, port: int) -> socket.socket:
         OSError: The address is in use, or is not one of this machine.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)  # of localhost, 127.0.0.1
         own = socket.socket(family)
     except OSError as error:
         raise OSError(f"the address {host} cannot be used: {error.strerror}. Give another --host.") from error

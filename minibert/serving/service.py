@@ -37,7 +37,7 @@ _CHARACTERS_PER_TOKEN = 250
 #: connection closed while it still writes, and would not read the error.
 _DISCARDED = 8
 #: Numbers in an answer from which they are written in another thread, so that other requests do not wait.
-_MANY = 16_384
+_MANY = 4096
 
 #: The start of the ids of requests, and their numbers.
 _PROCESS, _NUMBERS = uuid.uuid4().hex[:12], itertools.count(1)
@@ -330,9 +330,10 @@ class Call:
             self.headers["x-minibert-truncated"] = str(answer.truncated)
 
 
-async def written(function: Callable[[Array], _Result], vectors: Array) -> _Result:
+async def written(function: Callable[[Any], _Result], vectors: Array | Sequence[Array]) -> _Result:
     """Return the text of vectors. Many numbers are written in another thread."""
-    return await asyncio.to_thread(function, vectors) if vectors.size > _MANY else function(vectors)
+    size = vectors.size if isinstance(vectors, np.ndarray) else sum(each.size for each in vectors)
+    return await asyncio.to_thread(function, vectors) if size > _MANY else function(vectors)
 
 
 def floats(vectors: Float[Array, "n D"]) -> list[str]:

@@ -1,12 +1,17 @@
 """The protocol of text-embeddings-inference (TEI), by Hugging Face."""
 
+import asyncio
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from minibert.modules.kinds import Pooling
+from minibert.serving.batcher import Token
 from minibert.serving.fields import Fields, Items
 from minibert.serving.refused import Refused
 from minibert.serving.service import Call, dumps, floats, matrix, written
 from minibert.similarity import cosine
+from minibert.typing import Array
 
 
 def error(refused: Refused) -> tuple[int, dict[str, Any]]:
@@ -26,7 +31,7 @@ async def embed_all(call: Call) -> str:
     """Answer ``POST /embed_all``: one vector for each token of each text."""
     items = call.fields.items("inputs")
     answer = await call.embed("inputs", items, tokens=True, **_options(call, call.fields))
-    return matrix([matrix(await written(floats, vectors)) for vectors in answer.vectors])
+    return matrix(await written(_matrices, answer.vectors))
 
 
 async def similarity(call: Call) -> str:
@@ -55,7 +60,7 @@ async def tokenize(call: Call) -> str:
     service.check_batch("inputs", len(texts))
     special, prompt = fields.flag("add_special_tokens", True), service.prompt(fields.text("prompt_name"))
     found = await call.or_gone(service.batcher.tokenize(texts, prompt, special_tokens=special))
-    return dumps([[token._asdict() for token in row] for row in found])
+    return await asyncio.to_thread(_tokens, found)
 
 
 async def decode(call: Call) -> str:
@@ -69,7 +74,8 @@ async def decode(call: Call) -> str:
         raise Refused("empty", "`ids` cannot be empty.", "ids")
     call.service.check_batch("ids", len(ids))
     call.service.check_ids("ids", ids, whole=False)
-    return dumps(call.service.tokenizer.decode_batch(ids, skip_special_tokens=skip))
+    decode_batch = functools.partial(call.service.tokenizer.decode_batch, skip_special_tokens=skip)
+    return dumps(await call.or_gone(asyncio.to_thread(decode_batch, ids)))
 
 
 async def info(call: Call) -> str:
@@ -101,9 +107,19 @@ async def info(call: Call) -> str:
 
 def _options(call: Call, fields: Fields) -> dict[str, Any]:
     """Return the options that all routes with texts have."""
-    side = fields.choice("truncation_direction", ("Right", "Left", "right", "left"), "right")
+    side = fields.choice("truncation_direction", ("Right", "Left", "right", "left"), "")
     return {
         "prompt": call.service.prompt(fields.text("prompt_name")),
         "truncate": fields.flag("truncate", call.service.truncates),
-        "side": side.lower(),
+        "side": side.lower() or None,
     }
+
+
+def _matrices(vectors: Sequence[Array]) -> list[str]:
+    """Return the vectors of the tokens of each text as JSON."""
+    return [matrix(floats(each)) for each in vectors]
+
+
+def _tokens(texts: Sequence[Sequence[Token]]) -> str:
+    """Return the tokens of each text as JSON. One token at a time: a text can have a million."""
+    return matrix([matrix([dumps(token._asdict()) for token in tokens]) for tokens in texts])
