@@ -489,15 +489,15 @@ class Batcher:
         for part in parts:
             excluded, token_vectors = self._excluded(part.job), part.job.work.token_vectors
             kinds += [(token_vectors, excluded if isinstance(item, str) else 0) for item in part.items]
+        groups: dict[tuple[bool, int], dict[bytes, list[int]]] = {}
+        for number, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+            groups.setdefault(kind, {}).setdefault(row.tobytes(), []).append(number)
         outputs: list[Any] = [None] * len(rows)
-        for kind in dict.fromkeys(kinds):
-            which = [i for i, each in enumerate(kinds) if each == kind]
-            numbers: dict[bytes, int] = {}
-            number_of = [numbers.setdefault(rows[i].tobytes(), len(numbers)) for i in which]
-            unique = dict(zip(number_of, which, strict=True))
-            vectors = self._vectors([rows[unique[number]] for number in range(len(unique))], *kind)
-            for i, number in zip(which, number_of, strict=True):
-                outputs[i] = vectors[number]
+        for kind, equal in groups.items():
+            vectors = self._vectors([rows[numbers[0]] for numbers in equal.values()], *kind)
+            for vector, numbers in zip(vectors, equal.values(), strict=True):
+                for number in numbers:
+                    outputs[number] = vector
         return outputs
 
     def _excluded(self, job: _Job) -> int:
