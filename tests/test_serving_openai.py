@@ -150,6 +150,11 @@ WRONG = {
         "dimensions",
         "`dimensions` must be a whole number from 1 to 128; it is 129.",
     ),
+    "dimensions of true": (
+        b'{"input": "a", "dimensions": true}',
+        "dimensions",
+        "`dimensions` must be a whole number from 1 to 128; it is true.",
+    ),
     "dimensions as text": (
         b'{"input": "a", "dimensions": "8"}',
         "dimensions",

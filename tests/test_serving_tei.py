@@ -95,6 +95,19 @@ def test_similarity(served, encoder):
     np.testing.assert_array_equal(as_float32(prompted.json), encoder.similarity(vectors[:1], vectors)[0])
 
 
+def test_similarity_of_vectors_that_are_not_normalized(repo):
+    """The bits are those of ``encoder.similarity``."""
+    own = SentenceEncoder(repo, num_threads=1)
+    texts = [" ".join(words_of(repo)[start : start + 9]) for start in range(10, 60, 3)]
+    vectors = own.encode(texts)
+    with Served(own) as served:
+        body = {"inputs": {"source_sentence": texts[0], "sentences": texts}}
+        scores = as_float32(served.post("/similarity", body).json)
+
+    assert not np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    np.testing.assert_array_equal(scores, own.similarity(vectors[:1], vectors)[0])
+
+
 def test_tokens_and_back(served, encoder):
     """What ``/tokenize`` gives is accepted by ``/decode`` and ``/embed``."""
     (tokens,) = served.post("/tokenize", {"inputs": "The cat"}).json
