@@ -5,14 +5,29 @@ encoder can be a step of a ``Pipeline``, and ``GridSearchCV`` can search over it
 """
 
 import copy
+import importlib
 import sys
 from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
 
+from minibert.inputs import require_choice
 from minibert.settings import NAMES, Settings, chosen
-from minibert.typing import Array, Float
+from minibert.typing import Array
+
+#: What ``transform`` can return. ``"default"`` is a numpy array.
+_CONTAINERS = ("default", "pandas", "polars")
+
+
+def known_to_langchain(cls: type) -> None:
+    """Make instances of ``cls`` LangChain's ``Embeddings`` for ``isinstance``, if LangChain's class was imported.
+
+    Some vector stores take anything else for a function. The class inherits nothing: it has the methods already.
+    """
+    langchain = sys.modules.get("langchain_core.embeddings")
+    if embeddings := getattr(langchain, "Embeddings", None):
+        embeddings.register(cls)
 
 
 class LangChainEmbeddings:
@@ -60,11 +75,13 @@ class ScikitLearnTransformer:
         _arguments: The arguments of the constructor, by name.
         _own: The model's own settings, by name.
         _settings: The current settings.
+        _container: What ``set_output`` chose for ``transform``, or None.
     """
 
     _arguments: dict[str, Any]
     _own: dict[str, Any]
     _settings: Settings
+    _container: str | None = None
 
     def encode(self, inputs: Any) -> Any:
         """Return the vectors of texts."""
@@ -78,13 +95,41 @@ class ScikitLearnTransformer:
         """Return the encoder itself: there is nothing to fit."""
         return self
 
-    def transform(self, X: Any) -> Float[Array, "n D"]:  # noqa: N803
-        """Return ``encode`` of the texts in ``X``."""
-        return self.encode(X)
+    def transform(self, X: Any) -> Any:  # noqa: N803
+        """Return ``encode`` of the texts in ``X``: an array ``(n, D)``, or the data frame that was chosen.
 
-    def fit_transform(self, X: Any, y: Any = None) -> Float[Array, "n D"]:  # noqa: ARG002, N803
+        :meth:`set_output` chooses, or else ``sklearn.set_config(transform_output=...)``. The columns of a data frame
+        are :meth:`get_feature_names_out`. If ``X`` is a pandas column, a pandas data frame has its index.
+
+        Raises:
+            ImportError: The library of the data frame is not installed.
+        """
+        container = self._container or _configured_container()
+        if container == "default":
+            return self.encode(X)
+        library, names = _library(container), list(self.get_feature_names_out())
+        if container == "polars":
+            return library.DataFrame(self.encode(X), schema=names, orient="row")
+        index = X.index if isinstance(X, library.Series) else None  # a list has a method with the name `index`
+        return library.DataFrame(self.encode(X), columns=names, index=index)
+
+    def fit_transform(self, X: Any, y: Any = None) -> Any:  # noqa: ARG002, N803
         """Return :meth:`transform` of ``X``."""
         return self.transform(X)
+
+    def set_output(self, *, transform: str | None = None) -> Self:
+        """Choose what :meth:`transform` and :meth:`fit_transform` return, as for every transformer of scikit-learn.
+
+        Args:
+            transform: ``"default"`` for a numpy array, ``"pandas"`` or ``"polars"`` for a data frame. None changes
+                nothing.
+
+        Raises:
+            ValueError: ``transform`` has another value.
+        """
+        require_choice("transform", transform, (None, *_CONTAINERS))
+        self._container = self._container if transform is None else transform
+        return self
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
         """Return the constructor's arguments, by name.
@@ -134,3 +179,20 @@ class ScikitLearnTransformer:
             input_tags=sklearn.InputTags(one_d_array=True, two_d_array=False, string=True),
             requires_fit=False,
         )
+
+
+def _configured_container() -> str:
+    """Return what ``sklearn.set_config(transform_output=...)`` chose; ``"default"`` without scikit-learn."""
+    sklearn = sys.modules.get("sklearn")
+    return sklearn.get_config().get("transform_output", "default") if sklearn else "default"
+
+
+def _library(name: str) -> Any:
+    """Return the library of a data frame, or raise ImportError."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'transform="{name}" needs {name}, which cannot be imported ({error}): pip install {name}, or choose '
+            'the numpy array with set_output(transform="default").'
+        ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 import numpy as np
 
 from minibert import instead, quantization, similarity
-from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer
+from minibert.adapters import LangChainEmbeddings, ScikitLearnTransformer, known_to_langchain
 from minibert.arrays import array_namespace
 from minibert.embedding import OutputValue, Request, Truncation, embed, embed_ids, refuse_truncation
 from minibert.engine.devices import open_engine
@@ -148,6 +148,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
         arguments = dict(locals())
         del arguments["self"], arguments["torch_only"]
         refuse_torch_only("SentenceEncoder", torch_only, TypeError)
+        known_to_langchain(SentenceEncoder)
         self._engine = open_engine(device, dtype, kernels)
         folder = hub.resolve(
             model_name_or_path,
@@ -811,6 +812,7 @@ class SentenceEncoder(LangChainEmbeddings, ScikitLearnTransformer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore model and settings. Choose kernels, packing and threads again: they depend on the machine."""
+        known_to_langchain(SentenceEncoder)
         self.__dict__.update(state)
         self._engine = open_engine("cpu", state["_engine"], self._arguments["kernels"])
         self._pipeline = self._pipeline.adopted(self._engine)

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,19 @@ MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoke
 
 
 def needs(module):
-    """Return a module that an extra brings. Without it, skip; where MINIBERT_REQUIRE_EXTRAS is 1, fail."""
-    if os.environ.get("MINIBERT_REQUIRE_EXTRAS") == "1":
-        return importlib.import_module(module)
-    return pytest.importorskip(module)
+    """Return an optional package's module. Where it is not installed, skip; with ``MINIBERT_REQUIRE_EXTRAS=1``, fail.
+
+    What it warns about while it is imported is not this project's concern.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks something itself
+        if os.environ.get("MINIBERT_REQUIRE_EXTRAS") == "1":
+            pytest.fail(f"{module} must be installed where MINIBERT_REQUIRE_EXTRAS=1; it is not")
+        pytest.skip(f"{module} is not installed", allow_module_level=True)
 
 
 def flushed(xp):
@@ -88,6 +98,15 @@ def write_module(folder, config=None, **weights):
         arrays = {name.replace("__", "."): np.ascontiguousarray(array) for name, array in weights.items()}
         save_file(arrays, folder / "model.safetensors")
     return folder
+
+
+def some_faults(faults):
+    """Return every third planted fault, or all of them where MINIBERT_ALL_FAULTS is set.
+
+    To plant a fault takes several seconds: a library is compiled, and tests run with it. It tests the tests, so its
+    result changes only with a kernel or with the tests of the kernel.
+    """
+    return list(faults)[:: 1 if os.environ.get("MINIBERT_ALL_FAULTS") else 3]
 
 
 def split(flat, lengths):

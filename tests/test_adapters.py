@@ -1,12 +1,17 @@
 """LangChain's and scikit-learn's methods, on an encoder as users have it, without either library and with them."""
 
+import abc
 import asyncio
+import copy
 import itertools
+import pickle
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
-from support import copy_twin, edit_json, edit_weights
+from support import copy_twin, edit_json, edit_weights, needs
 
 from minibert import SentenceEncoder
 from minibert.errors import ModelFileError
@@ -106,6 +111,46 @@ def test_asynchronous_forms_leave_the_loop_free(encoder, monkeypatch):
 
     assert len(threads) == 2
     assert threading.main_thread() not in threads
+
+
+@pytest.fixture
+def langchain(monkeypatch):
+    """Put a stand-in for LangChain's module in the place of the real one; return its class."""
+
+    class Embeddings(abc.ABC):
+        @abc.abstractmethod
+        def embed_query(self, text): ...
+
+    monkeypatch.setitem(sys.modules, "langchain_core.embeddings", types.SimpleNamespace(Embeddings=Embeddings))
+    return Embeddings
+
+
+def test_encoder_is_an_embeddings_of_langchain(langchain, folder):
+    """Encoders that are made after LangChain was imported are instances of its class; so are copies."""
+
+    class Own(SentenceEncoder):
+        pass
+
+    encoder = SentenceEncoder(folder)
+
+    assert isinstance(encoder, langchain)
+    assert isinstance(copy.copy(encoder), langchain)
+    assert isinstance(Own(folder), langchain)
+
+
+def test_unpickled_encoder_is_an_embeddings_of_langchain(encoder, langchain):
+    """In a new process, an encoder can come from a pickle: its constructor is not called."""
+    data = pickle.dumps(encoder)
+    assert not isinstance(encoder, langchain)
+
+    assert isinstance(pickle.loads(data), langchain)  # noqa: S301
+
+
+def test_half_imported_langchain_is_no_error(monkeypatch, folder):
+    """While another thread imports LangChain, its module has no class yet."""
+    monkeypatch.setitem(sys.modules, "langchain_core.embeddings", types.ModuleType("langchain_core.embeddings"))
+
+    assert SentenceEncoder(folder).embed_query("no")
 
 
 # ---------------------------------------------------------------- scikit-learn: parameters
@@ -287,6 +332,113 @@ def test_clone_has_settings_of_its_own(encoder):
     assert encoder.get_params()["prompts"] is None
 
 
+# ---------------------------------------------------------------- scikit-learn: set_output
+
+
+class Series(list):
+    """A stand-in for a column of pandas: texts with an index."""
+
+    index = ("i", "j", "k", "l")
+
+
+@pytest.fixture
+def frames(monkeypatch):
+    """Put stand-ins in the place of pandas, polars and scikit-learn; return the last one's configuration.
+
+    A data frame is the dict of the arguments that made it.
+    """
+    config = {}
+    pandas = types.SimpleNamespace(DataFrame=lambda data, **options: {"pandas": data, **options}, Series=Series)
+    polars = types.SimpleNamespace(DataFrame=lambda data, **options: {"polars": data, **options})
+    for name, module in {"pandas": pandas, "polars": polars}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "sklearn", types.SimpleNamespace(get_config=config.copy))
+    return config
+
+
+NAMES = [f"sentenceencoder{i}" for i in range(16)]
+
+
+@pytest.mark.parametrize("method", ["transform", "fit_transform"])
+@pytest.mark.parametrize(
+    ("container", "rest"),
+    [("pandas", {"columns": NAMES, "index": None}), ("polars", {"schema": NAMES, "orient": "row"})],
+)
+def test_set_output_gives_a_data_frame(encoder, frames, method, container, rest):
+    """Both methods give a data frame with the feature names; ``encode`` still gives an array."""
+    assert encoder.set_output(transform=container) is encoder
+    frame = getattr(encoder, method)(TEXTS)
+
+    np.testing.assert_array_equal(frame.pop(container), encoder.encode(TEXTS))
+    assert frame == rest
+
+
+def test_pandas_frame_has_the_index_of_its_column(encoder, frames):
+    """A column of pandas gives its index to the data frame. A list has none, although it has a method ``index``."""
+    encoder.set_output(transform="pandas")
+
+    assert encoder.transform(Series(TEXTS))["index"] == Series.index
+    assert encoder.transform(TEXTS)["index"] is None
+
+
+def test_columns_follow_truncate_dim(encoder, frames):
+    """A shorter vector has fewer columns."""
+    frame = encoder.set_output(transform="pandas").set_params(truncate_dim=3).transform(TEXTS)
+
+    assert frame["columns"] == NAMES[:3]
+    assert frame["pandas"].shape == (4, 3)
+
+
+def test_configuration_of_scikit_learn_counts(encoder, frames):
+    """``sklearn.set_config`` chooses where ``set_output`` chose nothing, and only there."""
+    assert isinstance(encoder.transform(TEXTS), np.ndarray)
+    frames["transform_output"] = "polars"
+    assert "polars" in encoder.transform(TEXTS)
+    assert "pandas" in encoder.set_output(transform="pandas").transform(TEXTS)
+    assert "pandas" in encoder.set_output(transform=None).transform(TEXTS)
+
+    assert isinstance(encoder.set_output(transform="default").transform(TEXTS), np.ndarray)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, SentenceEncoder.__sklearn_clone__, lambda encoder: pickle.loads(pickle.dumps(encoder))],  # noqa: S301
+    ids=["copy", "deepcopy", "clone", "pickle"],
+)
+def test_copies_keep_the_output(encoder, frames, again):
+    """A copy gives the same kind of data frame, and its own choice leaves the original as it was."""
+    other = again(encoder.set_output(transform="pandas"))
+    assert "pandas" in other.transform(TEXTS)
+    other.set_output(transform="polars")
+
+    assert "pandas" in encoder.transform(TEXTS)
+
+
+def test_another_model_keeps_the_output(encoder, frames):
+    """``set_params`` loads another model; what ``set_output`` chose stays."""
+    encoder.set_output(transform="pandas").set_params(dtype="float64")
+
+    assert encoder.transform(TEXTS)["pandas"].dtype == np.float64
+
+
+def test_unknown_output_is_an_error(encoder):
+    """Another container is refused with the names of those that there are, and nothing changes."""
+    with pytest.raises(ValueError, match="transform must be one of None, 'default', 'pandas', 'polars'; it is 'arrow'"):
+        encoder.set_output(transform="arrow")
+
+    assert isinstance(encoder.transform(TEXTS), np.ndarray)
+
+
+def test_missing_library_of_data_frames_is_an_error(encoder, monkeypatch):
+    """Without the library, ``transform`` says what to install, or how to have an array."""
+    monkeypatch.setitem(sys.modules, "polars", None)
+    encoder.set_output(transform="polars")
+    with pytest.raises(
+        ImportError, match=r'needs polars.*: pip install polars, or .*set_output\(transform="default"\)'
+    ):
+        encoder.transform(TEXTS)
+
+
 # ---------------------------------------------------------------- with the libraries themselves
 
 LABELED = [f"{a} {b} {c}" for a in ("the", "no", "a") for b in ("cat", "man") for c in ("happy", "play", "and")]
@@ -299,9 +451,9 @@ def test_scikit_learn_clone(loaded_once):
     from sklearn.base import clone
     from sklearn.pipeline import make_pipeline
 
-    for copy in (clone(loaded_once), clone(make_pipeline(loaded_once))[0]):
-        assert copy is not loaded_once
-        assert copy._pipeline is loaded_once._pipeline
+    for other in (clone(loaded_once), clone(make_pipeline(loaded_once))[0]):
+        assert other is not loaded_once
+        assert other._pipeline is loaded_once._pipeline
 
 
 @pytest.mark.reference
@@ -359,10 +511,10 @@ def test_scikit_learn_grid_search(loaded_once):
     assert len(set(search.cv_results_["mean_test_score"])) > 1
 
 
-@pytest.mark.reference
+@pytest.mark.integrations
 def test_langchain_vector_store(encoder):
     """A vector store of LangChain takes an encoder as it is, and finds each text by itself."""
-    stores = pytest.importorskip("langchain_core.vectorstores", reason="langchain_core is not installed")
+    stores = needs("langchain_core.vectorstores")
     encoder.set_params(prompts={"query": "", "document": ""})
     store = stores.InMemoryVectorStore(encoder)
     store.add_texts(LABELED)

@@ -33,7 +33,7 @@ FLOORS = (
     ("adapters", "embedding"),
     ("study",),
     ("encoder",),
-    ("index", "serving"),
+    ("index", "integrations", "serving"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -62,6 +62,10 @@ WINGS = {
     ),
     "files": (("__init__", "tokenizer_files"), ("checkpoint",), ("hub",)),
     "files.checkpoint": (("stored",), ("pickle_machine", "safetensors_file"), ("names", "torch_pickle"), ("__init__",)),
+    "integrations": (
+        ("__init__", "common"),
+        ("bertopic", "chroma", "haystack", "keybert", "lancedb", "langchain", "llama_index", "mteb"),
+    ),
     "modules": (("__init__",), ("kinds",), ("chain",)),
     "serving": (
         ("__init__", "metrics", "refused"),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import ROOT, needs
 
 from minibert import SentenceEncoder
 
@@ -56,12 +56,6 @@ def run(name, *arguments, path=""):
     return done.stdout.splitlines()
 
 
-def needs(module, package):
-    """Skip where a library is not installed."""
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{package} is not installed")
-
-
 def load(name):
     """Return an example as a module; it does not run."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
@@ -104,7 +98,7 @@ def test_semantic_search_of_another_file(tmp_path):
 
 def test_clustering():
     """The four subjects become four groups of three, and a new sentence joins its own."""
-    needs("sklearn", "scikit-learn")
+    needs("sklearn")
     *lines, new = run("clustering.py")
     groups, name = {}, ""
     for line in lines:
@@ -123,11 +117,11 @@ def test_clustering():
     assert new.startswith(f"new sentence: {list(groups)[2]}: The midfielder")
 
 
-@pytest.mark.parametrize("library", ["stand-in", "langchain-core"])
+@pytest.mark.parametrize("library", ["stand-in", pytest.param("langchain-core", marks=pytest.mark.integrations)])
 def test_langchain_retriever(tmp_path, library):
     """Each question finds the document that answers it: by LangChain where it is installed, and by a stand-in."""
     if library == "langchain-core":
-        needs("langchain_core", library)
+        needs("langchain_core")
     else:
         (tmp_path / "langchain_core").mkdir()
         for name, text in STAND_IN.items():

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from executor_device import HERE, KERNELS, require_compiler
+from support import some_faults
 
 pytestmark = pytest.mark.slow
 
@@ -260,26 +261,7 @@ def test_without_a_fault_the_tests_pass(tmp_path, folder, order):
     assert status == 0, output
 
 
-#: Faults like others above, in another kernel or at another place. Each takes several seconds; MINIBERT_ALL_FAULTS=1
-#: tries them, too.
-ALIKE = {
-    "distances of the first row in the batch",
-    "distances of the first warp",
-    "distances of one row of two",
-    "bias after the factor of the exponent",
-    "biases of other columns",
-    "short: another head",
-    "short: distances of another head",
-    "short: distances of one row of two",
-    "general: bias before the scale",
-    "general: distances of the first tile of keys",
-    "general: distances of the first tile of queries",
-    "general: distances from first tokens as from all",
-    "general: distances of another head",
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS if os.environ.get("MINIBERT_ALL_FAULTS") else sorted(FAULTS.keys() - ALIKE))
+@pytest.mark.parametrize("fault", some_faults(FAULTS))
 def test_a_fault_is_caught(tmp_path, fault):
     """The tests fail, for a reason that is a result or the executor's own report."""
     require_compiler()
