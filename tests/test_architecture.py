@@ -33,7 +33,7 @@ FLOORS = (
     ("adapters", "embedding"),
     ("study",),
     ("encoder",),
-    ("index", "integrations"),
+    ("index", "integrations", "serving"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -43,7 +43,7 @@ WINGS = {
     "cli": (
         ("help_texts", "terminal"),
         ("arguments", "encoder", "files", "heat_map", "opened", "outputs", "texts"),
-        ("convert", "differences", "download", "encode", "index"),
+        ("convert", "differences", "download", "encode", "index", "serve"),
         ("explain", "inspect", "search"),
         ("__init__",),
     ),
@@ -67,6 +67,13 @@ WINGS = {
         ("bertopic", "chroma", "haystack", "keybert", "lancedb", "langchain", "llama_index", "mteb"),
     ),
     "modules": (("__init__",), ("kinds",), ("chain",)),
+    "serving": (
+        ("__init__", "metrics", "refused"),
+        ("batcher", "fields"),
+        ("service",),
+        ("cohere", "ollama", "openai", "tei"),
+        ("app", "process"),
+    ),
     "study": (("names", "reference"), ("traces",), ("similar",), ("__init__", "page")),
     "safe": (("__init__", "atomic", "escapes", "regular"), ("jsonfile",)),
 }
