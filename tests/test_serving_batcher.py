@@ -302,6 +302,25 @@ def test_a_cancelled_request_leaves_its_place():
     run(main)
 
 
+def test_nothing_is_left_of_a_batch():
+    """If all that waits is cancelled, there is no batch."""
+    encoder = Held(twin(CARD))
+
+    async def main():
+        async with running(encoder) as batcher:
+            first = await begun(batcher, encoder, "the cat")
+            (dropped,) = await queued(batcher, Work(["a man"]))
+            dropped.cancel()
+            await asyncio.wait([dropped])
+            encoder.go.set()
+            await first
+            await batcher.embed(Work(["a man"]))
+            assert encoder.calls == [1, 1]
+            assert value(batcher._metrics.text(), "te_batch_next_size_count") == 2
+
+    run(main)
+
+
 def test_cancelled_while_it_is_computed():
     """Its vectors go nowhere, and the others of its batch get theirs. The rest of it is not computed."""
     encoder = Held(twin(CARD), num_threads=1)
@@ -367,9 +386,16 @@ def test_waiting_for_others():
     encoder.go.set()
 
     async def main():
-        async with running(encoder, max_batch_tokens=8, max_wait=PATIENCE) as batcher:
+        async with running(encoder, max_batch_tokens=8, max_wait=2 * PATIENCE) as batcher:
             await asyncio.gather(batcher.embed(Work(["the cat"])), batcher.embed(Work(["the happy"])))
             assert encoder.calls == [2]
+        encoder.go.clear()
+        encoder.entered.clear()
+        async with running(encoder, max_batch_tokens=8, max_wait=2 * PATIENCE) as batcher:
+            tasks = [await begun(batcher, encoder, "the cat", "the man", "a man"), *await queued(batcher, Work(["a"]))]
+            encoder.go.set()
+            await asyncio.gather(*tasks)
+            assert encoder.calls == [2, 2, 2]  # a large request is not held up in the middle
         async with running(encoder, max_wait=0.001) as batcher:
             assert len((await batcher.embed(Work(["the cat"]))).vectors) == 1
 
