@@ -21,7 +21,7 @@ CARD = "BertModel-128d"
 #: Letters that are tokens of the card's twin. So are "a", "and", "cat", "happy", "in", "man", "no", "play" and "the".
 LETTERS = "acdefghilmnopqrstuvwy"
 #: Seconds after which a test that hangs fails.
-PATIENCE = 60
+PATIENCE = 30
 
 
 class Held(SentenceEncoder):
@@ -67,7 +67,7 @@ async def running(encoder, *, max_queue_tokens=10**6, **options):
     finally:
         if isinstance(encoder, Held):
             encoder.go.set()
-        await batcher.stop()
+        await asyncio.wait_for(batcher.stop(), PATIENCE / 2)
         assert not batcher.alive
         assert batcher.tokens_queued == batcher.texts_queued == 0
 
@@ -298,6 +298,59 @@ def test_a_cancelled_request_leaves_its_place():
             await asyncio.gather(first, other)
             assert encoder.calls == [1, 1]
             assert value(batcher._metrics.text(), "te_request_failure", err="dropped") == 1
+
+    run(main)
+
+
+def test_cancelled_while_it_is_tokenized():
+    """The exact number of tokens comes too late then, and is not added to the queue."""
+    encoder, begin, go = SentenceEncoder(twin(CARD)), threading.Event(), threading.Event()
+
+    class Slow:
+        """A tokenizer that waits."""
+
+        def __getattr__(self, name):
+            return getattr(encoder._pipeline.tokenizer, name)
+
+        def encode(self, texts):
+            """Wait, then tokenize."""
+            begin.set()
+            assert go.wait(PATIENCE)
+            return encoder._pipeline.tokenizer.encode(texts)
+
+    async def main():
+        async with running(encoder) as batcher:
+            batcher._tokenizer = Slow()
+            dropped = asyncio.create_task(batcher.embed(Work(["the cat"])))
+            await until(begin.is_set)
+            dropped.cancel()
+            await asyncio.wait([dropped])
+            go.set()
+            assert len((await batcher.embed(Work(["a man"]))).vectors) == 1  # it is tokenized after the other
+            assert batcher.tokens_queued == 0
+
+    run(main)
+
+
+def test_an_answer_that_cannot_be_made():
+    """If there is no memory for an answer, its request fails, and the others of the batch get theirs."""
+    encoder = Held(twin(CARD))
+
+    async def main():
+        async with running(encoder) as batcher:
+            answer = batcher._answer
+
+            def sometimes(job, now):
+                if job.work.items == ["a man"]:
+                    raise MemoryError
+                return answer(job, now)
+
+            batcher._answer = sometimes
+            tasks = [await begun(batcher, encoder, "go"), *await queued(batcher, Work(["a man"]), Work(["the cat"]))]
+            encoder.go.set()
+            _, failed, good = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(failed, MemoryError)
+            assert np.array_equal(good.vectors[0], encoder.encode("the cat"))
 
     run(main)
 

@@ -342,7 +342,7 @@ class Batcher:
                 if not job.texts:
                     try:
                         job.future.set_result(self._answer(job, now))
-                    except MemoryError as error:
+                    except Exception as error:  # noqa: BLE001 - for example, no memory: nobody must wait for ever
                         self._fail(job, error)
             start += texts
         self._speed += (_NEWEST if self._speed else 1.0) * (tokens / seconds - self._speed)
