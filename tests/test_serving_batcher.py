@@ -21,7 +21,7 @@ CARD = "BertModel-128d"
 #: Letters that are tokens of the card's twin. So are "a", "and", "cat", "happy", "in", "man", "no", "play" and "the".
 LETTERS = "acdefghilmnopqrstuvwy"
 #: Seconds after which a test that hangs fails.
-PATIENCE = 60
+PATIENCE = 30
 
 
 class Held(SentenceEncoder):
@@ -67,7 +67,7 @@ async def running(encoder, *, max_queue_tokens=10**6, **options):
     finally:
         if isinstance(encoder, Held):
             encoder.go.set()
-        await batcher.stop()
+        await asyncio.wait_for(batcher.stop(), PATIENCE / 2)
         assert not batcher.alive
         assert batcher.tokens_queued == batcher.texts_queued == 0
 
@@ -302,6 +302,78 @@ def test_a_cancelled_request_leaves_its_place():
     run(main)
 
 
+def test_cancelled_while_it_is_tokenized():
+    """The exact number of tokens comes too late then, and is not added to the queue."""
+    encoder, begin, go = SentenceEncoder(twin(CARD)), threading.Event(), threading.Event()
+
+    class Slow:
+        """A tokenizer that waits."""
+
+        def __getattr__(self, name):
+            return getattr(encoder._pipeline.tokenizer, name)
+
+        def encode(self, texts):
+            """Wait, then tokenize."""
+            begin.set()
+            assert go.wait(PATIENCE)
+            return encoder._pipeline.tokenizer.encode(texts)
+
+    async def main():
+        async with running(encoder) as batcher:
+            batcher._tokenizer = Slow()
+            dropped = asyncio.create_task(batcher.embed(Work(["the cat"])))
+            await until(begin.is_set)
+            dropped.cancel()
+            await asyncio.wait([dropped])
+            go.set()
+            assert len((await batcher.embed(Work(["a man"]))).vectors) == 1  # it is tokenized after the other
+            assert batcher.tokens_queued == 0
+
+    run(main)
+
+
+def test_an_answer_that_cannot_be_made():
+    """If there is no memory for an answer, its request fails, and the others of the batch get theirs."""
+    encoder = Held(twin(CARD))
+
+    async def main():
+        async with running(encoder) as batcher:
+            answer = batcher._answer
+
+            def sometimes(job, now):
+                if job.work.items == ["a man"]:
+                    raise MemoryError
+                return answer(job, now)
+
+            batcher._answer = sometimes
+            tasks = [await begun(batcher, encoder, "go"), *await queued(batcher, Work(["a man"]), Work(["the cat"]))]
+            encoder.go.set()
+            _, failed, good = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(failed, MemoryError)
+            assert np.array_equal(good.vectors[0], encoder.encode("the cat"))
+
+    run(main)
+
+
+def test_nothing_is_left_of_a_batch():
+    """If all that waits is cancelled, there is no batch."""
+    encoder = Held(twin(CARD))
+
+    async def main():
+        async with running(encoder) as batcher:
+            first = await begun(batcher, encoder, "the cat")
+            (dropped,) = await queued(batcher, Work(["a man"]))
+            dropped.cancel()
+            await asyncio.wait([dropped])
+            encoder.go.set()
+            await first
+            await batcher.embed(Work(["a man"]))
+            assert encoder.calls == [1, 1]
+            assert value(batcher._metrics.text(), "te_batch_next_size_count") == 2
+
+    run(main)
+
+
 def test_cancelled_while_it_is_computed():
     """Its vectors go nowhere, and the others of its batch get theirs. The rest of it is not computed."""
     encoder = Held(twin(CARD), num_threads=1)
@@ -367,9 +439,16 @@ def test_waiting_for_others():
     encoder.go.set()
 
     async def main():
-        async with running(encoder, max_batch_tokens=8, max_wait=PATIENCE) as batcher:
+        async with running(encoder, max_batch_tokens=8, max_wait=2 * PATIENCE) as batcher:
             await asyncio.gather(batcher.embed(Work(["the cat"])), batcher.embed(Work(["the happy"])))
             assert encoder.calls == [2]
+        encoder.go.clear()
+        encoder.entered.clear()
+        async with running(encoder, max_batch_tokens=8, max_wait=2 * PATIENCE) as batcher:
+            tasks = [await begun(batcher, encoder, "the cat", "the man", "a man"), *await queued(batcher, Work(["a"]))]
+            encoder.go.set()
+            await asyncio.gather(*tasks)
+            assert encoder.calls == [2, 2, 2]  # a large request is not held up in the middle
         async with running(encoder, max_wait=0.001) as batcher:
             assert len((await batcher.embed(Work(["the cat"]))).vectors) == 1
 

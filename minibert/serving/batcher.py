@@ -342,7 +342,7 @@ class Batcher:
                 if not job.texts:
                     try:
                         job.future.set_result(self._answer(job, now))
-                    except MemoryError as error:
+                    except Exception as error:  # noqa: BLE001 - for example, no memory: nobody must wait for ever
                         self._fail(job, error)
             start += texts
         self._speed += (_NEWEST if self._speed else 1.0) * (tokens / seconds - self._speed)
@@ -402,7 +402,7 @@ class Batcher:
                     try:
                         if not waiting and not unfinished:
                             job = inbox.get()
-                        elif (left := _seconds_left(waiting, budget, max_wait)) > 0:
+                        elif not unfinished and (left := _seconds_left(waiting, budget, max_wait)) > 0:
                             job = inbox.get(timeout=left)
                         else:
                             job = inbox.get_nowait()
@@ -416,7 +416,8 @@ class Batcher:
                     return
                 parts = _take(waiting, budget)
                 unfinished = [part.job for part in parts if part.stop < len(part.job.costs)]
-                self._together(step, parts)
+                if parts:
+                    self._together(step, parts)
         except BaseException as error:  # noqa: BLE001 - it is the error of all requests
             self._tell(self._crash, error)
 
