@@ -184,17 +184,19 @@ class _Source(NamedTuple):
         tokenize: The argument of :func:`minibert.engine.batches.cut`.
         ids_of: Converts the results of ``tokenize`` for some texts to ids.
         index_of: Returns the index of a text in the caller's list.
+        tokens: Number of tokens of all texts, or None if it is not known before ``tokenize``.
     """
 
     texts: Sequence[Sized]
     tokenize: Callable[[Int[Array, "n"]], tuple[Int[Array, "n"], list[Any]]]
     ids_of: Callable[[list[Any]], TokenIds]
     index_of: Callable[[int], int]
+    tokens: int | None = None
 
     @classmethod
     def of_ids(cls, texts: Sequence[Sized], ids: TokenIds, index_of: Callable[[int], int]) -> Self:
         """Return the source of texts whose ids are known."""
-        return cls(texts, lambda rows: (ids.lengths[rows], rows.tolist()), ids.take, index_of)
+        return cls(texts, lambda rows: (ids.lengths[rows], rows.tolist()), ids.take, index_of, len(ids.flat))
 
 
 def _compute(
@@ -275,7 +277,11 @@ def _keep_features(
 def _in_batches(
     source: _Source, request: Request, pipeline: Pipeline, engine: Engine, work: Callable[[Batch, Fused], None]
 ) -> None:
-    """Cut texts into batches and call ``work`` on each batch. Use at most one thread per text."""
+    """Cut texts into batches and call ``work`` on each batch. Use at most one thread per text.
+
+    A text alone is computed by all threads together, if the engine can do that. So are several texts that are known to
+    fit in one batch: to start threads for batches takes longer than such a batch.
+    """
 
     def quietly(batch: Batch, fused: Fused) -> None:
         with np.errstate(all="ignore"):  # an overflow shows in the vectors
@@ -283,14 +289,19 @@ def _in_batches(
 
     settings, texts = request.settings, len(source.texts)
     threads = min(settings.num_threads, max(texts, 1))
+    if source.tokens is not None:
+        threads = min(threads, 1 + source.tokens // engine.efficient_tokens)  # there are no more batches
     limits = Limits(settings.max_batch_tokens, request.batch_size, threads, engine.efficient_tokens)
-    if texts == 1:
-        row = np.zeros(1, np.intp)
-        batch = Batch(row, *source.tokenize(row))
+    few = source.tokens is not None and source.tokens <= settings.max_batch_tokens and request.batch_size is None
+    if texts == 1 or (few and texts):
+        rows = np.arange(texts)
+        batch = Batch(rows, *source.tokenize(rows))
         inner = engine.threads_for(batch, pipeline.row_rule, settings.num_threads)
-        with engine.worker(threads=inner) as fused:
-            work_within_memory(batch, quietly, limits, fused)
-    elif texts:
+        if texts == 1 or inner > 1:
+            with engine.worker(threads=inner) as fused:
+                work_within_memory(batch, quietly, limits, fused)
+            return
+    if texts:
         batches = cut(source.texts, source.tokenize, limits)
         try:
             run(batches, quietly, limits, engine.worker)

@@ -38,7 +38,7 @@ def needs(module):
             raise  # it is there, and lacks something itself
         if os.environ.get("MINIBERT_REQUIRE_EXTRAS") == "1":
             pytest.fail(f"{module} must be installed where MINIBERT_REQUIRE_EXTRAS=1; it is not")
-        pytest.skip(f"{module} is not installed")
+        pytest.skip(f"{module} is not installed", allow_module_level=True)
 
 
 def flushed(xp):

@@ -33,7 +33,7 @@ FLOORS = (
     ("adapters", "embedding"),
     ("study",),
     ("encoder",),
-    ("index", "integrations", "jobs"),
+    ("index", "integrations", "jobs", "serving"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -43,7 +43,7 @@ WINGS = {
     "cli": (
         ("help_texts", "terminal"),
         ("arguments", "encoder", "files", "heat_map", "opened", "outputs", "texts"),
-        ("convert", "differences", "download", "embed", "encode", "index"),
+        ("convert", "differences", "download", "embed", "encode", "index", "serve"),
         ("explain", "inspect", "search"),
         ("__init__",),
     ),
@@ -68,6 +68,13 @@ WINGS = {
     ),
     "jobs": (("lines", "tables"), ("batches", "folder", "inputs"), ("shards",), ("run",), ("__init__",)),
     "modules": (("__init__",), ("kinds",), ("chain",)),
+    "serving": (
+        ("__init__", "metrics", "refused"),
+        ("batcher", "fields"),
+        ("service",),
+        ("cohere", "ollama", "openai", "tei"),
+        ("app", "process"),
+    ),
     "study": (("names", "reference"), ("traces",), ("similar",), ("__init__", "page")),
     "safe": (("__init__", "atomic", "escapes", "regular"), ("jsonfile",)),
 }

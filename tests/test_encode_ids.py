@@ -169,3 +169,35 @@ def test_padding_token_inside_a_text(encoder):
 
     assert ids[0].count(0) == 2
     assert np.array_equal(encoder.encode_ids(ids), encoder.encode(["the [PAD] cat [PAD]"]))
+
+
+@pytest.mark.parametrize(
+    ("limits", "threads"),
+    [
+        ({"max_batch_tokens": 100}, [2]),  # all threads work together on one batch
+        ({"max_batch_tokens": 10}, [1]),  # the batches are too few for more threads
+        ({"max_batch_tokens": 10, "texts": 50}, [1, 1]),
+        ({"max_batch_tokens": 10**4, "texts": 50}, [2]),
+        ({"max_batch_tokens": 100, "batch_size": 3}, [1]),
+    ],
+    ids=str,
+)
+def test_few_texts_are_one_batch(kernels, monkeypatch, limits, threads):
+    """With native kernels, texts that fit in one batch are computed by all threads together: none is started."""
+    limits = {"texts": 1, "batch_size": None, **limits}
+    encoder = SentenceEncoder(
+        twin("BertModel-128d"), kernels=kernels, num_threads=2, max_batch_tokens=limits["max_batch_tokens"]
+    )
+    ids = ids_of(encoder, TEXTS * limits["texts"])
+    expected = encoder.encode(TEXTS * limits["texts"])
+    encoder._engine.threads = 2  # of the team, on any machine
+    used, worker = [], encoder._engine.worker
+
+    def spy(*arguments, threads=1):
+        used.append(threads)
+        return worker(*arguments, threads=threads)
+
+    monkeypatch.setattr(encoder._engine, "worker", spy)
+
+    assert np.array_equal(encoder.encode_ids(ids, batch_size=limits["batch_size"]), expected)
+    assert used == threads

@@ -1,7 +1,7 @@
-"""The command line: ``minibert encode``, ``index``, ``search``, ``explain``, ``embed``, and commands for models.
+"""The command line: ``minibert encode``, ``index``, ``search``, ``explain``, ``embed``, ``serve``, ``inspect``, ...
 
 Exit status: 0; 1 for an error, with a message on standard error; 2 for wrong usage; 130, 143 or 129 after SIGINT,
-SIGTERM or SIGHUP; 141 if standard output was closed.
+SIGTERM or SIGHUP, but 0 for ``serve``, which then ends in order; 141 if standard output was closed.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _standard_streams(options: argparse.Namespace) -> bool:
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.stdout is None:
-        if getattr(options, "output", None) is None:
+        if getattr(options, "output", None) is None and options.command != "serve":
             sys.stderr.write("minibert: error: standard output is closed; results would be lost\n")
             return False
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115

@@ -30,6 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     search = add("search", "find texts by their meaning", help_texts.SEARCH, help_texts.SEARCH_EPILOG)
     explain = add("explain", "show why texts are similar", help_texts.EXPLAIN, help_texts.EXPLAIN_EPILOG)
     embed = add("embed", "encode files of any size, as a job", help_texts.EMBED, help_texts.EMBED_EPILOG)
+    serve = add("serve", "serve vectors over HTTP", help_texts.SERVE, help_texts.SERVE_EPILOG)
     inspect = add("inspect", "print the facts about a model repo", help_texts.INSPECT, help_texts.INSPECT_EPILOG)
     convert = add(
         "convert", "write a model repo with safetensors weights", help_texts.CONVERT, help_texts.CONVERT_EPILOG
@@ -40,6 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_search(search)
     _add_explain(explain)
     _add_embed(embed)
+    _add_serve(serve)
     _add_model(inspect, nargs="?", default_text=" (default: the built-in English model)")
     inspect.add_argument("--json", action="store_true", help="print one JSON object, for other programs")
     _add_model(convert)
@@ -54,6 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "explain": _check_explain,
         "embed": _check_embed,
         "inspect": _check_inspect,
+        "serve": _check_serve,
     }
     if options.command in checks:
         checks[options.command](commands.choices[options.command], options)
@@ -237,6 +240,93 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     _add_hub(parser)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_model_option(parser)
+    parser.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients (default: its own)")
+    address = parser.add_argument_group("address and access")
+    address.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    address.add_argument("--port", metavar="N", type=_port, default=8080, help="the port (default: 8080; 0: any)")
+    address.add_argument("--api-key-file", metavar="FILE", type=Path, help="require one of the keys in FILE")
+    address.add_argument(
+        "--cors-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="let web pages of ORIGIN call the server; can be given several times (default: none)",
+    )
+    address.add_argument(
+        "--strict-model", action="store_true", help="refuse requests that name another model (default: answer them)"
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--max-queue-tokens",
+        metavar="N",
+        type=_positive,
+        default=262_144,
+        help="the most tokens that wait; further requests get 429 (default: 262144)",
+    )
+    limits.add_argument(
+        "--max-batch-tokens",
+        metavar="N",
+        type=_positive,
+        help="tokens that each thread computes at a time (default: depends on the model and the machine)",
+    )
+    limits.add_argument(
+        "--max-wait-ms",
+        metavar="MS",
+        type=_seconds,
+        default=0.0,
+        help="how long a request waits for others, to make larger batches (default: 0)",
+    )
+    limits.add_argument(
+        "--max-client-batch-size",
+        metavar="N",
+        type=_positive,
+        default=2048,
+        help="the most texts of a request (default: 2048)",
+    )
+    limits.add_argument(
+        "--max-body-bytes",
+        metavar="N",
+        type=_positive,
+        default=8_000_000,
+        help="the most bytes of a request (default: 8000000)",
+    )
+    times = parser.add_argument_group("connections and stopping")
+    times.add_argument(
+        "--timeout-keep-alive",
+        metavar="S",
+        type=_positive,
+        default=75,
+        help="seconds after which an idle connection is closed (default: 75)",
+    )
+    times.add_argument(
+        "--shutdown-delay",
+        metavar="S",
+        type=_seconds,
+        default=0.0,
+        help="seconds between the first failing health check and the end of listening, for load balancers (default: 0)",
+    )
+    times.add_argument(
+        "--shutdown-timeout",
+        metavar="S",
+        type=_seconds,
+        default=30.0,
+        help="seconds that requests in flight have at most (default: 30)",
+    )
+    _add_truncate_dim(parser.add_argument_group("vectors"))
+    work = parser.add_argument_group("computation")
+    _add_device(work)
+    work.add_argument(
+        "--on-truncate",
+        choices=("ignore", "error"),
+        default="ignore",
+        help="what to do with texts that have more tokens than the model's maximum length, if a request does not say: "
+        "cut them (default), or refuse them",
+    )
+    _add_hub(parser)
+
+
 def _add_model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -267,19 +357,7 @@ def _add_prompts(parser: argparse.ArgumentParser, default: str) -> None:
 
 def _add_computation(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("computation")
-    work.add_argument("--device", metavar="DEVICE", help="cpu (default); cuda or cuda:N for an NVIDIA GPU")
-    work.add_argument(
-        "--dtype",
-        choices=("float16", "bfloat16", "float32", "float64"),
-        help="the precision of the arithmetic: on a CPU float32 (default) or float64, on a GPU float16 (default), "
-        "bfloat16 or float32",
-    )
-    work.add_argument(
-        "--num-threads",
-        metavar="N",
-        type=_positive,
-        help="the number of threads that compute (default: one for each core); on a GPU, of streams (default: 2)",
-    )
+    _add_device(work)
     work.add_argument(
         "--batch-size",
         metavar="N",
@@ -292,6 +370,22 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
         default="warn",
         help="what to do if texts have more tokens than the model's maximum length and are cut: warn once (default), "
         "say nothing, or stop with an error",
+    )
+
+
+def _add_device(work: argparse._ArgumentGroup) -> None:
+    work.add_argument("--device", metavar="DEVICE", help="cpu (default); cuda or cuda:N for an NVIDIA GPU")
+    work.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32", "float64"),
+        help="the precision of the arithmetic: on a CPU float32 (default) or float64, on a GPU float16 (default), "
+        "bfloat16 or float32",
+    )
+    work.add_argument(
+        "--num-threads",
+        metavar="N",
+        type=_positive,
+        help="the number of threads that compute (default: one for each core); on a GPU, of streams (default: 2)",
     )
 
 
@@ -399,6 +493,12 @@ def _check_inspect(parser: argparse.ArgumentParser, options: argparse.Namespace)
     _check_revision(parser, options, "MODEL")
 
 
+def _check_serve(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.served_model_name is not None and not options.served_model_name.strip():
+        parser.error("--served-model-name must not be blank")
+    _check_revision(parser, options, "--model")
+
+
 def _check_revision(parser: argparse.ArgumentParser, options: argparse.Namespace, model: str) -> None:
     """Refuse a revision without a model."""
     if options.model is None and options.revision is not None:
@@ -419,4 +519,20 @@ def _positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; it is {text!r}")
+    return number
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535; it is {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0; it is {text!r}")
     return number

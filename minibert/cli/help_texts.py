@@ -2,8 +2,9 @@
 
 DESCRIPTION = """\
 Turn texts into vectors with BERT models in the format of sentence-transformers.
-Search texts by meaning. Inspect, convert and download models. The computation
-uses numpy, not PyTorch. Without --model, the commands use the built-in model.
+Search texts by meaning. Serve vectors over HTTP. Inspect, convert and download
+models. The computation uses numpy, not PyTorch. Without --model, the commands
+use the built-in model.
 """
 EPILOG = """\
 examples:
@@ -174,6 +175,39 @@ examples:
 
   # on four machines, in a folder that they share
   minibert embed data --output vectors --shards 1/4    # 2/4, 3/4, 4/4
+"""
+
+SERVE = """\
+Serve the vectors of a model over HTTP. The server speaks the protocols of
+OpenAI, text-embeddings-inference (TEI), Ollama and Cohere, so their clients
+work with it. It computes the texts of concurrent requests together. A vector
+has the same bits as in `minibert encode`. The command needs an extra:
+pip install "minibert[serve]".
+"""
+SERVE_EPILOG = """\
+routes:
+  OpenAI    POST /v1/embeddings; GET /v1/models, /v1/models/ID
+  TEI       POST /embed, /, /embed_all, /similarity, /tokenize, /decode; GET /info
+  Ollama    POST /api/embed
+  Cohere    POST /v2/embed, /v1/embed
+  others    GET /health, /ping, /, /metrics
+
+keys:
+  Each line of the file of --api-key-file is a key. So is each line of the
+  environment variable MINIBERT_API_KEY. There is no argument for a key, because
+  other users of the machine can see arguments. Health checks and metrics need
+  no key.
+
+stopping:
+  After SIGTERM, SIGINT or SIGHUP, health checks fail and new requests get 503.
+  Requests in flight are answered. Then the exit status is 0.
+
+examples:
+  minibert serve
+  minibert serve --model intfloat/e5-small-v2 --host 0.0.0.0 \\
+      --api-key-file keys.txt
+  curl http://127.0.0.1:8080/v1/embeddings \\
+      -H "Content-Type: application/json" -d '{"input": "A sentence."}'
 """
 
 INSPECT = """\

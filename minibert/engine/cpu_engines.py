@@ -79,9 +79,9 @@ class CpuEngine:
         """Return the number of tokens that a thread computes at a time."""
         return min(_BATCH_TOKENS, max(1, _BATCH_NUMBERS // config.hidden_size))
 
-    def threads_for(self, text: Batch, rule: RowRule, most: int) -> int:
+    def threads_for(self, batch: Batch, rule: RowRule, most: int) -> int:
         """Return the threads for a single text: those of BLAS if the bits stay the same and there are not too many."""
-        short = text.tokens <= _SHORT_TEXT and rule.threads and blas_threads() <= most
+        short = len(batch.rows) == 1 and batch.tokens <= _SHORT_TEXT and rule.threads and blas_threads() <= most
         return most if short else 1
 
     @contextlib.contextmanager
@@ -128,7 +128,7 @@ class NativeEngine(CpuEngine):
         """Return the number of tokens that a thread computes at a time: their hidden states stay in the cache."""
         return min(_NATIVE_MOST_TOKENS, max(_NATIVE_LEAST_TOKENS, _NATIVE_BATCH_NUMBERS // config.hidden_size))
 
-    def threads_for(self, text: Batch, rule: RowRule, most: int) -> int:  # noqa: ARG002
+    def threads_for(self, batch: Batch, rule: RowRule, most: int) -> int:  # noqa: ARG002
         """Return the size of the team, or ``most`` if that is less: any number of threads gives the same bits."""
         return min(most, self.threads, native.LARGEST_TEAM)
 

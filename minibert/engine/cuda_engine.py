@@ -104,7 +104,7 @@ class CudaEngine:
         """Return the number of tokens that a stream computes at a time."""
         return _BATCH_TOKENS
 
-    def threads_for(self, text: Batch, rule: RowRule, most: int) -> int:  # noqa: ARG002
+    def threads_for(self, batch: Batch, rule: RowRule, most: int) -> int:  # noqa: ARG002
         """Return 1: a stream uses the whole GPU."""
         return 1
 

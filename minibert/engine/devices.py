@@ -89,8 +89,8 @@ class Engine(Protocol):
         """Return the default number of tokens that a thread computes at a time."""
         ...
 
-    def threads_for(self, text: Batch, rule: RowRule, most: int) -> int:
-        """Return how many threads, at most ``most``, the operations on a batch of a single text shall use."""
+    def threads_for(self, batch: Batch, rule: RowRule, most: int) -> int:
+        """Return how many threads, at most ``most``, each operation shall use on a batch that is computed alone."""
         ...
 
     def worker(

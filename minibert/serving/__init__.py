@@ -1,0 +1,1 @@
+"""``minibert serve``: an HTTP server that gives the vectors of texts."""
