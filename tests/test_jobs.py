@@ -2,19 +2,21 @@
 
 import gzip
 import json
+import os
+import sys
 import threading
 import tracemalloc
 
 import numpy as np
 import pytest
 from cli_support import listing, usage_error
-from jobs_support import TEXTS, embed, write_records, write_texts
+from jobs_support import TEXTS, content, embed, write_records, write_texts
 from support import needs
 
 from minibert import SentenceEncoder, quantize_embeddings
 from minibert.cli import main
 from minibert.errors import JobError, TruncationWarning
-from minibert.jobs import Progress, embed_files, inputs, run
+from minibert.jobs import Progress, embed_files, inputs, run, tables
 
 
 def vectors_of(folder):
@@ -158,6 +160,46 @@ def test_columns_of_json_lines(repo, here):
     assert table["late"].to_pylist()[4:7] == [None, "0", "9223372036854775808"]
 
 
+def test_floats_beside_npy(repo, here):
+    """Columns of floats go beside .npy files, too. NaN and infinity become null: JSON does not have them."""
+    write_records(here / "a.jsonl", TEXTS[:2], x=lambda i: i + 0.5)
+    (here / "b.jsonl").write_text('{"text": "a", "x": 1e999}\n')
+    assert embed(repo, "a.jsonl", "b.jsonl", format="npy", keep="x") == 0
+    assert [line["x"] for line in lines_of(here / "out")] == [0.5, 1.5, None]
+
+    pa = needs("pyarrow")
+    table = pa.table({"text": TEXTS[:3], "x": pa.array([0.5, float("nan"), None], pa.float32())})
+    needs("pyarrow.parquet").write_table(table, here / "a.parquet")
+    assert embed(repo, "a.parquet", format="npy", keep="x", output="table") == 0
+    assert [line["x"] for line in lines_of(here / "table")] == [0.5, None, None]
+
+
+def test_a_table_is_read_once(repo, here, encoder, monkeypatch):
+    """Shards that follow each other go on in the open file: a row group is not read again from its start."""
+    pa, pq = needs("pyarrow"), needs("pyarrow.parquet")
+    pq.write_table(pa.table({"text": [*TEXTS, *TEXTS], "n": range(50)}), here / "a.parquet")
+    pq.write_table(pa.table({"text": TEXTS, "n": range(50, 75)}), here / "b.parquet", row_group_size=4)
+    starts, batches = [], tables.batches
+
+    def counted(path, kind, names, start, most):
+        starts.append((path.name, start))
+        return batches(path, kind, names, start, most)
+
+    assert embed(repo, "a.parquet", "b.parquet", id_column="n", shard_rows=7) == 0
+    monkeypatch.setattr(tables, "batches", counted)
+    assert embed(repo, "a.parquet", "b.parquet", id_column="n", shard_rows=7, output="counted") == 0
+    assert starts == [(f"{name}.parquet", 0) for name in "abab"]  # to check, and to read
+    for shard in (1, 3, 4, 9):
+        (here / "counted" / f"part-{shard:05d}-of-00011.json").unlink()
+    starts.clear()
+    assert embed(repo, "a.parquet", "b.parquet", id_column="n", shard_rows=7, output="counted") == 0
+    assert starts == [("a.parquet", 7), ("b.parquet", 13)]
+    assert content(here / "counted") == content(here / "out")
+    table = table_of(here / "out")
+    np.testing.assert_array_equal(array_of(table["embedding"]), encoder.encode(TEXTS * 3))
+    assert table["id"].to_pylist() == list(range(75))
+
+
 # --- formats of the output -------------------------------------------------------------------------------------------
 
 
@@ -291,6 +333,17 @@ def test_memory_does_not_grow(encoder, here, monkeypatch):
     assert peaks[1] < peaks[0] + 2_000_000  # all texts would be 20 MB
 
 
+def test_memory_of_long_texts(encoder, here, monkeypatch):
+    """Chunks with few long texts stay small: no fixed number of rows is read before their lengths count."""
+    monkeypatch.setattr(inputs, "CHUNK_CHARACTERS", 1_000_000)
+    write_texts(here / "a.txt", ("the cat" + " " * 40_000 for _ in range(1000)))
+    tracemalloc.start()
+    embed_files(encoder, "a.txt", "out", output_format="npy")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000  # all texts are 40 MB
+
+
 def test_progress(encoder, here):
     """All rows and bytes are reported, also the skipped rows and those of complete shards."""
     write_records(here / "a.jsonl", [*TEXTS, None])
@@ -388,6 +441,24 @@ def test_unusable_values_of_tables(repo, here, encoder, capsys):
     skipped = lines_of(here / "out", "*.skipped.jsonl")
     assert [(each["row"], each["id"]) for each in skipped] == [(i, i) for i in range(25, 46)]
     assert skipped[1]["reason"] == "it is null"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_skipped_rows_of_views(repo, here, suffix):
+    """Columns of any type are kept beside skipped rows, also types for which Arrow has no filter."""
+    pa = needs("pyarrow")
+    texts, views = pa.array([None, "a", "b", None], pa.string_view()), pa.list_(pa.string_view())
+    table = pa.table({"text": texts, "b": pa.array([b"0", b"1", None, b"3"], pa.binary_view())})
+    table = table.append_column("n", pa.array([["0"], ["1"], None, []], views))
+    if suffix == "parquet":
+        needs("pyarrow.parquet").write_table(table, here / "a.parquet")
+    else:
+        with pa.ipc.new_file(here / "a.arrow", table.schema) as writer:
+            writer.write_table(table)
+
+    assert embed(repo, f"a.{suffix}", on_error="skip") == 0
+    found = table_of(here / "out").drop_columns("embedding").to_pydict()
+    assert found == {"id": [1, 2], "text": ["a", "b"], "b": [b"1", None], "n": [["1"], None]}
 
 
 def test_unusable_lines_of_csv(repo, here, encoder, capsys):
@@ -492,7 +563,16 @@ def test_refused_tables(repo, here, capsys):
     pq.write_table(pa.table({"text": ["a"], "b": [b"1"]}), here / "c.parquet")
     (here / "damaged.parquet").write_bytes((here / "a.parquet").read_bytes()[:-5])
     (here / "damaged.arrow").write_bytes(b"ARROW1")
+    pages = here / "pages.parquet"
+    pq.write_table(pa.table({"text": ["some text"] * 1000}), pages, compression="snappy", use_dictionary=False)
+    pages.write_bytes(pages.read_bytes()[:30] + bytes(30) + pages.read_bytes()[60:])
+    interval = pa.table({"text": ["a"], "i": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
+    with pa.ipc.new_file(here / "interval.arrow", interval.schema) as writer:
+        writer.write_table(interval)
     for arguments, message in (
+        (["pages.parquet"], "pages.parquet must be a whole file in the format parquet"),
+        (["pages.parquet", "--on-error", "skip"], "pages.parquet must be a whole file in the format parquet"),
+        (["interval.arrow"], "columns must have types that Parquet has; Unhandled type"),
         (["numbers.parquet"], "numbers.parquet: the column 'text' must hold strings; it holds int64"),
         (["a.parquet", "b.parquet"], "b.parquet and a.parquet differ in n"),
         (["damaged.parquet"], "damaged.parquet must be a whole file in the format parquet"),
@@ -503,7 +583,23 @@ def test_refused_tables(repo, here, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+        assert not (here / "out").exists()
     assert embed(repo, "a.parquet", "b.parquet", keep="none") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a name that is not Unicode")
+@pytest.mark.parametrize("suffix", ["txt", "parquet"])
+def test_strange_names(repo, here, suffix):
+    """A name can have bytes that are not UTF-8, and the characters of a pattern."""
+    path = here / os.fsdecode(b"[a]*\xff." + suffix.encode())
+    if suffix == "txt":
+        write_texts(path)
+    else:
+        table = needs("pyarrow").table({"text": TEXTS})
+        with path.open("wb") as file:
+            needs("pyarrow.parquet").write_table(table, file)
+    assert embed(repo, path) == 0
+    assert main(["embed", "--verify", "out"]) == 0
 
 
 @pytest.mark.parametrize("arguments", [["a.parquet", "--format", "npy"], ["a.txt"]])
@@ -535,8 +631,6 @@ def test_output_with_input(repo, here, capsys):
 
 def test_a_pipe_is_no_input(repo, here, capsys):
     """The input is read twice."""
-    import os
-
     os.mkfifo(here / "a.txt")
     assert embed(repo, "a.txt", format="npy") == 1
     assert "a.txt must be a regular file" in capsys.readouterr().err
