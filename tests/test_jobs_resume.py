@@ -1,9 +1,11 @@
 """Jobs that stop at any moment go on to the same bytes; other jobs are refused; damage is found."""
 
+import errno
 import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from support import ROOT, edit_json, needs
 
 from minibert import SentenceEncoder
 from minibert.cli import main
-from minibert.jobs import folder, run
+from minibert.jobs import folder, inputs, run
 
 #: Runs a command line, and kills its own process before a call of a function.
 KILLED = """
@@ -257,6 +259,13 @@ def test_versions_and_kernels(repo, here, texts, undisturbed, capsys, monkeypatc
     assert {"numpy", "BLAS"} < plan["versions"].keys()
 
 
+@pytest.mark.parametrize("options", [{"shard_rows": 11}, {"keep": "text"}])
+def test_input_that_is_the_same(repo, here, texts, undisturbed, capsys, options):
+    """Facts of a file that follow from an option are not named as a change of the file."""
+    assert embed(repo, texts, **{"format": "npy", "output": "undisturbed", **options}) == 1
+    assert "input file" not in capsys.readouterr().err
+
+
 def test_moved_input(repo, here, texts, undisturbed, capsys):
     """Where the files are does not count. A file whose hash is known is not checked again."""
     (here / "moved").mkdir()
@@ -282,7 +291,7 @@ def test_damaged_plan(repo, here, texts, undisturbed, capsys):
     path = here / "undisturbed" / "job.json"
     path.write_text(path.read_text().replace('"rows": 25', '"rows": 26'))
     assert embed(repo, texts, format="npy", output="undisturbed") == 1
-    assert "job.json must be as minibert wrote it; it is damaged" in capsys.readouterr().err
+    assert "job.json must be as this version of minibert writes it; it is damaged" in capsys.readouterr().err
 
 
 def test_input_that_changes_meanwhile(repo, here, texts, capsys, monkeypatch):
@@ -297,6 +306,40 @@ def test_input_that_changes_meanwhile(repo, here, texts, capsys, monkeypatch):
     monkeypatch.setattr(folder.Folder, "agree", change)
     assert embed(repo, texts.name, format="npy") == 1
     assert "a.txt must not change while a job reads it; it did" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["_scan_lines", "_text_of"])
+def test_input_that_changes_while_it_is_read(repo, here, texts, capsys, monkeypatch, moment):
+    """A change between hash and check gives no plan. A change inside the last shard gives no shard."""
+    function, calls = getattr(inputs, moment), []
+
+    def change(*arguments):
+        calls.append(arguments)
+        if len(calls) == (1 if moment == "_scan_lines" else 2 * 25):  # the last row of the second time
+            with texts.open("a") as file:
+                file.write("more\n")
+        return function(*arguments)
+
+    monkeypatch.setattr(inputs, moment, change)
+    assert embed(repo, texts.name, format="npy", shard_rows=100) == 1
+    assert "a.txt must not change while a job reads it; it did" in capsys.readouterr().err
+    assert not (here / "out").exists() or listing(here / "out") == ["job.json"]
+    assert (here / "out").exists() == (moment == "_text_of")
+
+
+def test_rows_are_not_lost(repo, here, texts, capsys, monkeypatch):
+    """A file with fewer rows than it had is an error, even if its size and its time are as before."""
+    agree, status = folder.Folder.agree, texts.stat()
+
+    def change(self, *arguments):
+        agree(self, *arguments)
+        texts.write_bytes(texts.read_bytes().replace(b"\n", b" ", 20))
+        os.utime(texts, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    monkeypatch.setattr(folder.Folder, "agree", change)
+    assert embed(repo, texts.name, format="npy", shard_rows=100) == 1
+    assert "a.txt must have 25 rows, as when it was checked; it has fewer" in capsys.readouterr().err
+    assert listing(here / "out") == ["job.json"]
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -364,6 +407,61 @@ def test_a_name_that_is_removed_before_the_lock(here, monkeypatch):
     with folder._held(here / "name") as file:
         assert os.path.samestat(os.fstat(file.fileno()), (here / "name").stat())
     assert len(calls) == 2
+
+
+def test_a_file_is_locked_until_it_has_its_name(here, monkeypatch):
+    """No other process can take a file that will be renamed in a moment for one of a dead process."""
+    replace, found = Path.replace, []
+
+    def replacing(self, target):
+        found.append(folder._held(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replacing)
+    with folder.whole(here / "name") as file:
+        file.write(b"content")
+    assert found == [None]
+    assert (here / "name").read_bytes() == b"content"
+
+
+def test_parts_that_start_together(repo, here, texts, undisturbed, monkeypatch):
+    """Another part can write the plan at any moment. It is not taken for a strange file."""
+    iterdir, plan = Path.iterdir, (here / "undisturbed" / "job.json").read_bytes()
+
+    def writing(self):
+        if self.name == "out" and not (self / "job.json").exists():
+            (self / "job.json").write_bytes(plan)
+        return iterdir(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", writing)
+        assert embed(repo, texts, format="npy") == 0
+    assert content(here / "out") == undisturbed
+
+
+def test_locks_of_dead_processes(repo, here, texts, undisturbed):
+    """A job that ends with another number of parts than it began with leaves no lock file."""
+    (here / "undisturbed" / ".part-3-of-8.lock").touch()
+    assert embed(repo, texts, format="npy", output="undisturbed") == 0
+    assert content(here / "undisturbed") == undisturbed
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_folders_that_cannot_be_synced(repo, here, texts, undisturbed, capsys, monkeypatch, number):
+    """Some network file systems sync no folder, which is no error. A disk that fails is one."""
+    fsync = os.fsync
+
+    def refused(file):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(number, "refused")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    assert embed(repo, texts, format="npy") == int(number == errno.EIO)
+    if number == errno.EINVAL:
+        assert content(here / "out") == undisturbed
+    else:
+        assert "out/job.json cannot be written: refused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["no module", "no locks"])
