@@ -385,6 +385,7 @@ BAD = {
     "not UTF-8": (b'{"text": "\xff"}', "must be UTF-8; its byte 11, 0xff, is not"),
     "not JSON": (b'{"text": "a"', "not JSON"),
     "NaN": (b'{"text": "a", "n": NaN}', "NaN, which is not JSON"),
+    "many digits": (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "it must be a JSON object; Exceeds the limit"),
     "blank": (b"", "it is blank"),
     "a list": (b'["text"]', 'it is ["text"]'),
     "nested": (b"[" * 100_000, "nested too deeply"),

@@ -184,9 +184,6 @@ class Folder:
         """
         if not (self.path / JOB).exists():
             return {}
-        return self._read_job()["plan"]
-
-    def _read_job(self) -> dict[str, Any]:
         content = _read(self.path / JOB)
         sound = content is not None and content.get("sha256") == sha256_of({**content, "sha256": ""})
         if content is None or not sound or content != {**content, **_FORMAT}:
@@ -194,7 +191,8 @@ class Folder:
                 f"{self.path / JOB} must be as this version of minibert writes it; it is damaged, or of another "
                 "version. Start with a new --output."
             )
-        return content
+        plan: dict[str, Any] = content["plan"]
+        return plan
 
     def agree(self, plan: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
         """Write the plan, or compare it with the plan that is there.
@@ -243,10 +241,10 @@ class Folder:
         """Return the name of a shard's files, without a suffix."""
         return f"part-{shard:05d}-of-{self.shards:05d}"
 
-    def complete(self, shard: int, job: str | None = None) -> dict[str, Any] | None:
+    def complete(self, shard: int) -> dict[str, Any] | None:
         """Return the sidecar of a shard if it is of this job and the files have the right sizes, else None."""
         sidecar = _read(self.path / f"{self.name(shard)}.json")
-        if sidecar is None or sidecar.get("job") != (job or self.job):
+        if sidecar is None or sidecar.get("job") != self.job:
             return None
         for name, facts in sidecar["files"].items():
             path = self.path / name
@@ -318,17 +316,17 @@ def verify(path: Path) -> dict[str, Any]:
         JobError: The job is not complete, or a file differs; the message names each such file.
     """
     folder = Folder(path)
-    plan = folder._read_job()["plan"] if (path / JOB).exists() else None  # noqa: SLF001
-    if plan is None:
+    plan = folder.known()
+    if not plan:
         raise JobError(f"{path} must be the folder of a job; it has no {JOB}.")
-    job, folder.shards = sha256_of(plan), plan["shards"]
+    folder.job, folder.shards = sha256_of(plan), plan["shards"]
     if not (path / MANIFEST).exists():
-        done = sum(folder.complete(shard, job) is not None for shard in range(folder.shards))
+        done = sum(folder.complete(shard) is not None for shard in range(folder.shards))
         raise JobError(f"{path} is not complete: {done} of {folder.shards} shards are. Give the job's command again.")
     manifest = _read(path / MANIFEST)
     listed = (manifest or {}).get("shards", [])
     sidecars = [_read(path / f"{folder.name(shard)}.json") for shard in range(folder.shards)]
-    wrong = [] if manifest == _manifest(job, listed) else [MANIFEST]
+    wrong = [] if manifest == _manifest(folder.job, listed) else [MANIFEST]
     for shard, sidecar in enumerate(sidecars):
         if sidecar is None or [sidecar] != listed[shard : shard + 1]:
             wrong.append(f"{folder.name(shard)}.json{f' or its entry in {MANIFEST}' if sidecar else ''}")

@@ -76,12 +76,9 @@ def output_columns(
     found: dict[str, Any] = {ID: "int64"} if reading.id_column is None else {}
     schema = None if reading.is_lines else tables.schema_of(sources[0].path, reading.kind)
     for name, kind in columns.items():
-        own = ID if name == reading.id_column else name
-        if schema is None:
-            found[own] = TYPES[kind]
-        else:
-            found[own] = tables.plain(schema.field(name).type)
-        if layout_format == "npy" and str(found[own]) not in _IN_JSON:
+        stored = TYPES[kind] if schema is None else tables.plain(schema.field(name).type)
+        found[ID if name == reading.id_column else name] = stored
+        if layout_format == "npy" and str(stored) not in _IN_JSON:
             raise JobError(
                 f"columns beside .npy must be numbers or strings; {name!r} is {kind}. Use Parquet, or --keep."
             )
