@@ -167,6 +167,7 @@ def test_signals(repo, here, texts, undisturbed, number):
     """A signal ends the job cleanly: no temporary file is left, the status is that of the signal, the job goes on."""
     code = (
         "import signal, sys, os; from minibert.cli import main; from minibert.jobs import shards\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests in the background ignore it
         "write = shards._Npy.write\n"
         "def slow(*a):\n    write(*a); os.kill(os.getpid(), int(sys.argv[1]))\n"
         "shards._Npy.write = slow; sys.exit(main(sys.argv[2:]))"
