@@ -219,8 +219,8 @@ class Folder:
             )
         self.job, self.shards = sha256_of(plan), plan["shards"]
         own = {"job", "manifest", *map(self.name, self.own())}
-        for left in self.path.iterdir():
-            if left.suffix == ".lock" or (left.suffix == ".tmp" and left.name.split(".")[0] in own):
+        for left in self.path.glob("*.tmp"):
+            if left.name.split(".")[0] in own:
                 self._remove(left)
 
     @staticmethod
@@ -266,6 +266,8 @@ class Folder:
         manifest = _manifest(self.job, sidecars)
         with whole(self.path / MANIFEST) as file:
             file.write(_dump(manifest))
+        for left in self.path.glob(".part-*.lock"):  # not before: a part that starts now would find its lock held
+            self._remove(left)
         return manifest
 
 
