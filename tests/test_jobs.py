@@ -200,6 +200,28 @@ def test_a_table_is_read_once(repo, here, encoder, monkeypatch):
     assert table["id"].to_pylist() == list(range(75))
 
 
+def test_bytes_do_not_depend_on_row_groups_and_shards_before(repo, here):
+    """A shard has the same bytes, whether the one before it was computed in the same run or not."""
+    pa, pq = needs("pyarrow"), needs("pyarrow.parquet")
+    numbers = range(700)
+    table = pa.table({"text": [f"the man {i % 9}" for i in numbers], "long": [f"{i:05}" * 4000 for i in numbers]})
+    table = table.append_column("list", pa.array([None if i % 50 == 7 else [i] * 300 for i in numbers]))
+    results = []
+    for number, size in enumerate((90, 1000)):
+        pq.write_table(table, here / "a.parquet", row_group_size=size)
+        assert embed(repo, "a.parquet", shard_rows=150, output=f"out{number}") == 0
+        before = content(here / f"out{number}")
+        for shard in (1, 3):
+            (here / f"out{number}" / f"part-{shard:05d}-of-00005.json").unlink()
+        assert embed(repo, "a.parquet", shard_rows=150, output=f"out{number}") == 0
+        assert content(here / f"out{number}") == before
+        for part in ("2/2", "1/2"):
+            assert embed(repo, "a.parquet", shard_rows=150, output=f"parts{number}", shards=part) == 0
+        assert content(here / f"parts{number}") == before
+        results.append({name: data for name, data in before.items() if name.endswith(".parquet")})
+    assert results[0] == results[1]
+
+
 # --- formats of the output -------------------------------------------------------------------------------------------
 
 

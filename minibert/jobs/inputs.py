@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -312,9 +312,10 @@ class Reader:
         self._columns = columns
         self._ends = list(itertools.accumulate(source.rows for source in sources))
         self._stack = contextlib.ExitStack()
-        #: The number of the open file; the file of lines, or the batches of a table; the names of its columns.
-        self._open: tuple[int, Any, list[str]] | None = None
-        self._row, self._rest = 0, list[Any]()  # for a table: the next row, and arrays from there on
+        self._index = -1  # the number of the open file
+        self._file, self._names = cast("BinaryIO", None), list[str]()  # of lines: the file, and the header of CSV
+        self._batches: Iterator[list[Any]] = iter(())  # of a table, with the next row, and arrays from there on
+        self._row, self._rest = 0, list[Any]()
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -373,12 +374,12 @@ class Reader:
         source, first, offset = self._sources[index], self._first(index), 0
         if start > first:
             offset = source.starts[start // self._reading.shard_rows - -(-first // self._reading.shard_rows)]
-        if self._open is None or self._open[0] != index:  # stay in an open file: a file of gzip is read from its start
+        if self._index != index:  # stay in an open file: a file of gzip is read from its start
             self._stack.close()
-            file, names = self._stack.enter_context(opened(source.path)), list[str]()
-            next(read_rows(source.path, file, self._reading.kind, 0, names), None)
-            self._open = index, file, names
-        found = read_rows(source.path, self._open[1], self._reading.kind, offset, self._open[2])
+            self._file = self._stack.enter_context(opened(source.path))
+            next(read_rows(source.path, self._file, self._reading.kind, 0, self._names), None)
+            self._index = index
+        found = read_rows(source.path, self._file, self._reading.kind, offset, self._names)
         for number in range(start, end, _AT_ONCE):
             piece, kept = self._empty(), list[Mapping[str, Any]]()
             for row, (_, fields, reason) in enumerate(itertools.islice(found, min(_AT_ONCE, end - number)), number):
@@ -389,23 +390,32 @@ class Reader:
             yield piece
 
     def _pieces_of_table(self, index: int, start: int, end: int) -> Iterator[Chunk]:
-        if self._open is None or self._open[0] != index or self._row > start:
+        if self._index != index or self._row > start:  # else go on: the next shard is often in the same row group
             self._stack.close()
             path, names = self._sources[index].path, [self._reading.column, *self._columns]
             batches = tables.batches(path, self._reading.kind, names, start - self._first(index), _AT_ONCE)
-            self._open = index, self._stack.enter_context(contextlib.closing(batches)), names
-            self._row, self._rest = start, []
-        while self._row < end:  # stay in an open file: the next shard is often in the middle of the same row group
-            arrays = self._rest or next(self._open[1], [])
-            if not arrays:
-                return
-            row, count = self._row, min(len(arrays[0]), (start if self._row < start else end) - self._row)
-            (texts, *columns), self._rest = [array[:count] for array in arrays], []
-            if count < len(arrays[0]):
-                self._rest = [array[count:] for array in arrays]
-            self._row += count
-            if row >= start:
-                yield self._piece_of_table(texts, columns, row)
+            self._batches = self._stack.enter_context(contextlib.closing(batches))
+            self._index, self._row, self._rest = index, start, []
+        for first in range(self._row, start, _AT_ONCE):
+            self._take(min(_AT_ONCE, start - first))
+        for first in range(start, end, _AT_ONCE):
+            texts, *columns = self._take(min(_AT_ONCE, end - first))
+            yield self._piece_of_table(texts, columns, first)
+
+    def _take(self, count: int) -> list[Any]:
+        """Return arrays of the next ``count`` rows of the open table; of fewer at the end of the file.
+
+        The number does not depend on row groups and earlier rows: parts of other lengths give other pages in Parquet.
+        """
+        while not self._rest or len(self._rest[0]) < count:
+            more = next(self._batches, None)
+            if more is None:
+                break
+            pairs = zip(self._rest, more, strict=True)
+            self._rest = [tables.pyarrow().concat_arrays(pair) for pair in pairs] if self._rest else more
+        taken, self._rest = [array[:count] for array in self._rest], [array[count:] for array in self._rest]
+        self._row += count
+        return taken
 
     def _piece_of_table(self, texts: Any, columns: list[Any], first: int) -> Chunk:
         piece, ids = self._empty(), columns[0] if self._reading.id_column else None
