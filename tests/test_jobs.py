@@ -643,6 +643,9 @@ def test_output_with_input(repo, here, capsys):
     write_texts(here / "out" / "a.txt")
     assert embed(repo, "out/a.txt", format="npy") == 1
     assert "--output must not hold an input file; out/a.txt is in it" in capsys.readouterr().err
+    (here / "link").symlink_to("out")
+    assert embed(repo, "link/a.txt", format="npy") == 1
+    assert "--output must not hold an input file; link/a.txt is in it" in capsys.readouterr().err
     write_texts(here / "a.txt")
     assert embed(repo, "a.txt", format="npy") == 1
     assert "--output must be empty or a job; out has 'a.txt' and no job.json" in capsys.readouterr().err

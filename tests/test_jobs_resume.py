@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 from cli_support import BUFFERED, listing
 from jobs_support import TEXTS, command, content, embed, write_records, write_texts
 from support import ROOT, edit_json, needs
 
+import minibert
 from minibert import SentenceEncoder
 from minibert.cli import main
-from minibert.jobs import folder, inputs, run
+from minibert.errors import JobError
+from minibert.jobs import embed_files, folder, inputs, run, shards
 
 #: Runs a command line, and kills its own process before a call of a function.
 KILLED = """
@@ -148,6 +151,26 @@ def test_full_disk_in_parquet(repo, here, capsys, monkeypatch):
     assert content(here / "out") == content(here / "undisturbed")
 
 
+def test_every_write_counts(repo, here, texts, undisturbed, capsys, monkeypatch):
+    """A chunk that cannot be written stops the shard, also if later chunks could be written."""
+    write, calls = shards._Npy.write, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "CHUNK_ROWS", 3)
+        patch.setattr(shards._Npy, "write", failing)
+        assert embed(repo, texts, format="npy") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert listing(here / "out") == ["job.json"]
+    assert embed(repo, texts, format="npy") == 0
+    assert content(here / "out") == undisturbed
+
+
 class Full(io.FileIO):
     """A file on a disk that is full after 100 bytes."""
 
@@ -207,6 +230,11 @@ def changed_model(repo):
 
 CHANGES = {
     "a text": (lambda _: write_texts(Path("a.txt"), ["a", *TEXTS[1:]]), {}, "input file 1: expected "),
+    "a text of the same size": (
+        lambda _: write_texts(Path("a.txt"), [TEXTS[0].replace("man", "cat"), *TEXTS[1:]]),
+        {},
+        "input file 1: expected ",
+    ),
     "a file more": (
         lambda _: write_texts(Path("b.txt")),
         {"more": ["b.txt"]},
@@ -285,6 +313,29 @@ def test_damaged_shards(repo, here, texts, undisturbed):
     (result / "part-00002-of-00003.json").write_text("{}")
     assert embed(repo, texts, format="npy", output="undisturbed") == 0
     assert content(result) == undisturbed
+
+
+def test_shards_of_another_job(repo, here, texts, undisturbed):
+    """A shard counts only if its sidecar names the same plan, even if all sizes fit."""
+    assert embed(repo, texts, "--normalize", format="npy") == 0
+    for path in (here / "out").glob("part-00001-*"):
+        (here / "undisturbed" / path.name).write_bytes(path.read_bytes())
+    assert embed(repo, texts, format="npy", output="undisturbed") == 0
+    assert content(here / "undisturbed") == undisturbed
+
+
+def test_settings_of_the_encoder(repo, here, texts):
+    """In Python, the encoder's settings count, and the plan names the versions of what computes."""
+    encoder = SentenceEncoder(repo)
+    embed_files(encoder, texts, "out", output_format="npy")
+    plan = json.loads((here / "out" / "job.json").read_text())["plan"]
+    expected = {"minibert": minibert.__version__, "tokenizers": tokenizers.__version__}
+    assert expected.items() <= plan["versions"].items()
+    assert plan["model"]["device"] == "cpu"
+    for name, value in (("max_seq_length", 8), ("include_prompt", False)):
+        other = SentenceEncoder(repo, **{name: value})
+        with pytest.raises(JobError, match=f"{name}: expected .*, found "):
+            embed_files(other, texts, "out", output_format="npy")
 
 
 def test_damaged_plan(repo, here, texts, undisturbed, capsys):
@@ -412,16 +463,21 @@ def test_a_name_that_is_removed_before_the_lock(here, monkeypatch):
 
 def test_a_file_is_locked_until_it_has_its_name(here, monkeypatch):
     """No other process can take a file that will be renamed in a moment for one of a dead process."""
-    replace, found = Path.replace, []
+    replace, fsync, found = Path.replace, os.fsync, []
 
     def replacing(self, target):
-        found.append(folder._held(self))
+        found.append(("replace", folder._held(self)))
         return replace(self, target)
 
+    def syncing(file):
+        found.append(("fsync", os.fstat(file).st_size if stat.S_ISREG(os.fstat(file).st_mode) else "folder"))
+        fsync(file)
+
     monkeypatch.setattr(Path, "replace", replacing)
+    monkeypatch.setattr(os, "fsync", syncing)
     with folder.whole(here / "name") as file:
         file.write(b"content")
-    assert found == [None]
+    assert found == [("fsync", 7), ("replace", None), ("fsync", "folder")]
     assert (here / "name").read_bytes() == b"content"
 
 
