@@ -137,9 +137,18 @@ def test_columns_of_json_lines(repo, here):
     needs("pyarrow")
     mixed = [1, 2.5, 1, 2.5, 3]
     write_records(
-        here / "a.jsonl", TEXTS[:5], n=int, x=mixed.__getitem__, b=bool, o=lambda i: {"a": i}, none=lambda _: None
+        here / "a.jsonl",
+        TEXTS[:5],
+        n=int,
+        x=mixed.__getitem__,
+        b=bool,
+        o=lambda i: {"ä": i},
+        none=lambda _: None,
+        big=lambda _: 2**60 + 1,
     )
-    write_records(here / "b.jsonl", TEXTS[5:], n=lambda i: i * 2**40, x=int, o=str, late=lambda i: i * 2**63)
+    write_records(
+        here / "b.jsonl", TEXTS[5:], n=lambda i: i * 2**40, x=int, o=str, late=lambda i: i * 2**63, big=lambda _: 0.5
+    )
 
     assert embed(repo, "a.jsonl", "b.jsonl", id_column="key", shard_rows=4) == 0
     table = table_of(here / "out")
@@ -151,12 +160,14 @@ def test_columns_of_json_lines(repo, here):
         "b": "bool",
         "o": "string",
         "none": "string",
+        "big": "string",
         "late": "string",
     }
     assert table["n"].to_pylist() == [*range(5), *(i * 2**40 for i in range(20))]
     assert table["x"].to_pylist() == [*mixed, *range(20)]
     assert table["b"].to_pylist() == [False, True, True, True, True, *[None] * 20]
-    assert table["o"].to_pylist()[4:6] == ['{"a":4}', '"0"']
+    assert table["o"].to_pylist()[4:6] == ['{"ä":4}', '"0"']
+    assert table["big"].to_pylist()[4:6] == ["1152921504606846977", "0.5"]
     assert table["late"].to_pylist()[4:7] == [None, "0", "9223372036854775808"]
 
 
@@ -500,13 +511,15 @@ def test_too_long_texts(repo, here, capsys):
     """A truncated text is counted; it is a warning once, or an error that names file and line."""
     write_texts(here / "a.txt", [*TEXTS, "the cat " * 300, "a", "the cat " * 400])
 
-    assert embed(repo, "a.txt", format="npy", on_truncate="error") == 1
-    assert "a.txt: line 26 has 602" in capsys.readouterr().err
-    assert embed(repo, "a.txt", format="npy") == 0
+    write_texts(here / "b.txt", TEXTS[:3])
+    for names in (["b.txt", "a.txt"], ["a.txt"]):
+        assert embed(repo, *names, format="npy", on_truncate="error", output="".join(names)[0]) == 1
+        assert "a.txt: line 26 has 602" in capsys.readouterr().err
+    assert embed(repo, "a.txt", format="npy", output="a") == 0
     assert (
         capsys.readouterr().err.count("2 of 8 texts were cut to max_seq_length = 512 tokens; the longest has 802.") == 1
     )
-    manifest = json.loads((here / "out" / "manifest.json").read_text())
+    manifest = json.loads((here / "a" / "manifest.json").read_text())
     assert [shard["truncated"] for shard in manifest["shards"]] == [0, 0, 2]
     assert manifest["truncated"] == 2
 

@@ -20,7 +20,7 @@ import minibert
 from minibert import SentenceEncoder
 from minibert.cli import main
 from minibert.errors import JobError
-from minibert.jobs import embed_files, folder, inputs, run, shards
+from minibert.jobs import embed_files, folder, inputs, run, shards, verify
 
 #: Runs a command line, and kills its own process before a call of a function.
 KILLED = """
@@ -558,6 +558,12 @@ def test_verify_finds_every_damage(repo, here, capsys):
         (result / name).write_bytes(original)
     assert main(["embed", "--verify", "out"]) == 0
     assert capsys.readouterr().out == "out: 2 shards with 12 vectors are as they were written\n"
+
+
+def test_verify_in_python(here, undisturbed):
+    """The function takes a name, too, and returns the manifest."""
+    manifest = json.loads((here / "undisturbed" / "manifest.json").read_text())
+    assert verify("undisturbed") == verify(here / "undisturbed") == manifest
 
 
 def test_verify_what_is_not_complete(repo, here, texts, undisturbed, capsys):

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from minibert.errors import JobError
 from minibert.safe.atomic import beside
+from minibert.typing import PathLike
 
 try:
     import fcntl
@@ -311,12 +312,13 @@ def differences(expected: Any, found: Any, name: str = "") -> list[str]:
     return [] if expected == found else [f"{name}: expected {shown[0]:.200}, found {shown[1]:.200}"]
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: PathLike) -> dict[str, Any]:
     """Compare every file of a complete job with its manifest, and return the manifest.
 
     Raises:
         JobError: The job is not complete, or a file differs; the message names each such file.
     """
+    path = Path(path)
     folder = Folder(path)
     plan = folder.known()
     if not plan:

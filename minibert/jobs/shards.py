@@ -169,7 +169,7 @@ class _Parquet:
             array = pa.Array.from_buffers(pa.binary(layout.width), len(vectors), [None, pa.py_buffer(vectors)])
         else:
             array = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), layout.width)
-        self._writer.write_table(pa.table([*columns, array], schema=layout.schema), row_group_size=len(vectors))
+        self._writer.write_table(pa.table([*columns, array], schema=layout.schema))
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
         if kind is None:
