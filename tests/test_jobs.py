@@ -218,19 +218,24 @@ def test_bytes_do_not_depend_on_row_groups_and_shards_before(repo, here):
     table = pa.table({"text": [f"the man {i % 9}" for i in numbers], "long": [f"{i:05}" * 4000 for i in numbers]})
     table = table.append_column("list", pa.array([None if i % 50 == 7 else [i] * 300 for i in numbers]))
     results = []
-    for number, size in enumerate((90, 1000)):
-        pq.write_table(table, here / "a.parquet", row_group_size=size)
-        assert embed(repo, "a.parquet", shard_rows=150, output=f"out{number}") == 0
-        before = content(here / f"out{number}")
+    for name, size in (("a.parquet", 90), ("b.parquet", 1000), ("c.arrow", 90)):
+        if name.endswith("parquet"):
+            pq.write_table(table, here / name, row_group_size=size)
+        else:
+            with pa.ipc.new_file(here / name, table.schema) as writer:
+                writer.write_table(table, max_chunksize=size)
+        assert embed(repo, name, shard_rows=150, output=f"{name} out") == 0
+        before = content(here / f"{name} out")
         for shard in (1, 3):
-            (here / f"out{number}" / f"part-{shard:05d}-of-00005.json").unlink()
-        assert embed(repo, "a.parquet", shard_rows=150, output=f"out{number}") == 0
-        assert content(here / f"out{number}") == before
+            (here / f"{name} out" / f"part-{shard:05d}-of-00005.json").unlink()
+        assert embed(repo, name, shard_rows=150, output=f"{name} out") == 0
+        assert content(here / f"{name} out") == before
         for part in ("2/2", "1/2"):
-            assert embed(repo, "a.parquet", shard_rows=150, output=f"parts{number}", shards=part) == 0
-        assert content(here / f"parts{number}") == before
-        results.append({name: data for name, data in before.items() if name.endswith(".parquet")})
-    assert results[0] == results[1]
+            assert embed(repo, name, shard_rows=150, output=f"{name} parts", shards=part) == 0
+        assert content(here / f"{name} parts") == before
+        results.append({path: data for path, data in before.items() if path.endswith(".parquet")})
+        assert table_of(here / f"{name} parts")["long"].equals(table["long"])
+    assert results[0] == results[1]  # Arrow has other names inside of lists
 
 
 # --- formats of the output -------------------------------------------------------------------------------------------
