@@ -41,9 +41,9 @@ async def embed(call: Call) -> str:
     if first and not kinds:
         embeddings, kind = matrix(await written(floats, vectors)), "embeddings_floats"
     else:
-        parts = [f'"{each}":{matrix(await written(_WRITERS[each], vectors))}' for each in kinds or ["float"]]
+        parts = [f'"{each}":{matrix(await written(_WRITERS[each], vectors))}' for each in dict.fromkeys(kinds or ["float"])]
         embeddings, kind = f"{{{','.join(parts)}}}", "embeddings_by_type"
-    meta = {"api_version": {"version": "12"[not first]}, "billed_units": {"input_tokens": int(answer.lengths.sum())}}
+    meta = {"api_version": {"version": "1" if first else "2"}, "billed_units": {"input_tokens": int(answer.lengths.sum())}}
     start = dumps({"id": call.id, "response_type": kind, "texts": texts, "meta": meta})
     return f'{start[:-1]},"embeddings":{embeddings}}}'
 
