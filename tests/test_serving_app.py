@@ -221,7 +221,7 @@ def test_a_bug(served, monkeypatch, caplog, path, body, fields):
 def test_a_vector_that_is_not_finite(served, monkeypatch, path, status):
     """It is the model's fault, and only of the request with the text."""
     encode_ids = served.batcher._encoder.encode_ids
-    bad = served.service.tokenizer.encode("bad").ids
+    bad = served.service.encoder.tokenizer.encode("bad").ids
 
     def fail(rows, **options):
         for index, row in enumerate(rows):

@@ -14,7 +14,7 @@ from test_serving_metrics import value
 
 from minibert import SentenceEncoder
 from minibert.errors import VectorError
-from minibert.serving.batcher import Batcher, Overloaded, Stopping, Token, TooLong, Work
+from minibert.serving.batcher import Batcher, Overloaded, Stopping, TooLong, Work
 from minibert.serving.metrics import Metrics
 
 CARD = "BertModel-128d"
@@ -629,28 +629,3 @@ def test_not_started():
 
     with pytest.raises(RuntimeError, match="threads must be running"):
         asyncio.run(batcher.embed(Work(["the cat"])))
-
-
-# ---------------------------------------------------------------- tokens for people
-
-
-def test_tokens(encoder):
-    """Each token has its id, its part of the text, and where that is."""
-
-    async def main():
-        async with running(encoder) as batcher:
-            tokens, empty = await batcher.tokenize(["The happy", ""], "a ")
-            ids = encoder.tokenizer.encode("a The happy").ids
-            assert [token.id for token in tokens] == ids
-            assert [token[1:] for token in tokens] == [
-                ("[CLS]", True, None, None),
-                ("a", False, 0, 1),
-                ("The", False, 2, 5),
-                ("happy", False, 6, 11),
-                ("[SEP]", True, None, None),
-            ]
-            assert [token.text for token in empty] == ["[CLS]", "a", "[SEP]"]
-            (own,) = await batcher.tokenize(["happy"], special_tokens=False)
-            assert own == [Token(encoder.tokenizer.token_to_id("happy"), "happy", False, 0, 5)]
-
-    run(main)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import concurrent.futures
 import dataclasses
 import functools
 import hmac
@@ -10,7 +11,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -99,10 +100,10 @@ class Service:
         self.fingerprint = encoder.fingerprint
         self.width = encoder.get_embedding_dimension()
         self.truncates = encoder.on_truncate != "error"
-        self.tokenizer = encoder.tokenizer
-        own = encoder._pipeline.tokenizer  # noqa: SLF001  # special tokens have no public name
-        self.prefix, self.suffix = list(own.prefix), list(own.suffix)
-        self._ids = frozenset(self.tokenizer.get_vocab().values())
+        self.tokenizer = encoder._pipeline.tokenizer  # noqa: SLF001  # special tokens have no public name
+        self.prefix, self.suffix = list(self.tokenizer.prefix), list(self.tokenizer.suffix)
+        self._ids = frozenset(self.tokenizer.backend.get_vocab().values())
+        self._one_thread = concurrent.futures.ThreadPoolExecutor(1, "minibert-alone")
         self._headers = {
             "x-minibert-fingerprint": self.fingerprint,
             "x-compute-type": "cpu" if encoder.device == "cpu" else "gpu",
@@ -147,6 +148,10 @@ class Service:
         most = self.limits.client_batch
         if size > most:
             raise Refused("batch_size", f"batch size {size} > maximum allowed batch size {most}", field)
+
+    def alone(self, function: Callable[..., _Result], *arguments: Any) -> asyncio.Future[_Result]:
+        """Return what a function gives in a thread that does one of them at a time: each can need much memory."""
+        return asyncio.get_running_loop().run_in_executor(self._one_thread, function, *arguments)
 
     def check_ids(self, field: str, items: Items, *, whole: bool = True) -> None:
         """Refuse the token ids of another vocabulary.
@@ -281,8 +286,8 @@ class Call:
         self._report(items, answer)
         return answer
 
-    async def or_gone(self, work: Any) -> Any:
-        """Return the result of a coroutine. If the client goes before, cancel it.
+    async def or_gone(self, work: Awaitable[_Result]) -> _Result:
+        """Return the result of something. If the client goes before, cancel it.
 
         Raises:
             Gone: The client has gone.
