@@ -178,6 +178,17 @@ def test_the_most_characters_to_tokenize(served):
     assert reply.json["error"] == "`inputs` must have at most 1048576 characters together. Given: 1048577"
 
 
+def test_the_most_vectors_of_tokens(served):
+    """An answer for 60 kB of text was 36 MB. Its size has a limit."""
+    reply = served.post("/embed_all", {"inputs": ["a" * 600] * 257})
+
+    assert reply.status == 422
+    assert reply.json["error"] == (
+        "`inputs` must have at most 131072 tokens together. Given: 131584, if each character is one"
+    )
+    assert len(served.post("/embed_all", {"inputs": ["a"] * 2048}).json) == 2048
+
+
 def test_info(served, encoder):
     """The fields of TEI, with the facts of this model."""
     assert served.get("/info").json == {

@@ -13,6 +13,8 @@ from minibert.typing import Array
 
 #: The most characters of ``/tokenize``: a token takes up to a thousand bytes on its way into the answer.
 _MOST_CHARACTERS: Final = 1 << 20
+#: The most numbers of ``/embed_all``: an answer has about 11 bytes for each, and exists three times on its way.
+_MOST_NUMBERS: Final = 1 << 24
 
 
 def error(refused: Refused) -> tuple[int, dict[str, Any]]:
@@ -30,8 +32,13 @@ async def embed(call: Call) -> str:
 
 async def embed_all(call: Call) -> str:
     """Answer ``POST /embed_all``: one vector for each token of each text."""
-    items = call.fields.items("inputs")
-    answer = await call.embed("inputs", items, tokens=True, **_options(call, call.fields))
+    service, items, options = call.service, call.fields.items("inputs"), _options(call, call.fields)
+    limit, most = service.encoder.max_seq_length, _MOST_NUMBERS // service.encoder._pipeline.dimension  # noqa: SLF001
+    around = len(options["prompt"]) + len(service.prefix) + len(service.suffix)
+    if (tokens := sum(min(len(item) + around, limit) for item in items)) > most:
+        message = f"`inputs` must have at most {most} tokens together. Given: {tokens}, if each character is one"
+        raise Refused("batch_size", message, "inputs")
+    answer = await call.embed("inputs", items, tokens=True, **options)
     return matrix(await written(_matrices, answer.vectors))
 
 
