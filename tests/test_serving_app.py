@@ -255,6 +255,8 @@ def test_a_vector_that_is_not_finite(served, monkeypatch, path, status):
         ("PUT", "/api/embed", 405, ["error"]),
         ("DELETE", "/v1/embed", 405, ["message"]),
         ("POST", "/health", 405, ["error", "error_type"]),
+        ("POST", "/v1/embeddings/", 404, ["error"]),
+        ("GET", "/health/", 404, ["error", "error_type"]),
     ],
 )
 def test_what_is_not_there(served, method, path, status, fields):

@@ -91,12 +91,15 @@ def application(service: Service, *, cors_origins: tuple[str, ...] = ()) -> Star
     routes += [Route(path, health, methods=["GET"]) for path in ("/", "/health", "/ping")]
     routes.append(Route("/metrics", metrics, methods=["GET"]))
     cors = Middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
-    return Starlette(
+    found = Starlette(
         routes=routes,
         middleware=[cors] if cors_origins else [],
         exception_handlers={404: unknown, 405: unknown},
         lifespan=lifespan,
     )
+    # A redirection would have the host that the client names, and http behind a proxy with TLS: the key would be sent.
+    found.router.redirect_slashes = False
+    return found
 
 
 def _endpoint(service: Service, protocol: ModuleType, handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
