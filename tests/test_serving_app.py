@@ -226,17 +226,19 @@ def test_a_vector_that_is_not_finite(served, monkeypatch, path, status):
     def fail(rows, **options):
         for index, row in enumerate(rows):
             if row.tolist() == bad:
-                raise VectorError(f"item {index} has NaN.")
+                raise VectorError(f"that of item {index} has NaN.")
         return encode_ids(rows, **options)
 
     monkeypatch.setattr(served.batcher._encoder, "encode_ids", fail)
     field = "input" if "v1" in path else "inputs"
-    requests = [served.start(served.call("POST", path, {field: text})) for text in ("good", "bad", "also good")]
+    requests = [
+        served.start(served.call("POST", path, {field: text})) for text in ("good", ["fine", "bad"], "also good")
+    ]
     good, wrong, other = (request.result(10) for request in requests)
 
     assert (good.status, other.status) == (200, 200)
     assert (wrong.status, wrong.headers["x-should-retry"]) == (status, "false")
-    assert message_of(wrong) == "the model cannot compute this: VectorError."
+    assert message_of(wrong) == "that of item 1 has NaN."
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------

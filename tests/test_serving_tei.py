@@ -284,6 +284,28 @@ WRONG = {
     "unknown ids": ("/decode", b'{"ids": [30522]}', 422, "Validation", None),
     "negative ids": ("/decode", b'{"ids": [-1]}', 422, "Validation", None),
     "foreign ids": ("/embed", b'{"inputs": [[9906, 1917]]}', 422, "Validation", None),
+    "a long sentence": (
+        "/similarity",
+        b'{"inputs": {"source_sentence": "a", "sentences": ["a", "%s"]}, "parameters": {"truncate": false}}'
+        % (b"a " * 600),
+        422,
+        "Validation",
+        "item 1: `sentences` must have less than 513 tokens. Given: 602. Send a shorter text, or allow that it is cut.",
+    ),
+    "a long number": (
+        "/embed",
+        b'{"inputs": %s}' % (b"1" * 5000),
+        422,
+        "Validation",
+        "the body must be JSON; it is not: a number has too many digits.",
+    ),
+    "no UTF-8": (
+        "/embed",
+        b'{"inputs": "\xff"}',
+        422,
+        "Validation",
+        "the body must be JSON; it is not: its characters are not UTF-8.",
+    ),
     "a long text": (
         "/embed",
         b'{"inputs": ["a", "%s"], "truncate": false}' % (b"a " * 600),

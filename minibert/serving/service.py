@@ -18,7 +18,7 @@ import numpy as np
 from starlette.requests import Request
 
 from minibert.encoder import SentenceEncoder
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, VectorError
 from minibert.serving.batcher import Answer, Batcher, Overloaded, Stopping, TooLong, Work
 from minibert.serving.fields import Fields, Items
 from minibert.serving.metrics import Metrics
@@ -276,7 +276,9 @@ class Call:
             raise Refused("overloaded", "Model is overloaded: its queue is full.", retry_after=after) from None
         except Stopping:
             raise _stopping() from None
-        except MinibertError as error:  # its message can have the index of another request's text
+        except VectorError as error:
+            raise Refused("inference", str(error), field) from None
+        except MinibertError as error:  # its message can have the path of the model
             raise Refused("inference", f"the model cannot compute this: {type(error).__name__}.") from None
         metrics.count("te_request_success", method=method)
         metrics.observe("te_request_duration", self.seconds)

@@ -51,9 +51,10 @@ async def similarity(call: Call) -> str:
     sentences: Items = inputs.items("sentences", ids=False)
     if not source:
         raise Refused("empty", "`source_sentence` cannot be empty.", "source_sentence")
-    answer = await call.embed("sentences", [source, *sentences], **_options(call, parameters))
+    # The source comes last, so that an error has the index of a sentence.
+    answer = await call.embed("sentences", [*sentences, source], **_options(call, parameters))
     vectors = call.service.batcher.finish(answer.vectors, None, normalize=False)
-    return floats(cosine(vectors[:1], vectors[1:]))[0]
+    return floats(cosine(vectors[-1:], vectors[:-1]))[0]
 
 
 async def root(call: Call) -> str:
