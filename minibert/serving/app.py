@@ -75,10 +75,9 @@ def application(service: Service, *, cors_origins: tuple[str, ...] = ()) -> Star
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.batcher.start()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):  # a second SIGINT is no failure
             yield
-        finally:
-            await service.batcher.stop()
+        await service.batcher.stop()
 
     service.metrics.gauge(
         "minibert_info", lambda: 1, model=service.name, fingerprint=service.fingerprint, version=service.version

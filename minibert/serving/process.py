@@ -26,8 +26,9 @@ def bound(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)  # of localhost, 127.0.0.1
         own = socket.socket(family)
-    except OSError as error:
-        raise OSError(f"the address {host} cannot be used: {error.strerror}. Give another --host.") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", "it is no name of a host")
+        raise OSError(f"the address {host} cannot be used: {reason}. Give another --host.") from error
     try:
         if sys.platform != "win32":  # there it means something else
             own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
