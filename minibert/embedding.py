@@ -76,17 +76,20 @@ class Truncation:
         count: Number of texts that were longer than the limit.
         longest: Number of tokens of the longest text before truncation, with special tokens.
         limit: ``max_seq_length`` at the time of the call.
+        tokens: Number of tokens of all texts together after truncation, with special tokens.
     """
 
     count: int
     longest: int
     limit: int
+    tokens: int = dataclasses.field(default=0, compare=False, repr=False)
 
     def including(self, lengths: Int[Array, "texts"]) -> Self:
         """Return the sum of this and of more texts with these token counts."""
         longest = int(lengths.max(initial=0))
         count = int(np.count_nonzero(lengths > self.limit)) if longest > self.limit else 0
-        return type(self)(self.count + count, max(self.longest, longest), self.limit)
+        tokens = int(np.minimum(lengths, self.limit).sum())
+        return type(self)(self.count + count, max(self.longest, longest), self.limit, self.tokens + tokens)
 
 
 def embed(

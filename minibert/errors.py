@@ -40,6 +40,10 @@ class IndexFileError(MinibertError, ValueError):
     """The file of a search index cannot be used; the message names the file and the remedy."""
 
 
+class JobError(MinibertError, ValueError):
+    """A job over files cannot begin, continue or be verified; the message names the file and the remedy."""
+
+
 class DeviceError(MinibertError, RuntimeError):
     """The requested device cannot be used; the message says what to install."""
 

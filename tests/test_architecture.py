@@ -33,7 +33,7 @@ FLOORS = (
     ("adapters", "embedding"),
     ("study",),
     ("encoder",),
-    ("index", "integrations", "serving"),
+    ("index", "integrations", "jobs", "serving"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -43,7 +43,7 @@ WINGS = {
     "cli": (
         ("help_texts", "terminal"),
         ("arguments", "encoder", "files", "heat_map", "opened", "outputs", "texts"),
-        ("convert", "differences", "download", "encode", "index", "serve"),
+        ("convert", "differences", "download", "embed", "encode", "index", "serve"),
         ("explain", "inspect", "search"),
         ("__init__",),
     ),
@@ -66,6 +66,7 @@ WINGS = {
         ("__init__", "common"),
         ("bertopic", "chroma", "haystack", "keybert", "lancedb", "langchain", "llama_index", "mteb"),
     ),
+    "jobs": (("lines", "tables"), ("batches", "folder", "inputs"), ("shards",), ("run",), ("__init__",)),
     "modules": (("__init__",), ("kinds",), ("chain",)),
     "serving": (
         ("__init__", "metrics", "refused"),

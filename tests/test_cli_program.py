@@ -305,7 +305,7 @@ def test_another_thread_can_run_a_command(repo, here):
 # --- usage -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["encode", "index", "search", "inspect", "convert", "download"])
+@pytest.mark.parametrize("command", ["encode", "index", "search", "embed", "inspect", "convert", "download"])
 def test_help_has_examples(capsys, monkeypatch, command):
     """Each command's help has examples that begin with the command, and below the usage fits 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")

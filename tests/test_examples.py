@@ -42,8 +42,8 @@ class InMemoryVectorStore:
 }
 
 
-def run(name, *arguments, path=""):
-    """Return the lines that an example prints; it must print nothing on standard error."""
+def run(name, *arguments, path="", quiet=True):
+    """Return the lines that an example prints; it must print nothing on standard error, unless it is not ``quiet``."""
     folders = os.pathsep.join(filter(None, (str(path), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
@@ -52,7 +52,7 @@ def run(name, *arguments, path=""):
         encoding="utf-8",
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr if quiet or done.returncode else "") == (0, "")
     return done.stdout.splitlines()
 
 
@@ -69,7 +69,7 @@ def test_every_example_is_run_here():
     source = (ROOT / "tests" / "test_examples.py").read_text("utf-8")
     names = {path.name for path in EXAMPLES.glob("*.py")}
 
-    assert len(names) == 5
+    assert len(names) == 6
     assert names == set(re.findall(r'run\(\s*"(\w+\.py)"', source))
     for name in names:
         assert f"    python examples/{name}\n" in (EXAMPLES / name).read_text("utf-8").split('"""')[1]
@@ -176,6 +176,19 @@ def test_deduplication_remembers_a_window():
 
     assert kept(3) == lines[:3]
     assert kept(2) == lines
+
+
+@pytest.mark.integrations
+def test_ray_embed(tmp_path):
+    """Ray writes a vector for each line that is not blank, in a plain column. It logs on standard error."""
+    if importlib.util.find_spec("ray") is None:
+        needs("ray")
+    lines = [line for line in (EXAMPLES / "help_pages.txt").read_text("utf-8").splitlines() if line]
+
+    assert run("ray_embed.py", "--output", tmp_path / "vectors", quiet=False) == [
+        f"{len(lines)} lines",
+        "embedding: fixed_size_list<element: float>[128]",
+    ]
 
 
 #: What the example prints of the lines that are the same in both.

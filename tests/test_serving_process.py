@@ -144,6 +144,14 @@ def test_a_port_in_use():
     )
 
 
+def test_answers_are_sent_at_once():
+    """The socket names its protocol: without it, asyncio does not switch TCP_NODELAY on."""
+    from minibert.serving.process import bound
+
+    with bound("127.0.0.1", 0) as own:
+        assert own.proto == socket.IPPROTO_TCP
+
+
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b"])
 def test_an_unknown_host(host):
     """One line."""

@@ -29,6 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     index = add("index", "encode texts for many searches", help_texts.INDEX, help_texts.INDEX_EPILOG)
     search = add("search", "find texts by their meaning", help_texts.SEARCH, help_texts.SEARCH_EPILOG)
     explain = add("explain", "show why texts are similar", help_texts.EXPLAIN, help_texts.EXPLAIN_EPILOG)
+    embed = add("embed", "encode files of any size, as a job", help_texts.EMBED, help_texts.EMBED_EPILOG)
     serve = add("serve", "serve vectors over HTTP", help_texts.SERVE, help_texts.SERVE_EPILOG)
     inspect = add("inspect", "print the facts about a model repo", help_texts.INSPECT, help_texts.INSPECT_EPILOG)
     convert = add(
@@ -39,6 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_index(index)
     _add_search(search)
     _add_explain(explain)
+    _add_embed(embed)
     _add_serve(serve)
     _add_model(inspect, nargs="?", default_text=" (default: the built-in English model)")
     inspect.add_argument("--json", action="store_true", help="print one JSON object, for other programs")
@@ -52,6 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "index": _check_index,
         "search": _check_search,
         "explain": _check_explain,
+        "embed": _check_embed,
         "inspect": _check_inspect,
         "serve": _check_serve,
     }
@@ -102,6 +105,75 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
         "binary, ubinary: one bit per dimension, eight in a byte (int8, uint8)",
     )
 
+    _add_prompt(parser)
+    _add_computation(parser)
+    _add_hub(parser)
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="a file, a folder, or a pattern in quotation marks, in this order"
+    )
+    _add_model_option(parser)
+    source = parser.add_argument_group("input")
+    source.add_argument(
+        "--input-format",
+        choices=("text", "jsonl", "csv", "parquet", "arrow"),
+        help="the format of all files (default: by their names)",
+    )
+    source.add_argument("--column", metavar="NAME", default="text", help="the column of texts (default: text)")
+    source.add_argument(
+        "--id-column",
+        metavar="NAME",
+        help='the column that becomes "id" (default: "id" is the number of the row, from 0)',
+    )
+    source.add_argument(
+        "--on-error",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with a row that cannot be encoded, such as null or invalid UTF-8: stop before anything is "
+        "computed (default), or write it to a file .skipped.jsonl",
+    )
+    result = parser.add_argument_group("output")
+    result.add_argument("--output", metavar="DIR", help="the folder to write, or to continue")
+    result.add_argument("--verify", metavar="DIR", type=Path, help="check the files of a finished job instead")
+    result.add_argument("--format", choices=("parquet", "npy"), default="parquet", help="the format (default: parquet)")
+    result.add_argument(
+        "--keep",
+        metavar="NAMES",
+        help="the columns of the input to keep: all, none, or names with commas (default: all; for npy, none)",
+    )
+    result.add_argument(
+        "--compression", choices=("none", "zstd"), default="none", help="the compression of Parquet (default: none)"
+    )
+    result.add_argument(
+        "--shard-rows", metavar="N", type=_positive, default=65536, help="input rows of a shard (default: 65536)"
+    )
+    result.add_argument(
+        "--shards",
+        metavar="I/N",
+        type=_part,
+        default=(1, 1),
+        help="compute only every N-th shard, from shard I on; other processes compute the others (I is 1 to N)",
+    )
+    vectors = parser.add_argument_group("vectors")
+    vectors.add_argument(
+        "--normalize", action="store_true", help="scale the vectors to length 1, even if the model does not"
+    )
+    _add_truncate_dim(vectors)
+    vectors.add_argument(
+        "--precision",
+        choices=("float32", "float16", "binary", "ubinary", "int8", "uint8"),
+        default="float32",
+        help="float32 (default), float16; binary, ubinary: one bit per dimension, eight in a byte; int8 and uint8 are "
+        "refused, because they need all vectors together",
+    )
+    _add_prompt(parser)
+    _add_computation(parser)
+    _add_hub(parser)
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
     prompts = parser.add_argument_group(
         "prompts", "A prompt is put before each text. By default it is the model's default prompt,\nif there is one."
     ).add_mutually_exclusive_group()
@@ -116,9 +188,6 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
             default="encode",
             help=f"the model's prompt for {what}, as in encode_{method}",
         )
-
-    _add_computation(parser)
-    _add_hub(parser)
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
@@ -409,6 +478,17 @@ def _check_explain(parser: argparse.ArgumentParser, options: argparse.Namespace)
     _check_revision(parser, options, "--model")
 
 
+def _check_embed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.verify is not None:
+        if options.inputs or options.output is not None:
+            parser.error("--verify is for a finished job: leave INPUT and --output out")
+    elif not options.inputs or options.output is None:
+        parser.error("give INPUT and --output, or --verify")
+    if options.compression != "none" and options.format != "parquet":
+        parser.error("--compression is for --format parquet")
+    _check_revision(parser, options, "--model")
+
+
 def _check_inspect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     _check_revision(parser, options, "MODEL")
 
@@ -423,6 +503,13 @@ def _check_revision(parser: argparse.ArgumentParser, options: argparse.Namespace
     """Refuse a revision without a model."""
     if options.model is None and options.revision is not None:
         parser.error(f"--revision is for a repo of the hub: give its {model}")
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 3/8; it is {text!r}")
+    return int(number), int(parts)
 
 
 def _positive(text: str) -> int:

@@ -143,6 +143,40 @@ examples:
       --html food.html
 """
 
+EMBED = """\
+Turn the texts in files into vectors, as a job that can be interrupted. After a
+crash, a full disk or a lost machine, give the same command again: it goes on
+where it stopped, and the result has the same bytes. Memory use does not grow
+with the input.
+"""
+EMBED_EPILOG = """\
+input:
+  Text (.txt), JSON lines (.jsonl, .ndjson), CSV (.csv, .tsv), Parquet
+  (.parquet) or Arrow (.arrow, .feather, .ipc). The first three can be
+  compressed (.gz). All files have one format. The files of a folder and of a
+  pattern are sorted by name. All rows are checked before the model is loaded.
+  Parquet and Arrow need pyarrow: pip install "minibert[jobs]".
+
+output:
+  job.json          the plan: input, model, options, versions
+  part-N-of-M.*     the shards: id, columns and "embedding" as Parquet; or
+                    vectors as .npy, and the rest as JSON lines
+  part-N-of-M.json  the hashes of a shard, which is complete with this file
+  manifest.json     all hashes; a finished job has it
+
+  Each file is written completely or not at all. A command with another plan is
+  refused; the message names the difference. With native kernels, a job can
+  move between machines with different processors.
+
+examples:
+  minibert embed texts.jsonl --column body --id-column key --output vectors
+  minibert embed 'data/*.parquet' --output vectors --precision float16
+  minibert embed --verify vectors
+
+  # on four machines, in a folder that they share
+  minibert embed data --output vectors --shards 1/4    # 2/4, 3/4, 4/4
+"""
+
 SERVE = """\
 Serve the vectors of a model over HTTP. The server speaks the protocols of
 OpenAI, text-embeddings-inference (TEI), Ollama and Cohere, so their clients
