@@ -162,6 +162,7 @@ def test_tokens_for_people_one_request_at_a_time(served, monkeypatch):
     assert entered.acquire(timeout=20)
     served.loop.call_soon_threadsafe(gone.set)
     assert left.result(20).status == 499
+    assert b'te_request_failure{err="dropped"} 1\n' in served.get("/metrics").content
     other = served.start(served.call("POST", "/tokenize", {"inputs": "a"}))
     assert not entered.acquire(timeout=0.2)
     assert len(running) == 1

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from minibert.serving import cohere, ollama, openai, tei
 from minibert.serving.metrics import CONTENT_TYPE
 from minibert.serving.refused import Refused
-from minibert.serving.service import Call, Gone, Service
+from minibert.serving.service import Call, Service
 
 __all__ = ["ROUTES", "application"]
 
@@ -113,11 +113,9 @@ def _endpoint(service: Service, protocol: ModuleType, handler: _Handler) -> Call
             return _json(await handler(call), 200, call.headers)
         except Refused as error:
             refused = error
-        except Gone:
-            return Response(status_code=499)  # nobody reads it
         except ClientDisconnect:
             service.metrics.count("te_request_failure", err="dropped")
-            return Response(status_code=499)
+            return Response(status_code=499)  # nobody reads it
         except asyncio.CancelledError:
             if not service.stopping:
                 raise

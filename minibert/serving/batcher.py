@@ -266,9 +266,6 @@ class Batcher:
         self._to_tokenize.put(job)
         try:
             return await job.future
-        except asyncio.CancelledError:
-            self._metrics.count("te_request_failure", err="dropped")
-            raise
         finally:
             self._jobs.discard(job)
             self._charge(job, 0)

@@ -19,7 +19,7 @@ class Fields:
         self.values = values
 
     @classmethod
-    def read(cls, body: bytes) -> Self:
+    def read(cls, body: bytes | bytearray) -> Self:
         """Return the fields of a body.
 
         Raises:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from minibert.encoder import SentenceEncoder
 from minibert.errors import MinibertError, VectorError
@@ -25,7 +25,7 @@ from minibert.serving.metrics import Metrics
 from minibert.serving.refused import Refused
 from minibert.typing import Array, Float
 
-__all__ = ["Call", "Gone", "Limits", "Service", "base64s", "dumps", "floats"]
+__all__ = ["Call", "Limits", "Service", "base64s", "dumps", "floats"]
 
 _Result = TypeVar("_Result")
 
@@ -45,10 +45,6 @@ _PROCESS, _NUMBERS = uuid.uuid4().hex[:12], itertools.count(1)
 _IDENTIFIER = re.compile(rb"[\w.-]{1,128}")
 
 dumps = functools.partial(json.dumps, allow_nan=False, separators=(",", ":"))
-
-
-class Gone(Exception):  # noqa: N818 - it is no error of the program
-    """The client has closed its connection. Nobody waits for the answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +209,7 @@ class Call:
             Refused: It is too long, or not a JSON object.
             starlette.requests.ClientDisconnect: The client has gone.
         """
-        most, parts, size = self.service.limits.body_bytes, [], 0
+        most, body, size = self.service.limits.body_bytes, bytearray(), 0
         length = self.given.get(b"content-length", b"0")
         refused = Refused("body_size", f"the body must have at most {most} bytes; it has more.")
         if length.isdigit() and int(length[:20]) > most * _DISCARDED:
@@ -221,12 +217,12 @@ class Call:
         async for part in self.request.stream():
             size += len(part)
             if size <= most:
-                parts.append(part)
+                body += part  # a list would take 40 bytes for each chunk, and a chunk can have one byte
             elif size > most * _DISCARDED:
                 raise refused
         if size > most:
             raise refused
-        self.fields = Fields.read(b"".join(parts))
+        self.fields = Fields.read(body)
 
     def dimensions(self, name: str = "dimensions") -> int | None:
         """Return the field with the number of dimensions to keep."""
@@ -254,7 +250,7 @@ class Call:
 
         Raises:
             Refused: The texts are too many or too long, the queue is full, or the model gives no finite vectors.
-            Gone: The client has gone.
+            starlette.requests.ClientDisconnect: The client has gone.
         """
         service, metrics = self.service, self.service.metrics
         method = "single" if len(items) == 1 else "batch"
@@ -292,7 +288,7 @@ class Call:
         """Return the result of something. If the client goes before, cancel it.
 
         Raises:
-            Gone: The client has gone.
+            starlette.requests.ClientDisconnect: The client has gone.
         """
         task, watchers = asyncio.current_task(), list[asyncio.Task[None]]()
         gone = False
@@ -314,7 +310,7 @@ class Call:
             return await work
         except asyncio.CancelledError:
             if gone and task is not None and not task.uncancel():
-                raise Gone from None
+                raise ClientDisconnect from None
             raise
         finally:
             timer.cancel()
