@@ -45,6 +45,22 @@ class Held(SentenceEncoder):
         return super().encode_ids(ids, **options)
 
 
+class HeldTokenizer:
+    """A tokenizer that tokenizes nothing until it is let go."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.entered, self.go = tokenizer, threading.Event(), threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def encode(self, texts):
+        """Wait, then tokenize."""
+        self.entered.set()
+        assert self.go.wait(PATIENCE)
+        return self.tokenizer.encode(texts)
+
+
 class Failing(SentenceEncoder):
     """An encoder that fails with an error if a text has this token."""
 
@@ -303,28 +319,15 @@ def test_a_cancelled_request_leaves_its_place():
 
 def test_cancelled_while_it_is_tokenized():
     """The exact number of tokens comes too late then, and is not added to the queue."""
-    encoder, begin, go = SentenceEncoder(twin(CARD)), threading.Event(), threading.Event()
-
-    class Slow:
-        """A tokenizer that waits."""
-
-        def __getattr__(self, name):
-            return getattr(encoder._pipeline.tokenizer, name)
-
-        def encode(self, texts):
-            """Wait, then tokenize."""
-            begin.set()
-            assert go.wait(PATIENCE)
-            return encoder._pipeline.tokenizer.encode(texts)
 
     async def main():
-        async with running(encoder) as batcher:
-            batcher._tokenizer = Slow()
+        async with running(SentenceEncoder(twin(CARD))) as batcher:
+            batcher._tokenizer = slow = HeldTokenizer(batcher._tokenizer)
             dropped = asyncio.create_task(batcher.embed(Work(["the cat"])))
-            await until(begin.is_set)
+            await until(slow.entered.is_set)
             dropped.cancel()
             await asyncio.wait([dropped])
-            go.set()
+            slow.go.set()
             assert len((await batcher.embed(Work(["a man"]))).vectors) == 1  # it is tokenized after the other
             assert batcher.tokens_queued == 0
 
@@ -571,6 +574,23 @@ def test_stop_computes_what_is_in_the_queue():
             await stopping
             assert [len((await task).vectors) for task in tasks] == [1, 1, 2]
             assert not batcher.alive
+
+    run(main)
+
+
+def test_stop_computes_what_is_being_tokenized():
+    """The second thread waits for the first one."""
+
+    async def main():
+        async with running(SentenceEncoder(twin(CARD))) as batcher:
+            batcher._tokenizer = slow = HeldTokenizer(batcher._tokenizer)
+            tasks = [asyncio.create_task(batcher.embed(Work([text]))) for text in ("the cat", "a man")]
+            await until(slow.entered.is_set)
+            stopping = asyncio.create_task(batcher.stop())
+            await asyncio.wait([stopping], timeout=0.1)
+            slow.go.set()
+            await stopping
+            assert [len((await task).vectors) for task in tasks] == [1, 1]
 
     run(main)
 

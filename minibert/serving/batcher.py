@@ -230,12 +230,9 @@ class Batcher:
     async def stop(self) -> None:
         """Refuse new requests, compute what is in the queue, and end the threads."""
         self._stopping = True
-        while self._jobs:
-            await asyncio.wait([job.future for job in self._jobs])
-            await asyncio.sleep(0)  # the requests leave the set
-        for inbox in (self._to_tokenize, self._to_compute):
+        # One after the other: what the first thread has tokenized must reach the second one.
+        for inbox, thread in zip((self._to_tokenize, self._to_compute), self._threads, strict=True):
             inbox.put(None)
-        for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
     async def embed(self, work: Work) -> Answer:

@@ -309,7 +309,7 @@ class Call:
         try:
             return await work
         except asyncio.CancelledError:
-            if gone and task is not None and not task.uncancel():
+            if gone:
                 raise ClientDisconnect from None
             raise
         finally:
