@@ -15,6 +15,7 @@ from starlette.requests import Request
 from minibert import SentenceEncoder
 from minibert.errors import VectorError
 from minibert.serving.app import ROUTES
+from minibert.serving.refused import Refused
 
 #: A route of each protocol, a body for it, and the keys of its errors.
 PROTOCOLS = {
@@ -107,6 +108,14 @@ def test_a_full_queue(encoder, path, body, fields):
     assert int(reply.headers["retry-after"]) >= 1
     assert 1 <= int(reply.headers["retry-after-ms"]) <= 1000 * int(reply.headers["retry-after"])
     assert failures == [("overloaded", "1")]
+
+
+@pytest.mark.parametrize(("seconds", "headers"), [(0.0001, ("1", "1")), (0.25, ("1", "250")), (1.2, ("2", "1200"))])
+def test_when_to_try_again(seconds, headers):
+    """Whole seconds are rounded up: 0 would mean at once."""
+    refused = Refused("overloaded", "full", retry_after=seconds)
+
+    assert tuple(refused.headers.values()) == headers
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------

@@ -104,11 +104,12 @@ def test_a_signal_drains(name):
 @WINDOWS
 def test_health_fails_before_the_end():
     """During the delay, the load balancer still reaches the server, and learns that it stops."""
-    with Process("--shutdown-delay", "1.5") as server:
+    with Process("--shutdown-delay", "2.5") as server:
         server.process.send_signal(signal.SIGTERM)
         end = time.monotonic() + 1.4
         while server.get("/health").status == 200:
             assert time.monotonic() < end
+        time.sleep(0.5)
         assert server.post("/embed", {"inputs": "a"}).status == 503
         assert server.process.wait(20) == 0
 
