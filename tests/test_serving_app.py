@@ -13,7 +13,7 @@ from serving_support import Limits, Served, as_float32, blocked, vector_of, wait
 from starlette.requests import Request
 
 from minibert import SentenceEncoder
-from minibert.errors import VectorError
+from minibert.errors import TokenizerError, VectorError
 from minibert.serving.app import ROUTES
 from minibert.serving.refused import Refused
 
@@ -249,6 +249,28 @@ def test_a_vector_that_is_not_finite(served, monkeypatch, path, status):
     assert (good.status, other.status) == (200, 200)
     assert (wrong.status, wrong.headers["x-should-retry"]) == (status, "false")
     assert message_of(wrong) == "that of item 1 has NaN."
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/embeddings", 500), ("/embed", 422)])
+def test_a_tokenizer_that_fails(encoder, path, status):
+    """Its files are wrong. The path of the model is not told."""
+
+    class Failing:
+        """A tokenizer that fails."""
+
+        def encode(self, texts):
+            """Fail."""
+            raise TokenizerError(f"/models/secret: the tokenizer failed on {texts}.")
+
+    with Served(encoder) as served:
+        served.batcher._tokenizer = Failing()
+        reply = served.post(path, {"input" if "v1" in path else "inputs": "a"})
+        metrics = served.get("/metrics").content
+
+    assert (reply.status, reply.headers["x-should-retry"]) == (status, "false")
+    assert message_of(reply) == "the tokenizer of this server has failed on a text."
+    assert reply.json.get("error_type", "Tokenizer") == "Tokenizer"
+    assert b'te_request_failure{err="tokenization"} 1\n' in metrics
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------

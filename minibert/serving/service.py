@@ -18,7 +18,7 @@ import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
 from minibert.encoder import SentenceEncoder
-from minibert.errors import MinibertError, VectorError
+from minibert.errors import MinibertError, TokenizerError, VectorError
 from minibert.serving.batcher import Answer, Batcher, Overloaded, Stopping, TooLong, Work
 from minibert.serving.fields import Fields, Items
 from minibert.serving.metrics import Metrics
@@ -274,7 +274,9 @@ class Call:
             raise _stopping() from None
         except VectorError as error:
             raise Refused("inference", str(error), field) from None
-        except MinibertError as error:  # its message can have the path of the model
+        except TokenizerError:  # its message has the path of the model
+            raise Refused("tokenization", "the tokenizer of this server has failed on a text.", field) from None
+        except MinibertError as error:
             raise Refused("inference", f"the model cannot compute this: {type(error).__name__}.") from None
         metrics.count("te_request_success", method=method)
         metrics.observe("te_request_duration", self.seconds)
