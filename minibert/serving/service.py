@@ -257,10 +257,11 @@ class Call:
         metrics.count("te_request_count", method=method)
         service.check_batch(field, len(items))
         service.check_ids(field, items)
-        limit = service.encoder.max_seq_length
-        if not truncate and len(long := max(items, key=len)) > (most := limit * _CHARACTERS_PER_TOKEN):
-            message = f"`{field}` must have less than {most + 1} characters. Given: {len(long)}"
-            raise Refused("too_long", message, field)
+        most = service.encoder.max_seq_length * _CHARACTERS_PER_TOKEN
+        for index, item in enumerate(() if truncate else items):
+            if len(item) > most:
+                message = f"item {index}: `{field}` must have less than {most + 1} characters. Given: {len(item)}"
+                raise Refused("too_long", message, field)
         work = Work(items, prompt, truncate, side, tokens)
         try:
             answer = await self.or_gone(service.batcher.embed(work))
