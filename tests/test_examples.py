@@ -178,10 +178,11 @@ def test_deduplication_remembers_a_window():
     assert kept(2) == lines
 
 
+@pytest.mark.integrations
 def test_ray_embed(tmp_path):
     """Ray writes a vector for each line that is not blank, in a plain column. It logs on standard error."""
-    if importlib.util.find_spec("ray") is None:  # CI does not install it: it is larger than all the rest
-        pytest.skip("ray is not installed")
+    if importlib.util.find_spec("ray") is None:
+        needs("ray")
     lines = [line for line in (EXAMPLES / "help_pages.txt").read_text("utf-8").splitlines() if line]
 
     assert run("ray_embed.py", "--output", tmp_path / "vectors", quiet=False) == [

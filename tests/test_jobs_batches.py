@@ -210,14 +210,15 @@ print("as expected")
 """
 
 
+@pytest.mark.integrations
 @pytest.mark.parametrize(("engine", "code"), [("ray", RAY), ("pyspark", SPARK)])
 def test_engine(model, engine, code):
     """A real engine gives the same rows in the same order, with the same bits, in columns of the promised type."""
     needs("pyarrow")
-    if importlib.util.find_spec(engine) is None:  # CI does not install them: they are larger than all the rest
-        pytest.skip(f"no {engine}")
-    if engine == "pyspark" and shutil.which("java") is None:
-        pytest.skip("no Java, which Spark needs")
+    if engine == "pyspark" and (importlib.util.find_spec(engine) is None or shutil.which("java") is None):
+        pytest.skip("no pyspark, or no Java, which Spark needs")  # CI does not install them: they are too large
+    if importlib.util.find_spec(engine) is None:
+        needs(engine)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment |= {"PYSPARK_PYTHON": sys.executable, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
     line = [sys.executable, "-c", code, str(model)]

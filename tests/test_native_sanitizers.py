@@ -19,6 +19,7 @@ from native_support import (
     programs,
     require_library,
 )
+from support import some_faults
 
 __all__ = ["programs"]
 pytestmark = pytest.mark.slow
@@ -107,7 +108,7 @@ def test_kernels_are_clean(programs, kernels, sanitizer):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set is enough: avx2")
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", some_faults(FAULTS))
 def test_sanitizers_see(tmp_path, fault):
     """A fault of the kind that a sanitizer is for is reported."""
     sanitizer, said, file, old, new = FAULTS[fault]

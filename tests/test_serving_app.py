@@ -5,6 +5,7 @@ import base64
 import json
 import re
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from serving_support import Limits, Served, as_float32, blocked, vector_of, wait
 from starlette.requests import Request
 
 from minibert import SentenceEncoder
-from minibert.errors import VectorError
+from minibert.errors import TokenizerError, VectorError
 from minibert.serving.app import ROUTES
+from minibert.serving.refused import Refused
 
 #: A route of each protocol, a body for it, and the keys of its errors.
 PROTOCOLS = {
@@ -108,6 +110,14 @@ def test_a_full_queue(encoder, path, body, fields):
     assert failures == [("overloaded", "1")]
 
 
+@pytest.mark.parametrize(("seconds", "headers"), [(0.0001, ("1", "1")), (0.25, ("1", "250")), (1.2, ("2", "1200"))])
+def test_when_to_try_again(seconds, headers):
+    """Whole seconds are rounded up: 0 would mean at once."""
+    refused = Refused("overloaded", "full", retry_after=seconds)
+
+    assert tuple(refused.headers.values()) == headers
+
+
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
@@ -182,13 +192,13 @@ def test_a_fast_answer_starts_no_watch(served, monkeypatch):
     receive = Request.receive
     monkeypatch.setattr(Request, "receive", property(lambda self: receives.append(self) or receive.fget(self)))
     served.post("/embed", {"inputs": "a"})
-    fast = len(receives)
+    time.sleep(0.1)
+    assert not receives
     with blocked(served):
         slow = served.start(served.call("POST", "/embed", {"inputs": "a"}))
-        wait_until(lambda: receives[fast:])
+        wait_until(lambda: receives)
     assert slow.result(10).status == 200
-
-    assert fast == 0
+    wait_until(lambda: not asyncio.all_tasks(served.loop))  # the watch ends with the request
 
 
 # --- bugs ------------------------------------------------------------------------------------------------------------
@@ -221,22 +231,46 @@ def test_a_bug(served, monkeypatch, caplog, path, body, fields):
 def test_a_vector_that_is_not_finite(served, monkeypatch, path, status):
     """It is the model's fault, and only of the request with the text."""
     encode_ids = served.batcher._encoder.encode_ids
-    bad = served.service.tokenizer.encode("bad").ids
+    bad = served.service.encoder.tokenizer.encode("bad").ids
 
     def fail(rows, **options):
         for index, row in enumerate(rows):
             if row.tolist() == bad:
-                raise VectorError(f"item {index} has NaN.")
+                raise VectorError(f"that of item {index} has NaN.")
         return encode_ids(rows, **options)
 
     monkeypatch.setattr(served.batcher._encoder, "encode_ids", fail)
     field = "input" if "v1" in path else "inputs"
-    requests = [served.start(served.call("POST", path, {field: text})) for text in ("good", "bad", "also good")]
+    requests = [
+        served.start(served.call("POST", path, {field: text})) for text in ("good", ["fine", "bad"], "also good")
+    ]
     good, wrong, other = (request.result(10) for request in requests)
 
     assert (good.status, other.status) == (200, 200)
     assert (wrong.status, wrong.headers["x-should-retry"]) == (status, "false")
-    assert message_of(wrong) == "the model cannot compute this: VectorError."
+    assert message_of(wrong) == "that of item 1 has NaN."
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/embeddings", 500), ("/embed", 422)])
+def test_a_tokenizer_that_fails(encoder, path, status):
+    """Its files are wrong. The path of the model is not told."""
+
+    class Failing:
+        """A tokenizer that fails."""
+
+        def encode(self, texts):
+            """Fail."""
+            raise TokenizerError(f"/models/secret: the tokenizer failed on {texts}.")
+
+    with Served(encoder) as served:
+        served.batcher._tokenizer = Failing()
+        reply = served.post(path, {"input" if "v1" in path else "inputs": "a"})
+        metrics = served.get("/metrics").content
+
+    assert (reply.status, reply.headers["x-should-retry"]) == (status, "false")
+    assert message_of(reply) == "the tokenizer of this server has failed on a text."
+    assert reply.json.get("error_type", "Tokenizer") == "Tokenizer"
+    assert b'te_request_failure{err="tokenization"} 1\n' in metrics
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------
@@ -255,6 +289,8 @@ def test_a_vector_that_is_not_finite(served, monkeypatch, path, status):
         ("PUT", "/api/embed", 405, ["error"]),
         ("DELETE", "/v1/embed", 405, ["message"]),
         ("POST", "/health", 405, ["error", "error_type"]),
+        ("POST", "/v1/embeddings/", 404, ["error"]),
+        ("GET", "/health/", 404, ["error", "error_type"]),
     ],
 )
 def test_what_is_not_there(served, method, path, status, fields):

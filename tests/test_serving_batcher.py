@@ -14,7 +14,7 @@ from test_serving_metrics import value
 
 from minibert import SentenceEncoder
 from minibert.errors import VectorError
-from minibert.serving.batcher import Batcher, Overloaded, Stopping, Token, TooLong, Work
+from minibert.serving.batcher import Batcher, Overloaded, Stopping, TooLong, Work
 from minibert.serving.metrics import Metrics
 
 CARD = "BertModel-128d"
@@ -43,6 +43,22 @@ class Held(SentenceEncoder):
         self.entered.set()
         assert self.go.wait(PATIENCE)
         return super().encode_ids(ids, **options)
+
+
+class HeldTokenizer:
+    """A tokenizer that tokenizes nothing until it is let go."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.entered, self.go = tokenizer, threading.Event(), threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def encode(self, texts):
+        """Wait, then tokenize."""
+        self.entered.set()
+        assert self.go.wait(PATIENCE)
+        return self.tokenizer.encode(texts)
 
 
 class Failing(SentenceEncoder):
@@ -280,7 +296,7 @@ def test_a_full_queue_refuses_a_whole_request():
 
 
 def test_a_cancelled_request_leaves_its_place():
-    """It is not computed, its tokens are free at once, and it is counted."""
+    """It is not computed, and its tokens are free at once."""
     encoder = Held(twin(CARD))
 
     async def main():
@@ -297,35 +313,21 @@ def test_a_cancelled_request_leaves_its_place():
             encoder.go.set()
             await asyncio.gather(first, other)
             assert encoder.calls == [1, 1]
-            assert value(batcher._metrics.text(), "te_request_failure", err="dropped") == 1
 
     run(main)
 
 
 def test_cancelled_while_it_is_tokenized():
     """The exact number of tokens comes too late then, and is not added to the queue."""
-    encoder, begin, go = SentenceEncoder(twin(CARD)), threading.Event(), threading.Event()
-
-    class Slow:
-        """A tokenizer that waits."""
-
-        def __getattr__(self, name):
-            return getattr(encoder._pipeline.tokenizer, name)
-
-        def encode(self, texts):
-            """Wait, then tokenize."""
-            begin.set()
-            assert go.wait(PATIENCE)
-            return encoder._pipeline.tokenizer.encode(texts)
 
     async def main():
-        async with running(encoder) as batcher:
-            batcher._tokenizer = Slow()
+        async with running(SentenceEncoder(twin(CARD))) as batcher:
+            batcher._tokenizer = slow = HeldTokenizer(batcher._tokenizer)
             dropped = asyncio.create_task(batcher.embed(Work(["the cat"])))
-            await until(begin.is_set)
+            await until(slow.entered.is_set)
             dropped.cancel()
             await asyncio.wait([dropped])
-            go.set()
+            slow.go.set()
             assert len((await batcher.embed(Work(["a man"]))).vectors) == 1  # it is tokenized after the other
             assert batcher.tokens_queued == 0
 
@@ -576,6 +578,23 @@ def test_stop_computes_what_is_in_the_queue():
     run(main)
 
 
+def test_stop_computes_what_is_being_tokenized():
+    """The second thread waits for the first one."""
+
+    async def main():
+        async with running(SentenceEncoder(twin(CARD))) as batcher:
+            batcher._tokenizer = slow = HeldTokenizer(batcher._tokenizer)
+            tasks = [asyncio.create_task(batcher.embed(Work([text]))) for text in ("the cat", "a man")]
+            await until(slow.entered.is_set)
+            stopping = asyncio.create_task(batcher.stop())
+            await asyncio.wait([stopping], timeout=0.1)
+            slow.go.set()
+            await stopping
+            assert [len((await task).vectors) for task in tasks] == [1, 1]
+
+    run(main)
+
+
 class Crash(BaseException):
     """What no request is prepared for."""
 
@@ -629,28 +648,3 @@ def test_not_started():
 
     with pytest.raises(RuntimeError, match="threads must be running"):
         asyncio.run(batcher.embed(Work(["the cat"])))
-
-
-# ---------------------------------------------------------------- tokens for people
-
-
-def test_tokens(encoder):
-    """Each token has its id, its part of the text, and where that is."""
-
-    async def main():
-        async with running(encoder) as batcher:
-            tokens, empty = await batcher.tokenize(["The happy", ""], "a ")
-            ids = encoder.tokenizer.encode("a The happy").ids
-            assert [token.id for token in tokens] == ids
-            assert [token[1:] for token in tokens] == [
-                ("[CLS]", True, None, None),
-                ("a", False, 0, 1),
-                ("The", False, 2, 5),
-                ("happy", False, 6, 11),
-                ("[SEP]", True, None, None),
-            ]
-            assert [token.text for token in empty] == ["[CLS]", "a", "[SEP]"]
-            (own,) = await batcher.tokenize(["happy"], special_tokens=False)
-            assert own == [Token(encoder.tokenizer.token_to_id("happy"), "happy", False, 0, 5)]
-
-    run(main)

@@ -121,6 +121,13 @@ def test_cohere_bits(served, encoder):
         assert found[kind] == quantize_embeddings(vectors, kind).tolist()
 
 
+def test_cohere_types_given_twice(served):
+    """Each type is written once: a small request must not keep the server busy."""
+    reply = served.post("/v2/embed", {"texts": TEXTS, "embedding_types": ["base64", "float"] * 3}).content
+
+    assert (reply.count(b'"base64":'), reply.count(b'"float":')) == (1, 1)
+
+
 def test_cohere_v1(served, encoder):
     """Without types, the vectors are plain lists."""
     plain = served.post("/v1/embed", {"texts": TEXTS}).json

@@ -223,7 +223,7 @@ def test_a_text_that_must_not_be_cut(served, text):
             "item 1: `input` must have less than 513 tokens. Given: 602. Send a shorter text, or allow that it is cut."
         )
     else:
-        assert error["message"] == "`input` must have less than 128001 characters. Given: 200000"
+        assert error["message"] == "item 1: `input` must have less than 128001 characters. Given: 200000"
 
 
 def test_another_model(served, encoder):

@@ -104,11 +104,12 @@ def test_a_signal_drains(name):
 @WINDOWS
 def test_health_fails_before_the_end():
     """During the delay, the load balancer still reaches the server, and learns that it stops."""
-    with Process("--shutdown-delay", "1.5") as server:
+    with Process("--shutdown-delay", "2.5") as server:
         server.process.send_signal(signal.SIGTERM)
         end = time.monotonic() + 1.4
         while server.get("/health").status == 200:
             assert time.monotonic() < end
+        time.sleep(0.5)
         assert server.post("/embed", {"inputs": "a"}).status == 503
         assert server.process.wait(20) == 0
 
@@ -124,8 +125,11 @@ def test_a_second_interrupt_does_not_wait():
                 server.process.send_signal(signal.SIGINT)
                 time.sleep(0.3)
             assert server.process.wait(20) == 0
+            _, log = server.stop()
             if signals == 1:
                 assert answer_of(own)[0] == 503
+            else:
+                assert log == server.head.decode()
 
 
 def test_a_port_in_use():
@@ -149,12 +153,14 @@ def test_answers_are_sent_at_once():
         assert own.proto == socket.IPPROTO_TCP
 
 
-def test_an_unknown_host():
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b"])
+def test_an_unknown_host(host):
     """One line."""
-    done = program("serve", "--host", "no.such.host.invalid")
+    done = program("serve", "--host", host)
 
     assert done.returncode == 1
-    assert done.stderr.decode().startswith("minibert: error: the address no.such.host.invalid cannot be used: ")
+    assert done.stderr.decode().startswith(f"minibert: error: the address {host} cannot be used: ")
+    assert done.stderr.endswith(b". Give another --host.\n")
     assert done.stderr.count(b"\n") == 1
 
 
@@ -173,7 +179,7 @@ def test_a_client_that_leaves():
 def test_keys_are_in_no_list_of_processes(tmp_path):
     """They come from a file and from the environment. There is no argument for a key."""
     file = tmp_path / "keys.txt"
-    file.write_text("first-key\n\n  second-key  \r\n")
+    file.write_text("first-key\n\n  second-key  \r\n", "utf-8-sig")
     with Process("--api-key-file", str(file), environment={"MINIBERT_API_KEY": "third-key"}) as server:
         command = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
         for key, status in (("first-key", 200), ("second-key", 200), ("third-key", 200), ("fourth-key", 401)):
@@ -230,6 +236,9 @@ def test_names_of_models(tmp_path, repo):
         (model,) = server.get("/v1/models").json["data"]
         assert model["id"] == repo.name
         assert str(tmp_path) not in server.get("/info").content.decode()
+    with Process("--served-model-name", os.fsdecode(b"caf\xe9")) as server:
+        assert server.get("/v1/models").json["data"][0]["id"] == "caf?"
+        assert b'model="caf?"' in server.get("/metrics").content
     with Process("--served-model-name", "text-embedding-3-small", "--strict-model") as server:
         assert server.post("/v1/embeddings", {"input": "a", "model": "text-embedding-3-small"}).status == 200
         assert server.post("/v1/embeddings", {"input": "a", "model": "built-in"}).status == 404

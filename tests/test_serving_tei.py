@@ -1,11 +1,15 @@
 """The protocol of text-embeddings-inference: every route, what its clients send, and every error."""
 
+import asyncio
+import threading
+
 import numpy as np
 import pytest
 from serving_support import Limits, Served, as_float32
 from support import edit_json, words_of
 
 from minibert import SentenceEncoder, __version__
+from minibert.serving import tei
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +134,62 @@ def test_tokens_without_special_ones_and_with_a_prompt(served, encoder):
     assert [[token["id"] for token in tokens] for tokens in reply.json] == own
 
 
+def test_tokens_in_their_text(served):
+    """Each token has its part of the text with the prompt, and where that is. An empty text is refused as elsewhere."""
+    (tokens,) = served.post("/tokenize", {"inputs": "The Happy", "prompt_name": "query"}).json
+
+    assert [(token["text"], token["start"], token["stop"]) for token in tokens[1:-1]] == [
+        ("query", 0, 5),
+        (":", 5, 6),
+        ("The", 7, 10),
+        ("Happy", 11, 16),
+    ]
+
+
+def test_tokens_for_people_one_request_at_a_time(served, monkeypatch):
+    """They need much memory, so a client that leaves does not make room for another one before its thread is free."""
+    entered, go, running = threading.Semaphore(0), threading.Event(), []
+
+    def slow(*_):
+        running.append(1)
+        entered.release()
+        assert go.wait(20)
+        return "[]"
+
+    monkeypatch.setattr(tei, "_tokens", slow)
+    gone = asyncio.Event()
+    left = served.start(served.call("POST", "/tokenize", {"inputs": "a"}, gone=gone))
+    assert entered.acquire(timeout=20)
+    served.loop.call_soon_threadsafe(gone.set)
+    assert left.result(20).status == 499
+    assert b'te_request_failure{err="dropped"} 1\n' in served.get("/metrics").content
+    other = served.start(served.call("POST", "/tokenize", {"inputs": "a"}))
+    assert not entered.acquire(timeout=0.2)
+    assert len(running) == 1
+    assert served.post("/embed", {"inputs": "a"}).status == 200  # vectors do not wait
+    go.set()
+    assert other.result(20).status == 200
+
+
+def test_the_most_characters_to_tokenize(served):
+    """A few bytes of text are hundreds in the answer, and more on the way."""
+    reply = served.post("/tokenize", {"inputs": ["a" * (1 << 20), "b"]})
+
+    assert reply.status == 422
+    assert reply.json["error"] == "`inputs` must have at most 1048576 characters together. Given: 1048577"
+
+
+def test_the_most_vectors_of_tokens(served):
+    """An answer for 60 kB of text was 36 MB. Its size has a limit."""
+    reply = served.post("/embed_all", {"inputs": ["a" * 600] * 257})
+
+    assert reply.status == 422
+    assert reply.json["error"] == (
+        "`inputs` must have at most 131072 tokens together. Given: 131584, if each character is one"
+    )
+    assert len(served.post("/embed_all", {"inputs": ["a"] * 2048}).json) == 2048
+
+
 def test_info(served, encoder):
     """The fields of TEI, with the facts of this model."""
     assert served.get("/info").json == {
@@ -225,6 +285,28 @@ WRONG = {
     "unknown ids": ("/decode", b'{"ids": [30522]}', 422, "Validation", None),
     "negative ids": ("/decode", b'{"ids": [-1]}', 422, "Validation", None),
     "foreign ids": ("/embed", b'{"inputs": [[9906, 1917]]}', 422, "Validation", None),
+    "a long sentence": (
+        "/similarity",
+        b'{"inputs": {"source_sentence": "a", "sentences": ["a", "%s"]}, "parameters": {"truncate": false}}'
+        % (b"a " * 600),
+        422,
+        "Validation",
+        "item 1: `sentences` must have less than 513 tokens. Given: 602. Send a shorter text, or allow that it is cut.",
+    ),
+    "a long number": (
+        "/embed",
+        b'{"inputs": %s}' % (b"1" * 5000),
+        422,
+        "Validation",
+        "the body must be JSON; it is not: a number has too many digits.",
+    ),
+    "no UTF-8": (
+        "/embed",
+        b'{"inputs": "\xff"}',
+        422,
+        "Validation",
+        "the body must be JSON; it is not: its characters are not UTF-8.",
+    ),
     "a long text": (
         "/embed",
         b'{"inputs": ["a", "%s"], "truncate": false}' % (b"a " * 600),

@@ -1,6 +1,7 @@
 """``minibert serve``: vectors over HTTP."""
 
 import argparse
+import codecs
 import ipaddress
 import logging
 import os
@@ -65,12 +66,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _name(options: argparse.Namespace) -> str:
     """Return the name of the model for clients. Of a folder, it is the last part: its path is nobody's business."""
-    if options.served_model_name is not None:
-        return options.served_model_name
-    if options.model is None:
-        return BUILTIN_NAME
-    folder = Path(options.model)
-    return folder.resolve().name if folder.is_dir() else options.model
+    name = options.served_model_name or options.model or BUILTIN_NAME
+    if not options.served_model_name and Path(name).is_dir():
+        name = Path(name).resolve().name
+    return name.encode(errors="replace").decode()  # the name of a folder can have bytes that are no characters
 
 
 def _keys(file: Path | None) -> list[bytes]:
@@ -84,7 +83,8 @@ def _keys(file: Path | None) -> list[bytes]:
         sources[f"the variable {_KEY_VARIABLE}"] = os.environ[_KEY_VARIABLE].encode("utf-8", "surrogateescape")
     keys = []
     for source, content in sources.items():
-        found = [line.strip() for line in re.split(rb"[\r\n]+", content) if line.strip()]
+        lines = re.split(rb"[\r\n]+", content.removeprefix(codecs.BOM_UTF8))
+        found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise ValueError(f"{source} must have a key on each line; it has none. Without keys, leave it out.")
         keys += found

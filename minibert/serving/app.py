@@ -21,7 +21,7 @@ from starlette.routing import Route
 from minibert.serving import cohere, ollama, openai, tei
 from minibert.serving.metrics import CONTENT_TYPE
 from minibert.serving.refused import Refused
-from minibert.serving.service import Call, Gone, Service
+from minibert.serving.service import Call, Service
 
 __all__ = ["ROUTES", "application"]
 
@@ -75,10 +75,9 @@ def application(service: Service, *, cors_origins: tuple[str, ...] = ()) -> Star
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.batcher.start()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):  # a second SIGINT is no failure
             yield
-        finally:
-            await service.batcher.stop()
+        await service.batcher.stop()
 
     service.metrics.gauge(
         "minibert_info", lambda: 1, model=service.name, fingerprint=service.fingerprint, version=service.version
@@ -91,12 +90,15 @@ def application(service: Service, *, cors_origins: tuple[str, ...] = ()) -> Star
     routes += [Route(path, health, methods=["GET"]) for path in ("/", "/health", "/ping")]
     routes.append(Route("/metrics", metrics, methods=["GET"]))
     cors = Middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
-    return Starlette(
+    found = Starlette(
         routes=routes,
         middleware=[cors] if cors_origins else [],
         exception_handlers={404: unknown, 405: unknown},
         lifespan=lifespan,
     )
+    # A redirection would have the host that the client names, and http behind a proxy with TLS: the key would be sent.
+    found.router.redirect_slashes = False
+    return found
 
 
 def _endpoint(service: Service, protocol: ModuleType, handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -111,11 +113,9 @@ def _endpoint(service: Service, protocol: ModuleType, handler: _Handler) -> Call
             return _json(await handler(call), 200, call.headers)
         except Refused as error:
             refused = error
-        except Gone:
-            return Response(status_code=499)  # nobody reads it
         except ClientDisconnect:
             service.metrics.count("te_request_failure", err="dropped")
-            return Response(status_code=499)
+            return Response(status_code=499)  # nobody reads it
         except asyncio.CancelledError:
             if not service.stopping:
                 raise

@@ -22,11 +22,10 @@ import numpy as np
 
 from minibert.encoder import SentenceEncoder
 from minibert.errors import VectorError
-from minibert.files.tokenizer_files import encoding_errors
 from minibert.serving.metrics import Metrics
 from minibert.typing import Array, Float, Int
 
-__all__ = ["Answer", "Batcher", "Overloaded", "Stopping", "Token", "TooLong", "Work"]
+__all__ = ["Answer", "Batcher", "Overloaded", "Stopping", "TooLong", "Work"]
 
 logger = logging.getLogger("minibert")
 
@@ -75,24 +74,6 @@ class Answer(NamedTuple):
     tokenization: float
     queue: float
     inference: float
-
-
-class Token(NamedTuple):
-    """A token of a text, for people.
-
-    Attributes:
-        id: Its id.
-        text: Its part of the text; the name of a special token that the tokenizer adds.
-        special: Whether the tokenizer adds it.
-        start: The index of its first character in the text with the prompt. None if it is special.
-        stop: The index after its last character. None if it is special.
-    """
-
-    id: int
-    text: str
-    special: bool
-    start: int | None
-    stop: int | None
 
 
 class Overloaded(Exception):  # noqa: N818 - it is no error of the program
@@ -249,12 +230,9 @@ class Batcher:
     async def stop(self) -> None:
         """Refuse new requests, compute what is in the queue, and end the threads."""
         self._stopping = True
-        while self._jobs:
-            await asyncio.wait([job.future for job in self._jobs])
-            await asyncio.sleep(0)  # the requests leave the set
-        for inbox in (self._to_tokenize, self._to_compute):
+        # One after the other: what the first thread has tokenized must reach the second one.
+        for inbox, thread in zip((self._to_tokenize, self._to_compute), self._threads, strict=True):
             inbox.put(None)
-        for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
     async def embed(self, work: Work) -> Answer:
@@ -285,9 +263,6 @@ class Batcher:
         self._to_tokenize.put(job)
         try:
             return await job.future
-        except asyncio.CancelledError:
-            self._metrics.count("te_request_failure", err="dropped")
-            raise
         finally:
             self._jobs.discard(job)
             self._charge(job, 0)
@@ -305,20 +280,6 @@ class Batcher:
         """
         vectors = vectors[:, : self._encoder.truncate_dim if dimensions is None else dimensions]
         return self._encoder._engine.host_arithmetic.l2_normalize(vectors) if normalize else vectors  # noqa: SLF001
-
-    async def tokenize(self, texts: Sequence[str], prompt: str = "", special_tokens: bool = True) -> list[list[Token]]:
-        """Return the tokens of each text, not truncated, with the prompt.
-
-        Args:
-            texts: The texts.
-            prompt: It is put before each text.
-            special_tokens: Whether to include the special tokens around a text.
-
-        Raises:
-            TokenizerError: The tokenizer failed on a text.
-        """
-        whole = [prompt + text for text in texts]
-        return await asyncio.to_thread(self._tokens_of, whole, special_tokens)
 
     def _charge(self, job: _Job, tokens: int) -> None:
         """Replace the tokens that are due to a request, unless it has left."""
@@ -513,21 +474,6 @@ class Batcher:
             output_value="token_embeddings" if token_vectors else "sentence_embedding",
             truncate_dim=self._encoder._pipeline.dimension,  # noqa: SLF001
         )
-
-    def _tokens_of(self, texts: list[str], special_tokens: bool) -> list[list[Token]]:
-        """Return the tokens of texts, for people."""
-        with encoding_errors(self._tokenizer.folder):
-            encodings = self._tokenizer.backend.encode_batch(texts, add_special_tokens=special_tokens)
-        found = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            columns = encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets
-            found.append(
-                [
-                    Token(id_, name, True, None, None) if special else Token(id_, text[start:stop], False, start, stop)
-                    for id_, name, special, (start, stop) in zip(*columns, strict=True)
-                ]
-            )
-        return found
 
 
 def _take(waiting: deque[_Job], budget: int) -> list[_Part]:

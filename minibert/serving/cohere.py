@@ -37,13 +37,14 @@ async def embed(call: Call) -> str:
     side, truncate = {"END": "right", "START": "left"}.get(cut), cut != "NONE" if cut else service.truncates
     answer = await call.embed("texts", texts, prompt=prompt, truncate=truncate, side=side)
     vectors = call.service.batcher.finish(answer.vectors, dimensions, normalize=True)
-    first = call.request.url.path.startswith("/v1/")
-    if first and not kinds:
+    version = "1" if call.request.url.path.startswith("/v1/") else "2"
+    if version == "1" and not kinds:
         embeddings, kind = matrix(await written(floats, vectors)), "embeddings_floats"
     else:
-        parts = [f'"{each}":{matrix(await written(_WRITERS[each], vectors))}' for each in kinds or ["float"]]
+        each_once = dict.fromkeys(kinds or ["float"])
+        parts = [f'"{each}":{matrix(await written(_WRITERS[each], vectors))}' for each in each_once]
         embeddings, kind = f"{{{','.join(parts)}}}", "embeddings_by_type"
-    meta = {"api_version": {"version": "12"[not first]}, "billed_units": {"input_tokens": int(answer.lengths.sum())}}
+    meta = {"api_version": {"version": version}, "billed_units": {"input_tokens": int(answer.lengths.sum())}}
     start = dumps({"id": call.id, "response_type": kind, "texts": texts, "meta": meta})
     return f'{start[:-1]},"embeddings":{embeddings}}}'
 

@@ -19,7 +19,7 @@ class Fields:
         self.values = values
 
     @classmethod
-    def read(cls, body: bytes) -> Self:
+    def read(cls, body: bytes | bytearray) -> Self:
         """Return the fields of a body.
 
         Raises:
@@ -30,7 +30,9 @@ class Fields:
         except RecursionError:
             raise Refused("validation", "the body must be JSON; it is nested too deeply.") from None
         except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "its characters are not UTF-8"
+            reason = "a number has too many digits"
+            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+                reason = getattr(error, "msg", "its characters are not UTF-8")
             raise Refused("validation", f"the body must be JSON; it is not: {reason}.") from None
         if type(values) is not dict:
             raise Refused("validation", f"the body must be a JSON object; it is {described(values)}.")

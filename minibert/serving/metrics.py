@@ -77,24 +77,21 @@ class Metrics:
     def __init__(self) -> None:
         self._counters: dict[tuple[str, _Labels], float] = {}
         self._gauges: dict[tuple[str, _Labels], Callable[[], float]] = {}
-        self._histograms: dict[tuple[str, _Labels], _Histogram] = {}
+        self._histograms = {
+            name: _Histogram(metric.buckets) for name, metric in METRICS.items() if metric.kind == "histogram"
+        }
         for name, metric in METRICS.items():
             if metric.kind == "counter" and not metric.labelled:
                 self.count(name, 0)
-            if metric.kind == "histogram" and not metric.labelled:
-                self.observe(name, 0, times=0)
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add an amount to a counter."""
         key = name, tuple(labels.items())
         self._counters[key] = self._counters.get(key, 0) + amount
 
-    def observe(self, name: str, number: float, *, times: int = 1, **labels: str) -> None:
+    def observe(self, name: str, number: float, *, times: int = 1) -> None:
         """Add a number to a histogram, so many times. Durations are in seconds."""
-        key = name, tuple(labels.items())
-        histogram = self._histograms.get(key)
-        if histogram is None:
-            histogram = self._histograms[key] = _Histogram(METRICS[name].buckets)
+        histogram = self._histograms[name]
         histogram.counts[bisect.bisect_left(histogram.buckets, number)] += times
         histogram.sum += number * times
 
@@ -111,14 +108,13 @@ class Metrics:
             lines[name].append(_line(name, labels, value))
         for (name, labels), function in self._gauges.items():
             lines[name].append(_line(name, labels, function()))
-        for (name, labels), histogram in self._histograms.items():
+        for name, histogram in self._histograms.items():
             bounds = [*map(_number, histogram.buckets), "+Inf"]
             totals = list(itertools.accumulate(histogram.counts))
             lines[name] += [
-                _line(f"{name}_bucket", (*labels, ("le", bound)), total)
-                for bound, total in zip(bounds, totals, strict=True)
+                _line(f"{name}_bucket", (("le", bound),), total) for bound, total in zip(bounds, totals, strict=True)
             ]
-            lines[name] += [_line(f"{name}_sum", labels, histogram.sum), _line(f"{name}_count", labels, totals[-1])]
+            lines[name] += [_line(f"{name}_sum", (), histogram.sum), _line(f"{name}_count", (), totals[-1])]
         return "".join(f"{line}\n" for part in lines.values() for line in part)
 
 

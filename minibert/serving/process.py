@@ -27,8 +27,9 @@ def bound(host: str, port: int) -> socket.socket:
         family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)  # of localhost, 127.0.0.1
         # asyncio switches TCP_NODELAY on only where the protocol is named. Without it, each answer waits about 40 ms.
         own = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    except OSError as error:
-        raise OSError(f"the address {host} cannot be used: {error.strerror}. Give another --host.") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", "it is no name of a host")
+        raise OSError(f"the address {host} cannot be used: {reason}. Give another --host.") from error
     try:
         if sys.platform != "win32":  # there it means something else
             own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -40,6 +40,7 @@ KINDS: Final = {
     "method": Kind(405, _INVALID, "method_not_allowed", 405, "Validation"),
     "body_size": Kind(413, _INVALID, None, 413, "Validation"),
     "overloaded": Kind(429, "overloaded", "overloaded", 429, "Overloaded", "overloaded"),
+    "tokenization": Kind(500, "server_error", None, 422, "Tokenizer", "tokenization"),
     "bug": Kind(500, "server_error", None, 500, "Backend", "inference"),
     "inference": Kind(500, "server_error", None, 424, "Backend", "inference"),
     "stopping": Kind(503, "overloaded", "stopping", 503, "Unhealthy", "overloaded"),
@@ -70,5 +71,5 @@ class Refused(Exception):  # noqa: N818 - it is no error of the program
             self.headers = {"www-authenticate": "Bearer"}
         elif kind == "body_size":
             self.headers = {"connection": "close"}  # the rest of the body is not read
-        elif self.kind.metric == "inference":
+        elif self.kind.status == 500:
             self.headers = {"x-should-retry": "false"}

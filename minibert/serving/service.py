@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import concurrent.futures
 import dataclasses
 import functools
 import hmac
@@ -10,21 +11,21 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from minibert.encoder import SentenceEncoder
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, TokenizerError, VectorError
 from minibert.serving.batcher import Answer, Batcher, Overloaded, Stopping, TooLong, Work
 from minibert.serving.fields import Fields, Items
 from minibert.serving.metrics import Metrics
 from minibert.serving.refused import Refused
 from minibert.typing import Array, Float
 
-__all__ = ["Call", "Gone", "Limits", "Service", "base64s", "dumps", "floats"]
+__all__ = ["Call", "Limits", "Service", "base64s", "dumps", "floats"]
 
 _Result = TypeVar("_Result")
 
@@ -44,10 +45,6 @@ _PROCESS, _NUMBERS = uuid.uuid4().hex[:12], itertools.count(1)
 _IDENTIFIER = re.compile(rb"[\w.-]{1,128}")
 
 dumps = functools.partial(json.dumps, allow_nan=False, separators=(",", ":"))
-
-
-class Gone(Exception):  # noqa: N818 - it is no error of the program
-    """The client has closed its connection. Nobody waits for the answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,10 +96,10 @@ class Service:
         self.fingerprint = encoder.fingerprint
         self.width = encoder.get_embedding_dimension()
         self.truncates = encoder.on_truncate != "error"
-        self.tokenizer = encoder.tokenizer
-        own = encoder._pipeline.tokenizer  # noqa: SLF001  # special tokens have no public name
-        self.prefix, self.suffix = list(own.prefix), list(own.suffix)
-        self._ids = frozenset(self.tokenizer.get_vocab().values())
+        self.tokenizer = encoder._pipeline.tokenizer  # noqa: SLF001  # special tokens have no public name
+        self.prefix, self.suffix = list(self.tokenizer.prefix), list(self.tokenizer.suffix)
+        self._ids = frozenset(self.tokenizer.backend.get_vocab().values())
+        self._one_thread = concurrent.futures.ThreadPoolExecutor(1, "minibert-alone")
         self._headers = {
             "x-minibert-fingerprint": self.fingerprint,
             "x-compute-type": "cpu" if encoder.device == "cpu" else "gpu",
@@ -147,6 +144,10 @@ class Service:
         most = self.limits.client_batch
         if size > most:
             raise Refused("batch_size", f"batch size {size} > maximum allowed batch size {most}", field)
+
+    def alone(self, function: Callable[..., _Result], *arguments: Any) -> asyncio.Future[_Result]:
+        """Return what a function gives in a thread that does one of them at a time: each can need much memory."""
+        return asyncio.get_running_loop().run_in_executor(self._one_thread, function, *arguments)
 
     def check_ids(self, field: str, items: Items, *, whole: bool = True) -> None:
         """Refuse the token ids of another vocabulary.
@@ -208,7 +209,7 @@ class Call:
             Refused: It is too long, or not a JSON object.
             starlette.requests.ClientDisconnect: The client has gone.
         """
-        most, parts, size = self.service.limits.body_bytes, [], 0
+        most, body, size = self.service.limits.body_bytes, bytearray(), 0
         length = self.given.get(b"content-length", b"0")
         refused = Refused("body_size", f"the body must have at most {most} bytes; it has more.")
         if length.isdigit() and int(length[:20]) > most * _DISCARDED:
@@ -216,12 +217,12 @@ class Call:
         async for part in self.request.stream():
             size += len(part)
             if size <= most:
-                parts.append(part)
+                body += part  # a list would take 40 bytes for each chunk, and a chunk can have one byte
             elif size > most * _DISCARDED:
                 raise refused
         if size > most:
             raise refused
-        self.fields = Fields.read(b"".join(parts))
+        self.fields = Fields.read(body)
 
     def dimensions(self, name: str = "dimensions") -> int | None:
         """Return the field with the number of dimensions to keep."""
@@ -249,17 +250,18 @@ class Call:
 
         Raises:
             Refused: The texts are too many or too long, the queue is full, or the model gives no finite vectors.
-            Gone: The client has gone.
+            starlette.requests.ClientDisconnect: The client has gone.
         """
         service, metrics = self.service, self.service.metrics
         method = "single" if len(items) == 1 else "batch"
         metrics.count("te_request_count", method=method)
         service.check_batch(field, len(items))
         service.check_ids(field, items)
-        limit = service.encoder.max_seq_length
-        if not truncate and len(long := max(items, key=len)) > (most := limit * _CHARACTERS_PER_TOKEN):
-            message = f"`{field}` must have less than {most + 1} characters. Given: {len(long)}"
-            raise Refused("too_long", message, field)
+        most = service.encoder.max_seq_length * _CHARACTERS_PER_TOKEN
+        for index, item in enumerate(() if truncate else items):
+            if len(item) > most:
+                message = f"item {index}: `{field}` must have less than {most + 1} characters. Given: {len(item)}"
+                raise Refused("too_long", message, field)
         work = Work(items, prompt, truncate, side, tokens)
         try:
             answer = await self.or_gone(service.batcher.embed(work))
@@ -271,7 +273,11 @@ class Call:
             raise Refused("overloaded", "Model is overloaded: its queue is full.", retry_after=after) from None
         except Stopping:
             raise _stopping() from None
-        except MinibertError as error:  # its message can have the index of another request's text
+        except VectorError as error:
+            raise Refused("inference", str(error), field) from None
+        except TokenizerError:  # its message has the path of the model
+            raise Refused("tokenization", "the tokenizer of this server has failed on a text.", field) from None
+        except MinibertError as error:
             raise Refused("inference", f"the model cannot compute this: {type(error).__name__}.") from None
         metrics.count("te_request_success", method=method)
         metrics.observe("te_request_duration", self.seconds)
@@ -281,11 +287,11 @@ class Call:
         self._report(items, answer)
         return answer
 
-    async def or_gone(self, work: Any) -> Any:
-        """Return the result of a coroutine. If the client goes before, cancel it.
+    async def or_gone(self, work: Awaitable[_Result]) -> _Result:
+        """Return the result of something. If the client goes before, cancel it.
 
         Raises:
-            Gone: The client has gone.
+            starlette.requests.ClientDisconnect: The client has gone.
         """
         task, watchers = asyncio.current_task(), list[asyncio.Task[None]]()
         gone = False
@@ -306,8 +312,8 @@ class Call:
         try:
             return await work
         except asyncio.CancelledError:
-            if gone and task is not None and not task.uncancel():
-                raise Gone from None
+            if gone:
+                raise ClientDisconnect from None
             raise
         finally:
             timer.cancel()

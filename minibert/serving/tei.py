@@ -1,17 +1,20 @@
 """The protocol of text-embeddings-inference (TEI), by Hugging Face."""
 
-import asyncio
-import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+from minibert.files.tokenizer_files import encoding_errors
 from minibert.modules.kinds import Pooling
-from minibert.serving.batcher import Token
 from minibert.serving.fields import Fields, Items
 from minibert.serving.refused import Refused
-from minibert.serving.service import Call, dumps, floats, matrix, written
+from minibert.serving.service import Call, Service, dumps, floats, matrix, written
 from minibert.similarity import cosine
 from minibert.typing import Array
+
+#: The most characters of ``/tokenize``: a token takes up to a thousand bytes on its way into the answer.
+_MOST_CHARACTERS: Final = 1 << 20
+#: The most numbers of ``/embed_all``: an answer has about 11 bytes for each, and exists three times on its way.
+_MOST_NUMBERS: Final = 1 << 24
 
 
 def error(refused: Refused) -> tuple[int, dict[str, Any]]:
@@ -29,8 +32,13 @@ async def embed(call: Call) -> str:
 
 async def embed_all(call: Call) -> str:
     """Answer ``POST /embed_all``: one vector for each token of each text."""
-    items = call.fields.items("inputs")
-    answer = await call.embed("inputs", items, tokens=True, **_options(call, call.fields))
+    service, items, options = call.service, call.fields.items("inputs"), _options(call, call.fields)
+    limit, most = service.encoder.max_seq_length, _MOST_NUMBERS // service.encoder._pipeline.dimension  # noqa: SLF001
+    around = len(options["prompt"]) + len(service.prefix) + len(service.suffix)
+    if (tokens := sum(min(len(item) + around, limit) for item in items)) > most:
+        message = f"`inputs` must have at most {most} tokens together. Given: {tokens}, if each character is one"
+        raise Refused("batch_size", message, "inputs")
+    answer = await call.embed("inputs", items, tokens=True, **options)
     return matrix(await written(_matrices, answer.vectors))
 
 
@@ -43,9 +51,10 @@ async def similarity(call: Call) -> str:
     sentences: Items = inputs.items("sentences", ids=False)
     if not source:
         raise Refused("empty", "`source_sentence` cannot be empty.", "source_sentence")
-    answer = await call.embed("sentences", [source, *sentences], **_options(call, parameters))
+    # The source comes last, so that an error has the index of a sentence.
+    answer = await call.embed("sentences", [*sentences, source], **_options(call, parameters))
     vectors = call.service.batcher.finish(answer.vectors, None, normalize=False)
-    return floats(cosine(vectors[:1], vectors[1:]))[0]
+    return floats(cosine(vectors[-1:], vectors[:-1]))[0]
 
 
 async def root(call: Call) -> str:
@@ -59,8 +68,11 @@ async def tokenize(call: Call) -> str:
     texts: list[Any] = fields.items("inputs", ids=False)
     service.check_batch("inputs", len(texts))
     special, prompt = fields.flag("add_special_tokens", True), service.prompt(fields.text("prompt_name"))
-    found = await call.or_gone(service.batcher.tokenize(texts, prompt, special_tokens=special))
-    return await asyncio.to_thread(_tokens, found)
+    texts = [prompt + text for text in texts]
+    if (characters := sum(map(len, texts))) > _MOST_CHARACTERS:
+        message = f"`inputs` must have at most {_MOST_CHARACTERS} characters together. Given: {characters}"
+        raise Refused("batch_size", message, "inputs")
+    return await call.or_gone(service.alone(_tokens, service, texts, special))
 
 
 async def decode(call: Call) -> str:
@@ -74,8 +86,7 @@ async def decode(call: Call) -> str:
         raise Refused("empty", "`ids` cannot be empty.", "ids")
     call.service.check_batch("ids", len(ids))
     call.service.check_ids("ids", ids, whole=False)
-    decode_batch = functools.partial(call.service.tokenizer.decode_batch, skip_special_tokens=skip)
-    return dumps(await call.or_gone(asyncio.to_thread(decode_batch, ids)))
+    return dumps(await call.or_gone(call.service.alone(call.service.tokenizer.backend.decode_batch, ids, skip)))
 
 
 async def info(call: Call) -> str:
@@ -120,6 +131,21 @@ def _matrices(vectors: Sequence[Array]) -> list[str]:
     return [matrix(floats(each)) for each in vectors]
 
 
-def _tokens(texts: Sequence[Sequence[Token]]) -> str:
-    """Return the tokens of each text as JSON. One token at a time: a text can have a million."""
-    return matrix([matrix([dumps(token._asdict()) for token in tokens]) for tokens in texts])
+def _tokens(service: Service, texts: Sequence[str], special_tokens: bool) -> str:
+    """Return the tokens of each text as JSON. Those that the tokenizer adds have no place in the text."""
+    with encoding_errors(service.tokenizer.folder):
+        encodings = service.tokenizer.backend.encode_batch(texts, add_special_tokens=special_tokens)
+    rows = []
+    for text, encoding in zip(texts, encodings, strict=True):
+        columns = encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets
+        rows.append(
+            matrix(
+                [
+                    dumps({"id": id_, "text": name, "special": True, "start": None, "stop": None})
+                    if special
+                    else dumps({"id": id_, "text": text[start:stop], "special": False, "start": start, "stop": stop})
+                    for id_, name, special, (start, stop) in zip(*columns, strict=True)
+                ]
+            )
+        )
+    return matrix(rows)
