@@ -628,6 +628,16 @@ def test_refused_tables(repo, here, capsys):
     assert embed(repo, "a.parquet", "b.parquet", keep="none") == 0
 
 
+def test_columns_that_cannot_be_read(repo, here, capsys):
+    """The file is whole, so the message names another remedy, which works."""
+    pa, pq = needs("pyarrow"), needs("pyarrow.parquet")
+    lists = pa.array([[f"x{i}"] for i in range(9)]).cast(pa.list_(pa.dictionary(pa.int8(), pa.string())))
+    pq.write_table(pa.table({"text": TEXTS[:9], "lists": lists}), here / "a.parquet", row_group_size=2)
+    assert embed(repo, "a.parquet") == 1
+    assert "a.parquet must have columns that pyarrow can read: Nested data conversions" in capsys.readouterr().err
+    assert embed(repo, "a.parquet", keep="text", output="kept") == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a name that is not Unicode")
 @pytest.mark.parametrize("suffix", ["txt", "parquet"])
 def test_strange_names(repo, here, suffix):

@@ -45,9 +45,11 @@ def opened(path: Path, kind: str) -> Iterator[Any]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).split("\n")[0].removesuffix(".")
-        raise JobError(
-            f"{path} must be a whole file in the format {kind}; it is not: {reason}. Get it again."
-        ) from error
+        if isinstance(error, pa.ArrowNotImplementedError):
+            message = f"{path} must have columns that pyarrow can read: {reason}. Name the columns to keep with --keep."
+        else:
+            message = f"{path} must be a whole file in the format {kind}; it is not: {reason}. Get it again."
+        raise JobError(message) from error
 
 
 def schema_of(path: Path, kind: str) -> Any:
