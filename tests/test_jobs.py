@@ -2,19 +2,21 @@
 
 import gzip
 import json
+import os
+import sys
 import threading
 import tracemalloc
 
 import numpy as np
 import pytest
 from cli_support import listing, usage_error
-from jobs_support import TEXTS, embed, write_records, write_texts
+from jobs_support import TEXTS, content, embed, write_records, write_texts
 from support import needs
 
 from minibert import SentenceEncoder, quantize_embeddings
 from minibert.cli import main
 from minibert.errors import JobError, TruncationWarning
-from minibert.jobs import Progress, embed_files, inputs, run
+from minibert.jobs import Progress, embed_files, inputs, run, tables
 
 
 def vectors_of(folder):
@@ -135,9 +137,18 @@ def test_columns_of_json_lines(repo, here):
     needs("pyarrow")
     mixed = [1, 2.5, 1, 2.5, 3]
     write_records(
-        here / "a.jsonl", TEXTS[:5], n=int, x=mixed.__getitem__, b=bool, o=lambda i: {"a": i}, none=lambda _: None
+        here / "a.jsonl",
+        TEXTS[:5],
+        n=int,
+        x=mixed.__getitem__,
+        b=bool,
+        o=lambda i: {"ä": i},
+        none=lambda _: None,
+        big=lambda _: 2**60 + 1,
     )
-    write_records(here / "b.jsonl", TEXTS[5:], n=lambda i: i * 2**40, x=int, o=str, late=lambda i: i * 2**63)
+    write_records(
+        here / "b.jsonl", TEXTS[5:], n=lambda i: i * 2**40, x=int, o=str, late=lambda i: i * 2**63, big=lambda _: 0.5
+    )
 
     assert embed(repo, "a.jsonl", "b.jsonl", id_column="key", shard_rows=4) == 0
     table = table_of(here / "out")
@@ -149,13 +160,82 @@ def test_columns_of_json_lines(repo, here):
         "b": "bool",
         "o": "string",
         "none": "string",
+        "big": "string",
         "late": "string",
     }
     assert table["n"].to_pylist() == [*range(5), *(i * 2**40 for i in range(20))]
     assert table["x"].to_pylist() == [*mixed, *range(20)]
     assert table["b"].to_pylist() == [False, True, True, True, True, *[None] * 20]
-    assert table["o"].to_pylist()[4:6] == ['{"a":4}', '"0"']
+    assert table["o"].to_pylist()[4:6] == ['{"ä":4}', '"0"']
+    assert table["big"].to_pylist()[4:6] == ["1152921504606846977", "0.5"]
     assert table["late"].to_pylist()[4:7] == [None, "0", "9223372036854775808"]
+
+
+def test_floats_beside_npy(repo, here):
+    """Columns of floats go beside .npy files, too. NaN and infinity become null: JSON does not have them."""
+    write_records(here / "a.jsonl", TEXTS[:2], x=lambda i: i + 0.5)
+    (here / "b.jsonl").write_text('{"text": "a", "x": 1e999}\n')
+    assert embed(repo, "a.jsonl", "b.jsonl", format="npy", keep="x") == 0
+    assert [line["x"] for line in lines_of(here / "out")] == [0.5, 1.5, None]
+
+    pa = needs("pyarrow")
+    table = pa.table({"text": TEXTS[:3], "x": pa.array([0.5, float("nan"), None], pa.float32())})
+    needs("pyarrow.parquet").write_table(table, here / "a.parquet")
+    assert embed(repo, "a.parquet", format="npy", keep="x", output="table") == 0
+    assert [line["x"] for line in lines_of(here / "table")] == [0.5, None, None]
+
+
+def test_a_table_is_read_once(repo, here, encoder, monkeypatch):
+    """Shards that follow each other go on in the open file: a row group is not read again from its start."""
+    pa, pq = needs("pyarrow"), needs("pyarrow.parquet")
+    pq.write_table(pa.table({"text": [*TEXTS, *TEXTS], "n": range(50)}), here / "a.parquet")
+    pq.write_table(pa.table({"text": TEXTS, "n": range(50, 75)}), here / "b.parquet", row_group_size=4)
+    starts, batches = [], tables.batches
+
+    def counted(path, kind, names, start, most):
+        starts.append((path.name, start))
+        return batches(path, kind, names, start, most)
+
+    assert embed(repo, "a.parquet", "b.parquet", id_column="n", shard_rows=7) == 0
+    monkeypatch.setattr(tables, "batches", counted)
+    assert embed(repo, "a.parquet", "b.parquet", id_column="n", shard_rows=7, output="counted") == 0
+    assert starts == [(f"{name}.parquet", 0) for name in "abab"]  # to check, and to read
+    for shard in (1, 3, 4, 9):
+        (here / "counted" / f"part-{shard:05d}-of-00011.json").unlink()
+    starts.clear()
+    assert embed(repo, "a.parquet", "b.parquet", id_column="n", shard_rows=7, output="counted") == 0
+    assert starts == [("a.parquet", 7), ("b.parquet", 13)]
+    assert content(here / "counted") == content(here / "out")
+    table = table_of(here / "out")
+    np.testing.assert_array_equal(array_of(table["embedding"]), encoder.encode(TEXTS * 3))
+    assert table["id"].to_pylist() == list(range(75))
+
+
+def test_bytes_do_not_depend_on_row_groups_and_shards_before(repo, here):
+    """A shard has the same bytes, whether the one before it was computed in the same run or not."""
+    pa, pq = needs("pyarrow"), needs("pyarrow.parquet")
+    numbers = range(700)
+    table = pa.table({"text": [f"the man {i % 9}" for i in numbers], "long": [f"{i:05}" * 4000 for i in numbers]})
+    table = table.append_column("list", pa.array([None if i % 50 == 7 else [i] * 300 for i in numbers]))
+    results = []
+    for name, size in (("a.parquet", 90), ("b.parquet", 1000), ("c.arrow", 90)):
+        if name.endswith("parquet"):
+            pq.write_table(table, here / name, row_group_size=size)
+        else:
+            with pa.ipc.new_file(here / name, table.schema) as writer:
+                writer.write_table(table, max_chunksize=size)
+        assert embed(repo, name, shard_rows=150, output=f"{name} out") == 0
+        before = content(here / f"{name} out")
+        for shard in (1, 3):
+            (here / f"{name} out" / f"part-{shard:05d}-of-00005.json").unlink()
+        assert embed(repo, name, shard_rows=150, output=f"{name} out") == 0
+        assert content(here / f"{name} out") == before
+        for part in ("2/2", "1/2"):
+            assert embed(repo, name, shard_rows=150, output=f"{name} parts", shards=part) == 0
+        assert content(here / f"{name} parts") == before
+        results.append({path: data for path, data in before.items() if path.endswith(".parquet")})
+        assert table_of(here / f"{name} parts")["long"].equals(table["long"])
+    assert results[0] == results[1]  # Arrow has other names inside of lists
 
 
 # --- formats of the output -------------------------------------------------------------------------------------------
@@ -291,6 +371,17 @@ def test_memory_does_not_grow(encoder, here, monkeypatch):
     assert peaks[1] < peaks[0] + 2_000_000  # all texts would be 20 MB
 
 
+def test_memory_of_long_texts(encoder, here, monkeypatch):
+    """Chunks with few long texts stay small: no fixed number of rows is read before their lengths count."""
+    monkeypatch.setattr(inputs, "CHUNK_CHARACTERS", 1_000_000)
+    write_texts(here / "a.txt", ("the cat" + " " * 40_000 for _ in range(1000)))
+    tracemalloc.start()
+    embed_files(encoder, "a.txt", "out", output_format="npy")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000  # all texts are 40 MB
+
+
 def test_progress(encoder, here):
     """All rows and bytes are reported, also the skipped rows and those of complete shards."""
     write_records(here / "a.jsonl", [*TEXTS, None])
@@ -332,6 +423,7 @@ BAD = {
     "not UTF-8": (b'{"text": "\xff"}', "must be UTF-8; its byte 11, 0xff, is not"),
     "not JSON": (b'{"text": "a"', "not JSON"),
     "NaN": (b'{"text": "a", "n": NaN}', "NaN, which is not JSON"),
+    "many digits": (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "it must be a JSON object; Exceeds the limit"),
     "blank": (b"", "it is blank"),
     "a list": (b'["text"]', 'it is ["text"]'),
     "nested": (b"[" * 100_000, "nested too deeply"),
@@ -390,6 +482,24 @@ def test_unusable_values_of_tables(repo, here, encoder, capsys):
     assert skipped[1]["reason"] == "it is null"
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_skipped_rows_of_views(repo, here, suffix):
+    """Columns of any type are kept beside skipped rows, also types for which Arrow has no filter."""
+    pa = needs("pyarrow")
+    texts, views = pa.array([None, "a", "b", None], pa.string_view()), pa.list_(pa.string_view())
+    table = pa.table({"text": texts, "b": pa.array([b"0", b"1", None, b"3"], pa.binary_view())})
+    table = table.append_column("n", pa.array([["0"], ["1"], None, []], views))
+    if suffix == "parquet":
+        needs("pyarrow.parquet").write_table(table, here / "a.parquet")
+    else:
+        with pa.ipc.new_file(here / "a.arrow", table.schema) as writer:
+            writer.write_table(table)
+
+    assert embed(repo, f"a.{suffix}", on_error="skip") == 0
+    found = table_of(here / "out").drop_columns("embedding").to_pydict()
+    assert found == {"id": [1, 2], "text": ["a", "b"], "b": [b"1", None], "n": [["1"], None]}
+
+
 def test_unusable_lines_of_csv(repo, here, encoder, capsys):
     """A row of CSV with another number of fields, or with invalid UTF-8, is skipped alone."""
     (here / "a.csv").write_bytes(b'key,text\n1,"the\ncat"\n2,a,b\n3,\xff\n4,a hat\n')
@@ -406,13 +516,15 @@ def test_too_long_texts(repo, here, capsys):
     """A truncated text is counted; it is a warning once, or an error that names file and line."""
     write_texts(here / "a.txt", [*TEXTS, "the cat " * 300, "a", "the cat " * 400])
 
-    assert embed(repo, "a.txt", format="npy", on_truncate="error") == 1
-    assert "a.txt: line 26 has 602" in capsys.readouterr().err
-    assert embed(repo, "a.txt", format="npy") == 0
+    write_texts(here / "b.txt", TEXTS[:3])
+    for names in (["b.txt", "a.txt"], ["a.txt"]):
+        assert embed(repo, *names, format="npy", on_truncate="error", output="".join(names)[0]) == 1
+        assert "a.txt: line 26 has 602" in capsys.readouterr().err
+    assert embed(repo, "a.txt", format="npy", output="a") == 0
     assert (
         capsys.readouterr().err.count("2 of 8 texts were cut to max_seq_length = 512 tokens; the longest has 802.") == 1
     )
-    manifest = json.loads((here / "out" / "manifest.json").read_text())
+    manifest = json.loads((here / "a" / "manifest.json").read_text())
     assert [shard["truncated"] for shard in manifest["shards"]] == [0, 0, 2]
     assert manifest["truncated"] == 2
 
@@ -492,7 +604,16 @@ def test_refused_tables(repo, here, capsys):
     pq.write_table(pa.table({"text": ["a"], "b": [b"1"]}), here / "c.parquet")
     (here / "damaged.parquet").write_bytes((here / "a.parquet").read_bytes()[:-5])
     (here / "damaged.arrow").write_bytes(b"ARROW1")
+    pages = here / "pages.parquet"
+    pq.write_table(pa.table({"text": ["some text"] * 1000}), pages, compression="snappy", use_dictionary=False)
+    pages.write_bytes(pages.read_bytes()[:30] + bytes(30) + pages.read_bytes()[60:])
+    interval = pa.table({"text": ["a"], "i": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
+    with pa.ipc.new_file(here / "interval.arrow", interval.schema) as writer:
+        writer.write_table(interval)
     for arguments, message in (
+        (["pages.parquet"], "pages.parquet must be a whole file in the format parquet"),
+        (["pages.parquet", "--on-error", "skip"], "pages.parquet must be a whole file in the format parquet"),
+        (["interval.arrow"], "columns must have types that Parquet has; Unhandled type"),
         (["numbers.parquet"], "numbers.parquet: the column 'text' must hold strings; it holds int64"),
         (["a.parquet", "b.parquet"], "b.parquet and a.parquet differ in n"),
         (["damaged.parquet"], "damaged.parquet must be a whole file in the format parquet"),
@@ -503,7 +624,33 @@ def test_refused_tables(repo, here, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+        assert not (here / "out").exists()
     assert embed(repo, "a.parquet", "b.parquet", keep="none") == 0
+
+
+def test_columns_that_cannot_be_read(repo, here, capsys):
+    """The file is whole, so the message names another remedy, which works."""
+    pa, pq = needs("pyarrow"), needs("pyarrow.parquet")
+    lists = pa.array([[f"x{i}"] for i in range(9)]).cast(pa.list_(pa.dictionary(pa.int8(), pa.string())))
+    pq.write_table(pa.table({"text": TEXTS[:9], "lists": lists}), here / "a.parquet", row_group_size=2)
+    assert embed(repo, "a.parquet") == 1
+    assert "a.parquet must have columns that pyarrow can read: Nested data conversions" in capsys.readouterr().err
+    assert embed(repo, "a.parquet", keep="text", output="kept") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a name that is not Unicode")
+@pytest.mark.parametrize("suffix", ["txt", "parquet"])
+def test_strange_names(repo, here, suffix):
+    """A name can have bytes that are not UTF-8, and the characters of a pattern."""
+    path = here / os.fsdecode(b"[a]*\xff." + suffix.encode())
+    if suffix == "txt":
+        write_texts(path)
+    else:
+        table = needs("pyarrow").table({"text": TEXTS})
+        with path.open("wb") as file:
+            needs("pyarrow.parquet").write_table(table, file)
+    assert embed(repo, path) == 0
+    assert main(["embed", "--verify", "out"]) == 0
 
 
 @pytest.mark.parametrize("arguments", [["a.parquet", "--format", "npy"], ["a.txt"]])
@@ -524,6 +671,9 @@ def test_output_with_input(repo, here, capsys):
     write_texts(here / "out" / "a.txt")
     assert embed(repo, "out/a.txt", format="npy") == 1
     assert "--output must not hold an input file; out/a.txt is in it" in capsys.readouterr().err
+    (here / "link").symlink_to("out")
+    assert embed(repo, "link/a.txt", format="npy") == 1
+    assert "--output must not hold an input file; link/a.txt is in it" in capsys.readouterr().err
     write_texts(here / "a.txt")
     assert embed(repo, "a.txt", format="npy") == 1
     assert "--output must be empty or a job; out has 'a.txt' and no job.json" in capsys.readouterr().err
@@ -535,8 +685,6 @@ def test_output_with_input(repo, here, capsys):
 
 def test_a_pipe_is_no_input(repo, here, capsys):
     """The input is read twice."""
-    import os
-
     os.mkfifo(here / "a.txt")
     assert embed(repo, "a.txt", format="npy") == 1
     assert "a.txt must be a regular file" in capsys.readouterr().err

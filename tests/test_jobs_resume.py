@@ -1,21 +1,26 @@
 """Jobs that stop at any moment go on to the same bytes; other jobs are refused; damage is found."""
 
+import errno
 import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 from cli_support import BUFFERED, listing
 from jobs_support import TEXTS, command, content, embed, write_records, write_texts
 from support import ROOT, edit_json, needs
 
+import minibert
 from minibert import SentenceEncoder
 from minibert.cli import main
-from minibert.jobs import folder, run
+from minibert.errors import JobError
+from minibert.jobs import embed_files, folder, inputs, run, shards, verify
 
 #: Runs a command line, and kills its own process before a call of a function.
 KILLED = """
@@ -146,6 +151,26 @@ def test_full_disk_in_parquet(repo, here, capsys, monkeypatch):
     assert content(here / "out") == content(here / "undisturbed")
 
 
+def test_every_write_counts(repo, here, texts, undisturbed, capsys, monkeypatch):
+    """A chunk that cannot be written stops the shard, also if later chunks could be written."""
+    write, calls = shards._Npy.write, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "CHUNK_ROWS", 3)
+        patch.setattr(shards._Npy, "write", failing)
+        assert embed(repo, texts, format="npy") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert listing(here / "out") == ["job.json"]
+    assert embed(repo, texts, format="npy") == 0
+    assert content(here / "out") == undisturbed
+
+
 class Full(io.FileIO):
     """A file on a disk that is full after 100 bytes."""
 
@@ -165,6 +190,7 @@ def test_signals(repo, here, texts, undisturbed, number):
     """A signal ends the job cleanly: no temporary file is left, the status is that of the signal, the job goes on."""
     code = (
         "import signal, sys, os; from minibert.cli import main; from minibert.jobs import shards\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests in the background ignore it
         "write = shards._Npy.write\n"
         "def slow(*a):\n    write(*a); os.kill(os.getpid(), int(sys.argv[1]))\n"
         "shards._Npy.write = slow; sys.exit(main(sys.argv[2:]))"
@@ -204,6 +230,11 @@ def changed_model(repo):
 
 CHANGES = {
     "a text": (lambda _: write_texts(Path("a.txt"), ["a", *TEXTS[1:]]), {}, "input file 1: expected "),
+    "a text of the same size": (
+        lambda _: write_texts(Path("a.txt"), [TEXTS[0].replace("man", "cat"), *TEXTS[1:]]),
+        {},
+        "input file 1: expected ",
+    ),
     "a file more": (
         lambda _: write_texts(Path("b.txt")),
         {"more": ["b.txt"]},
@@ -257,6 +288,13 @@ def test_versions_and_kernels(repo, here, texts, undisturbed, capsys, monkeypatc
     assert {"numpy", "BLAS"} < plan["versions"].keys()
 
 
+@pytest.mark.parametrize("options", [{"shard_rows": 11}, {"keep": "text"}])
+def test_input_that_is_the_same(repo, here, texts, undisturbed, capsys, options):
+    """Facts of a file that follow from an option are not named as a change of the file."""
+    assert embed(repo, texts, **{"format": "npy", "output": "undisturbed", **options}) == 1
+    assert "input file" not in capsys.readouterr().err
+
+
 def test_moved_input(repo, here, texts, undisturbed, capsys):
     """Where the files are does not count. A file whose hash is known is not checked again."""
     (here / "moved").mkdir()
@@ -277,12 +315,35 @@ def test_damaged_shards(repo, here, texts, undisturbed):
     assert content(result) == undisturbed
 
 
+def test_shards_of_another_job(repo, here, texts, undisturbed):
+    """A shard counts only if its sidecar names the same plan, even if all sizes fit."""
+    assert embed(repo, texts, "--normalize", format="npy") == 0
+    for path in (here / "out").glob("part-00001-*"):
+        (here / "undisturbed" / path.name).write_bytes(path.read_bytes())
+    assert embed(repo, texts, format="npy", output="undisturbed") == 0
+    assert content(here / "undisturbed") == undisturbed
+
+
+def test_settings_of_the_encoder(repo, here, texts):
+    """In Python, the encoder's settings count, and the plan names the versions of what computes."""
+    encoder = SentenceEncoder(repo)
+    embed_files(encoder, texts, "out", output_format="npy")
+    plan = json.loads((here / "out" / "job.json").read_text())["plan"]
+    expected = {"minibert": minibert.__version__, "tokenizers": tokenizers.__version__}
+    assert expected.items() <= plan["versions"].items()
+    assert plan["model"]["device"] == "cpu"
+    for name, value in (("max_seq_length", 8), ("include_prompt", False)):
+        other = SentenceEncoder(repo, **{name: value})
+        with pytest.raises(JobError, match=f"{name}: expected .*, found "):
+            embed_files(other, texts, "out", output_format="npy")
+
+
 def test_damaged_plan(repo, here, texts, undisturbed, capsys):
     """A damaged job.json is refused."""
     path = here / "undisturbed" / "job.json"
     path.write_text(path.read_text().replace('"rows": 25', '"rows": 26'))
     assert embed(repo, texts, format="npy", output="undisturbed") == 1
-    assert "job.json must be as minibert wrote it; it is damaged" in capsys.readouterr().err
+    assert "job.json must be as this version of minibert writes it; it is damaged" in capsys.readouterr().err
 
 
 def test_input_that_changes_meanwhile(repo, here, texts, capsys, monkeypatch):
@@ -297,6 +358,40 @@ def test_input_that_changes_meanwhile(repo, here, texts, capsys, monkeypatch):
     monkeypatch.setattr(folder.Folder, "agree", change)
     assert embed(repo, texts.name, format="npy") == 1
     assert "a.txt must not change while a job reads it; it did" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["_scan_lines", "_text_of"])
+def test_input_that_changes_while_it_is_read(repo, here, texts, capsys, monkeypatch, moment):
+    """A change between hash and check gives no plan. A change inside the last shard gives no shard."""
+    function, calls = getattr(inputs, moment), []
+
+    def change(*arguments):
+        calls.append(arguments)
+        if len(calls) == (1 if moment == "_scan_lines" else 2 * 25):  # the last row of the second time
+            with texts.open("a") as file:
+                file.write("more\n")
+        return function(*arguments)
+
+    monkeypatch.setattr(inputs, moment, change)
+    assert embed(repo, texts.name, format="npy", shard_rows=100) == 1
+    assert "a.txt must not change while a job reads it; it did" in capsys.readouterr().err
+    assert not (here / "out").exists() or listing(here / "out") == ["job.json"]
+    assert (here / "out").exists() == (moment == "_text_of")
+
+
+def test_rows_are_not_lost(repo, here, texts, capsys, monkeypatch):
+    """A file with fewer rows than it had is an error, even if its size and its time are as before."""
+    agree, status = folder.Folder.agree, texts.stat()
+
+    def change(self, *arguments):
+        agree(self, *arguments)
+        texts.write_bytes(texts.read_bytes().replace(b"\n", b" ", 20))
+        os.utime(texts, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    monkeypatch.setattr(folder.Folder, "agree", change)
+    assert embed(repo, texts.name, format="npy", shard_rows=100) == 1
+    assert "a.txt must have 25 rows, as when it was checked; it has fewer" in capsys.readouterr().err
+    assert listing(here / "out") == ["job.json"]
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -366,6 +461,66 @@ def test_a_name_that_is_removed_before_the_lock(here, monkeypatch):
     assert len(calls) == 2
 
 
+def test_a_file_is_locked_until_it_has_its_name(here, monkeypatch):
+    """No other process can take a file that will be renamed in a moment for one of a dead process."""
+    replace, fsync, found = Path.replace, os.fsync, []
+
+    def replacing(self, target):
+        found.append(("replace", folder._held(self)))
+        return replace(self, target)
+
+    def syncing(file):
+        found.append(("fsync", os.fstat(file).st_size if stat.S_ISREG(os.fstat(file).st_mode) else "folder"))
+        fsync(file)
+
+    monkeypatch.setattr(Path, "replace", replacing)
+    monkeypatch.setattr(os, "fsync", syncing)
+    with folder.whole(here / "name") as file:
+        file.write(b"content")
+    assert found == [("fsync", 7), ("replace", None), ("fsync", "folder")]
+    assert (here / "name").read_bytes() == b"content"
+
+
+def test_parts_that_start_together(repo, here, texts, undisturbed, monkeypatch):
+    """Another part can write the plan at any moment. It is not taken for a strange file."""
+    iterdir, plan = Path.iterdir, (here / "undisturbed" / "job.json").read_bytes()
+
+    def writing(self):
+        if self.name == "out" and not (self / "job.json").exists():
+            (self / "job.json").write_bytes(plan)
+        return iterdir(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", writing)
+        assert embed(repo, texts, format="npy") == 0
+    assert content(here / "out") == undisturbed
+
+
+def test_locks_of_dead_processes(repo, here, texts, undisturbed):
+    """A job that ends with another number of parts than it began with leaves no lock file."""
+    (here / "undisturbed" / ".part-3-of-8.lock").touch()
+    assert embed(repo, texts, format="npy", output="undisturbed") == 0
+    assert content(here / "undisturbed") == undisturbed
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_folders_that_cannot_be_synced(repo, here, texts, undisturbed, capsys, monkeypatch, number):
+    """Some network file systems sync no folder, which is no error. A disk that fails is one."""
+    fsync = os.fsync
+
+    def refused(file):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(number, "refused")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    assert embed(repo, texts, format="npy") == int(number == errno.EIO)
+    if number == errno.EINVAL:
+        assert content(here / "out") == undisturbed
+    else:
+        assert "out/job.json cannot be written: refused" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["no module", "no locks"])
 def test_without_locks(repo, here, texts, undisturbed, monkeypatch, kind):
     """Correctness does not depend on locks."""
@@ -403,6 +558,12 @@ def test_verify_finds_every_damage(repo, here, capsys):
         (result / name).write_bytes(original)
     assert main(["embed", "--verify", "out"]) == 0
     assert capsys.readouterr().out == "out: 2 shards with 12 vectors are as they were written\n"
+
+
+def test_verify_in_python(here, undisturbed):
+    """The function takes a name, too, and returns the manifest."""
+    manifest = json.loads((here / "undisturbed" / "manifest.json").read_text())
+    assert verify("undisturbed") == verify(here / "undisturbed") == manifest
 
 
 def test_verify_what_is_not_complete(repo, here, texts, undisturbed, capsys):

@@ -136,7 +136,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     )
     result = parser.add_argument_group("output")
     result.add_argument("--output", metavar="DIR", help="the folder to write, or to continue")
-    result.add_argument("--verify", metavar="DIR", type=Path, help="check the files of a finished job instead")
+    result.add_argument("--verify", metavar="DIR", help="check the files of a finished job instead")
     result.add_argument("--format", choices=("parquet", "npy"), default="parquet", help="the format (default: parquet)")
     result.add_argument(
         "--keep",

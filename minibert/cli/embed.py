@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from minibert.cli.encoder import open_encoder, shows_progress
@@ -22,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{options.verify}: {shards:,} shards with {rows:,} vectors are as they were written\n")
         return
     keep = options.keep if options.keep in {None, "all", "none"} else options.keep.split(",")
-    with _bars(options) as progress:
+    with contextlib.closing(_Bars(options)) as progress:
         manifest = embed_files(
             lambda: open_encoder(options),
             options.inputs,
@@ -49,15 +48,6 @@ def run(options: argparse.Namespace) -> None:
         sys.stderr.write(f"minibert: part {number}/{parts} is complete; shards of other parts are not yet\n")
     elif sys.stderr.isatty():
         sys.stderr.write(f"minibert: {options.output} is complete, with {manifest['rows']:,} vectors\n")
-
-
-@contextlib.contextmanager
-def _bars(options: argparse.Namespace) -> Iterator["_Bars"]:
-    bars = _Bars(options)
-    try:
-        yield bars
-    finally:
-        bars.close()
 
 
 class _Bars(Progress):

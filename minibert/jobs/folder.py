@@ -4,6 +4,7 @@ Locks keep two processes from doing the same work. No result depends on them.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 from minibert.errors import JobError
 from minibert.safe.atomic import beside
+from minibert.typing import PathLike
 
 try:
     import fcntl
@@ -38,7 +40,8 @@ def _dump(value: Any) -> bytes:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """Give a new file that becomes ``path`` if the block ends without an exception; else it is removed.
 
-    File and folder are synced to disk. The process holds a lock on the file, so that others do not remove it.
+    File and folder are synced to disk. The process holds a lock on the file until it has its name, so that others do
+    not remove it.
 
     Raises:
         OSError: The file cannot be written; the error names ``path``.
@@ -54,12 +57,14 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             with _naming(path):
                 file.flush()
                 os.fsync(file.fileno())
+            if os.name == "nt":  # an open file cannot be renamed
+                file.close()
+            with _naming(path):
+                new.replace(path)
+                _sync_folder(path.parent)
         finally:
             with contextlib.suppress(OSError):  # the disk can still be full
                 file.close()
-        with _naming(path):
-            new.replace(path)
-            _sync_folder(path.parent)
     finally:
         new.unlink(missing_ok=True)
 
@@ -91,12 +96,15 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on disk, where the system can do this."""
-    with contextlib.suppress(PermissionError):  # Windows
+    try:
         number = os.open(path, os.O_RDONLY)
         try:
             os.fsync(number)
         finally:
             os.close(number)
+    except OSError as error:  # Windows; some network file systems
+        if error.errno not in {errno.EACCES, errno.EINVAL, errno.ENOTSUP}:
+            raise
 
 
 def _held(path: Path) -> io.BufferedRandom | None:
@@ -148,13 +156,12 @@ class Folder:
                 raise JobError(f"--output must not hold an input file; {source} is in it. Give another --output.")
         is_new = not self.path.exists()
         self.path.mkdir(exist_ok=True)
-        if not (self.path / JOB).exists():
-            others = [path.name for path in self.path.iterdir() if not path.name.startswith((".part-", f"{JOB}."))]
-            if others:
-                raise JobError(
-                    f"--output must be empty or a job; {self.path} has {min(others)!r} and no {JOB}. "
-                    "Give another --output."
-                )
+        names = [path.name for path in self.path.iterdir()]  # once: another part can write its plan at this moment
+        others = [name for name in names if not name.startswith((".part-", f"{JOB}."))]
+        if others and JOB not in names:
+            raise JobError(
+                f"--output must be empty or a job; {self.path} has {min(others)!r} and no {JOB}. Give another --output."
+            )
         number, parts = self.part
         name = self.path / f".part-{number}-of-{parts}.lock"
         lock = _held(name)
@@ -178,14 +185,15 @@ class Folder:
         """
         if not (self.path / JOB).exists():
             return {}
-        return self._read_job()["plan"]
-
-    def _read_job(self) -> dict[str, Any]:
         content = _read(self.path / JOB)
         sound = content is not None and content.get("sha256") == sha256_of({**content, "sha256": ""})
         if content is None or not sound or content != {**content, **_FORMAT}:
-            raise JobError(f"{self.path / JOB} must be as minibert wrote it; it is damaged. Start with a new --output.")
-        return content
+            raise JobError(
+                f"{self.path / JOB} must be as this version of minibert writes it; it is damaged, or of another "
+                "version. Start with a new --output."
+            )
+        plan: dict[str, Any] = content["plan"]
+        return plan
 
     def agree(self, plan: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
         """Write the plan, or compare it with the plan that is there.
@@ -202,17 +210,18 @@ class Folder:
         if not path.exists():
             with whole(path) as file:
                 file.write(_dump({**content, "sha256": sha256_of(content)}))
-        found = differences(self.known(), json.loads(_dump(plan)))  # again: another part can have written it
-        if found:
+        known = self.known()  # again: another part can have written it
+        if _dump(known) != _dump(plan):
+            found = differences(known, json.loads(_dump(plan)))
             more = [f"and {len(found) - 5} more"] if len(found) > 5 else []
             raise JobError(
                 f"{path} is the plan of another job: {'; '.join(found[:5] + more)}. Give the same input, model and "
                 "options as before, or another --output."
             )
         self.job, self.shards = sha256_of(plan), plan["shards"]
+        own = {"job", "manifest", *map(self.name, self.own())}
         for left in self.path.glob("*.tmp"):
-            name = left.name.split(".")[0]
-            if name in {"job", "manifest"} or any(name == self.name(shard) for shard in self.own()):
+            if left.name.split(".")[0] in own:
                 self._remove(left)
 
     @staticmethod
@@ -233,10 +242,10 @@ class Folder:
         """Return the name of a shard's files, without a suffix."""
         return f"part-{shard:05d}-of-{self.shards:05d}"
 
-    def complete(self, shard: int, job: str | None = None) -> dict[str, Any] | None:
+    def complete(self, shard: int) -> dict[str, Any] | None:
         """Return the sidecar of a shard if it is of this job and the files have the right sizes, else None."""
         sidecar = _read(self.path / f"{self.name(shard)}.json")
-        if sidecar is None or sidecar.get("job") != (job or self.job):
+        if sidecar is None or sidecar.get("job") != self.job:
             return None
         for name, facts in sidecar["files"].items():
             path = self.path / name
@@ -258,6 +267,8 @@ class Folder:
         manifest = _manifest(self.job, sidecars)
         with whole(self.path / MANIFEST) as file:
             file.write(_dump(manifest))
+        for left in self.path.glob(".part-*.lock"):  # not before: a part that starts now would find its lock held
+            self._remove(left)
         return manifest
 
 
@@ -295,30 +306,31 @@ def differences(expected: Any, found: Any, name: str = "") -> list[str]:
             f"input file {number}: expected {old['size']:,} bytes with SHA-256 {old['sha256'][:12]}, "
             f"found {new['size']:,} bytes with {new['sha256'][:12]}"
             for number, (old, new) in pairs
-            if old != new
+            if (old["size"], old["sha256"]) != (new["size"], new["sha256"])  # the rest follows from the options
         ]
     shown = [json.dumps(value, ensure_ascii=False) for value in (expected, found)]
     return [] if expected == found else [f"{name}: expected {shown[0]:.200}, found {shown[1]:.200}"]
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: PathLike) -> dict[str, Any]:
     """Compare every file of a complete job with its manifest, and return the manifest.
 
     Raises:
         JobError: The job is not complete, or a file differs; the message names each such file.
     """
+    path = Path(path)
     folder = Folder(path)
-    plan = folder._read_job()["plan"] if (path / JOB).exists() else None  # noqa: SLF001
-    if plan is None:
+    plan = folder.known()
+    if not plan:
         raise JobError(f"{path} must be the folder of a job; it has no {JOB}.")
-    job, folder.shards = sha256_of(plan), plan["shards"]
+    folder.job, folder.shards = sha256_of(plan), plan["shards"]
     if not (path / MANIFEST).exists():
-        done = sum(folder.complete(shard, job) is not None for shard in range(folder.shards))
+        done = sum(folder.complete(shard) is not None for shard in range(folder.shards))
         raise JobError(f"{path} is not complete: {done} of {folder.shards} shards are. Give the job's command again.")
     manifest = _read(path / MANIFEST)
     listed = (manifest or {}).get("shards", [])
     sidecars = [_read(path / f"{folder.name(shard)}.json") for shard in range(folder.shards)]
-    wrong = [] if manifest == _manifest(job, listed) else [MANIFEST]
+    wrong = [] if manifest == _manifest(folder.job, listed) else [MANIFEST]
     for shard, sidecar in enumerate(sidecars):
         if sidecar is None or [sidecar] != listed[shard : shard + 1]:
             wrong.append(f"{folder.name(shard)}.json{f' or its entry in {MANIFEST}' if sidecar else ''}")

@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -31,15 +31,15 @@ KINDS = {
     ".ipc": "arrow",
 }
 #: The Arrow types of the kinds of JSON values. The last three become strings: a string, JSON text, only nulls.
-TYPES = {"bool": "bool", "int": "int64", "long": "int64", "double": "float64", "string": "string", "json": "string"}
+TYPES = {"bool": "bool", "int": "int64", "long": "int64", "double": "double", "string": "string", "json": "string"}
 TYPES["null"] = "string"
 #: The column of vectors, and that of ids, in the output.
 EMBEDDING, ID = "embedding", "id"
 #: Number of rows that are encoded together, unless their texts have more characters than the second number. The end of
 #: a chunk depends on the rows alone, because a chunk is a row group of a Parquet file.
 CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 24
-#: Number of rows that are read at a time.
-_AT_ONCE = 1024
+#: Number of rows that are read at a time. Texts of any length are in memory before a chunk ends.
+_AT_ONCE = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,12 @@ class Source:
         """Return what depends only on the content."""
         return {name: value for name, value in vars(self).items() if name not in {"path", "changed"}}
 
+    def require_unchanged(self) -> None:
+        """Raise JobError if the file has changed since its hash was computed: its rows are not those of the plan."""
+        status = self.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
+            raise JobError(f"{self.path} must not change while a job reads it; it did. Restore it and start again.")
+
 
 def find_files(inputs: Iterable[PathLike], kind: str | None) -> tuple[list[Path], str]:
     """Return the files that names, folders and patterns stand for, and their format.
@@ -162,6 +168,7 @@ def scan(
         else:
             rows, starts, columns = (_scan_lines if reading.is_lines else _scan_table)(path, reading, first)
             source = Source(path, status.st_mtime_ns, status.st_size, digest, rows, starts, columns)
+        source.require_unchanged()
         checked(status.st_size)
         sources.append(source)
         first += source.rows
@@ -276,7 +283,8 @@ class Chunk:
     Attributes:
         rows: The number of each row in the input.
         texts: Their texts.
-        columns: The other columns of the output. Each is a list of parts, which are lists or Arrow arrays.
+        columns: The columns of the output but for the vectors, the ids first. Each is a list of parts, which are lists
+            or Arrow arrays.
         skipped: What is known of the rows between them that cannot be encoded.
     """
 
@@ -304,7 +312,10 @@ class Reader:
         self._columns = columns
         self._ends = list(itertools.accumulate(source.rows for source in sources))
         self._stack = contextlib.ExitStack()
-        self._open: tuple[int, BinaryIO, list[str]] | None = None  # the number of a file of lines, and its header
+        self._index = -1  # the number of the open file
+        self._file, self._names = cast("BinaryIO", None), list[str]()  # of lines: the file, and the header of CSV
+        self._batches: Iterator[list[Any]] = iter(())  # of a table, with the next row, and arrays from there on
+        self._row, self._rest = 0, list[Any]()
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -336,33 +347,39 @@ class Reader:
         return self._ends[index] - self._sources[index].rows
 
     def _empty(self) -> Chunk:
-        return Chunk([], [], [[] for _ in self._columns], [])
+        return Chunk([], [], [[] for _ in range(len(self._columns) + (self._reading.id_column is None))], [])
 
     def _pieces(self, start: int, stop: int) -> Iterator[Chunk]:
-        """Yield chunks of at most _AT_ONCE rows. Each of their columns has one part."""
+        """Yield chunks of at most _AT_ONCE rows. Each of their columns has one part.
+
+        Raises:
+            JobError: A file is not as it was when it was checked.
+        """
         read = self._pieces_of_lines if self._reading.is_lines else self._pieces_of_table
         while start < stop:
             index = bisect.bisect_right(self._ends, start)
             source = self._sources[index]
-            status = source.path.stat()
-            if (status.st_size, status.st_mtime_ns) != (source.size, source.changed):
-                raise JobError(
-                    f"{source.path} must not change while a job reads it; it did. Restore it and start again."
-                )
+            source.require_unchanged()
             end = min(stop, self._ends[index])
-            yield from read(index, start, end)
-            start = end
+            for piece in read(index, start, end):
+                start += len(piece.rows) + len(piece.skipped)
+                if self._reading.id_column is None:
+                    piece.columns.insert(0, [piece.rows])
+                yield piece
+            source.require_unchanged()
+            if start < end:
+                raise JobError(f"{source.path} must have {source.rows:,} rows, as when it was checked; it has fewer.")
 
     def _pieces_of_lines(self, index: int, start: int, end: int) -> Iterator[Chunk]:
         source, first, offset = self._sources[index], self._first(index), 0
         if start > first:
             offset = source.starts[start // self._reading.shard_rows - -(-first // self._reading.shard_rows)]
-        if self._open is None or self._open[0] != index:  # stay in an open file: a file of gzip is read from its start
+        if self._index != index:  # stay in an open file: a file of gzip is read from its start
             self._stack.close()
-            file, names = self._stack.enter_context(opened(source.path)), list[str]()
-            next(read_rows(source.path, file, self._reading.kind, 0, names), None)
-            self._open = index, file, names
-        found = read_rows(source.path, self._open[1], self._reading.kind, offset, self._open[2])
+            self._file = self._stack.enter_context(opened(source.path))
+            next(read_rows(source.path, self._file, self._reading.kind, 0, self._names), None)
+            self._index = index
+        found = read_rows(source.path, self._file, self._reading.kind, offset, self._names)
         for number in range(start, end, _AT_ONCE):
             piece, kept = self._empty(), list[Mapping[str, Any]]()
             for row, (_, fields, reason) in enumerate(itertools.islice(found, min(_AT_ONCE, end - number)), number):
@@ -373,22 +390,41 @@ class Reader:
             yield piece
 
     def _pieces_of_table(self, index: int, start: int, end: int) -> Iterator[Chunk]:
-        source, first = self._sources[index], self._first(index)
-        names = [self._reading.column, *self._columns]
-        batches = tables.batches(source.path, self._reading.kind, names, start - first, _AT_ONCE)
-        with contextlib.closing(batches):
-            while start < end:
-                texts, *columns = (array[: end - start] for array in next(batches))
-                piece, ids = self._empty(), columns[0] if self._reading.id_column else None
-                good = [
-                    self._keeps(piece, text, start + i, None if ids is None else ids[i])
-                    for i, text in enumerate(tables.texts_of(texts))
-                ]
-                piece.columns = [
-                    [column if all(good) else column.filter(tables.pyarrow().array(good))] for column in columns
-                ]
-                start += len(good)
-                yield piece
+        if self._index != index or self._row > start:  # else go on: the next shard is often in the same row group
+            self._stack.close()
+            path, names = self._sources[index].path, [self._reading.column, *self._columns]
+            batches = tables.batches(path, self._reading.kind, names, start - self._first(index), _AT_ONCE)
+            self._batches = self._stack.enter_context(contextlib.closing(batches))
+            self._index, self._row, self._rest = index, start, []
+        for first in range(self._row, start, _AT_ONCE):
+            self._take(min(_AT_ONCE, start - first))
+        for first in range(start, end, _AT_ONCE):
+            texts, *columns = self._take(min(_AT_ONCE, end - first))
+            yield self._piece_of_table(texts, columns, first)
+
+    def _take(self, count: int) -> list[Any]:
+        """Return arrays of the next ``count`` rows of the open table; of fewer at the end of the file.
+
+        The number does not depend on row groups and earlier rows: parts of other lengths give other pages in Parquet.
+        """
+        while not self._rest or len(self._rest[0]) < count:
+            more = next(self._batches, None)
+            if more is None:
+                break
+            pairs = zip(self._rest, more, strict=True)
+            self._rest = [tables.pyarrow().concat_arrays(pair) for pair in pairs] if self._rest else more
+        taken, self._rest = [array[:count] for array in self._rest], [array[count:] for array in self._rest]
+        self._row += count
+        return taken
+
+    def _piece_of_table(self, texts: Any, columns: list[Any], first: int) -> Chunk:
+        piece, ids = self._empty(), columns[0] if self._reading.id_column else None
+        good = [
+            self._keeps(piece, text, row, None if ids is None else ids[row - first])
+            for row, text in enumerate(tables.texts_of(texts), first)
+        ]
+        piece.columns = [[column if all(good) else tables.chosen(column, good)] for column in columns]
+        return piece
 
     def _keeps(self, piece: Chunk, text: str | ValueError, row: int, id_: Any) -> bool:
         """Add a row to ``piece``, which is skipped if there is an error in the place of its text."""

@@ -108,6 +108,8 @@ def _record(line: str) -> dict[str, Any]:
         raise ValueError(f"{rule}; it is {found}") from None
     except RecursionError:
         raise ValueError(f"{rule}; it is nested too deeply to be read") from None
+    except ValueError as error:  # NaN; a number with thousands of digits
+        raise ValueError(f"{rule}; {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{rule}; it is {shortened(record)}")  # noqa: TRY004
     if _SURROGATE.search(line):
@@ -119,7 +121,7 @@ def _record(line: str) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Never:
-    raise ValueError(f"it must be a JSON object; it has {name}, which is not JSON")
+    raise ValueError(f"it has {name}, which is not JSON")
 
 
 #: json.loads would make a new decoder for each line.

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeAlias
@@ -70,24 +71,26 @@ def output_columns(
     """Return :attr:`Layout.columns` for columns of the input of these kinds.
 
     Raises:
-        JobError: A column has a type that JSON lines, which go with .npy files, do not have.
+        JobError: A column has a type that Parquet does not have; or JSON lines, which go with .npy files.
     """
     found: dict[str, Any] = {ID: "int64"} if reading.id_column is None else {}
     schema = None if reading.is_lines else tables.schema_of(sources[0].path, reading.kind)
     for name, kind in columns.items():
-        own = ID if name == reading.id_column else name
-        if schema is None:
-            found[own] = TYPES[kind]
-        else:
-            found[own] = tables.plain(schema.field(name).type)
-        if layout_format == "npy" and str(found[own]) not in _IN_JSON:
+        stored = TYPES[kind] if schema is None else tables.plain(schema.field(name).type)
+        found[ID if name == reading.id_column else name] = stored
+        if layout_format == "npy" and str(stored) not in _IN_JSON:
             raise JobError(
                 f"columns beside .npy must be numbers or strings; {name!r} is {kind}. Use Parquet, or --keep."
             )
     if layout_format == "npy":
         return found
     pa = tables.pyarrow()
-    return {name: pa.type_for_alias(kind) if isinstance(kind, str) else kind for name, kind in found.items()}
+    found = {name: pa.type_for_alias(kind) if isinstance(kind, str) else kind for name, kind in found.items()}
+    try:
+        tables.pyarrow("pyarrow.parquet").ParquetWriter(io.BytesIO(), pa.schema(found.items())).close()
+    except pa.ArrowNotImplementedError as error:
+        raise JobError(f"columns must have types that Parquet has; {error}. Name others with --keep.") from error
+    return found
 
 
 @contextlib.contextmanager
@@ -152,7 +155,6 @@ class _Parquet:
         """Write some rows."""
         pa, layout = tables.pyarrow(), self._layout
         pool = pa.system_memory_pool()  # that of pyarrow keeps what is freed, so its size goes up and down
-        parts = chunk.columns if len(chunk.columns) == len(layout.columns) else [[chunk.rows], *chunk.columns]
         columns = [
             pa.chunked_array(
                 [
@@ -161,13 +163,13 @@ class _Parquet:
                 ],
                 kind,
             )
-            for each, kind in zip(parts, layout.columns.values(), strict=True)
+            for each, kind in zip(chunk.columns, layout.columns.values(), strict=True)
         ]
         if layout.is_binary:
             array = pa.Array.from_buffers(pa.binary(layout.width), len(vectors), [None, pa.py_buffer(vectors)])
         else:
             array = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), layout.width)
-        self._writer.write_table(pa.table([*columns, array], schema=layout.schema), row_group_size=len(vectors))
+        self._writer.write_table(pa.table([*columns, array], schema=layout.schema))
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
         if kind is None:
@@ -201,8 +203,7 @@ class _Npy:
         self._file.write(vectors.data)
         self._count += len(vectors)
         names = list(self._layout.columns)
-        parts = chunk.columns if len(chunk.columns) == len(names) else [[chunk.rows], *chunk.columns]
-        columns = [[value for part in each for value in _values(part)] for each in parts]
+        columns = [[value for part in each for value in _values(part)] for each in chunk.columns]
         for row in zip(*columns, strict=True):
             line = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
             self._lines.write(f"{line}\n".encode())
@@ -214,4 +215,6 @@ class _Npy:
 
 
 def _values(part: Any) -> list[Any]:
-    return part if isinstance(part, list) else part.to_pylist()
+    """Return the values of a part of a column, with null for NaN and infinity, which JSON does not have."""
+    values = part if isinstance(part, list) else part.to_pylist()
+    return [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,27 @@ def opened(path: Path, kind: str) -> Iterator[Any]:
     """Give a reader of a Parquet or Arrow file. Each error of pyarrow becomes a JobError that names the file."""
     pa = pyarrow()
     try:
-        if kind == "parquet":
-            with pyarrow("pyarrow.parquet").ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as parquet:
-                yield parquet
-            return
-        with pa.OSFile(str(path)) as file:
+        with pa.OSFile(os.fsencode(path)) as file:
+            if kind == "parquet":
+                options = {"buffer_size": _BUFFER, "pre_buffer": False}
+                with pyarrow("pyarrow.parquet").ParquetFile(file, **options) as parquet:
+                    yield parquet
+                return
             try:
                 reader = pa.ipc.open_file(file)
             except pa.ArrowInvalid:
                 file.seek(0)
                 reader = pa.ipc.open_stream(file)
             yield reader
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # pyarrow has an OSError without a number for damaged pages
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         reason = str(error).split("\n")[0].removesuffix(".")
-        raise JobError(
-            f"{path} must be a whole file in the format {kind}; it is not: {reason}. Get it again."
-        ) from error
+        if isinstance(error, pa.ArrowNotImplementedError):
+            message = f"{path} must have columns that pyarrow can read: {reason}. Name the columns to keep with --keep."
+        else:
+            message = f"{path} must be a whole file in the format {kind}; it is not: {reason}. Get it again."
+        raise JobError(message) from error
 
 
 def schema_of(path: Path, kind: str) -> Any:
@@ -83,6 +89,11 @@ def plain(kind: Any) -> Any:
     pa = pyarrow()
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.string() if is_text(kind) and not pa.types.is_large_string(kind) else kind
+
+
+def chosen(column: Any, good: list[bool]) -> Any:
+    """Return the values of an Arrow array that are good. Some types, such as views, have no filter in Arrow."""
+    return pyarrow().concat_arrays([column[:0], *(column[i : i + 1] for i, each in enumerate(good) if each)])
 
 
 def texts_of(column: Any) -> list[str | ValueError]:
