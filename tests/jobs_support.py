@@ -37,7 +37,7 @@ def embed(repo, *argv, **options):
 
 
 def content(path):
-    """Return the bytes of each file of a job's result. job.json has paths: of it, only the plan counts."""
+    """Return the bytes of each file of a job's result. _job.json has paths: of it, only the plan counts."""
     found = {each.name: each.read_bytes() for each in path.iterdir()}
     if folder.JOB in found:
         found[folder.JOB] = json.loads(found[folder.JOB])["plan"]

@@ -201,7 +201,7 @@ def test_a_table_is_read_once(repo, here, encoder, monkeypatch):
     assert embed(repo, "a.parquet", "b.parquet", id_column="n", shard_rows=7, output="counted") == 0
     assert starts == [(f"{name}.parquet", 0) for name in "abab"]  # to check, and to read
     for shard in (1, 3, 4, 9):
-        (here / "counted" / f"part-{shard:05d}-of-00011.json").unlink()
+        (here / "counted" / f"_part-{shard:05d}-of-00011.json").unlink()
     starts.clear()
     assert embed(repo, "a.parquet", "b.parquet", id_column="n", shard_rows=7, output="counted") == 0
     assert starts == [("a.parquet", 7), ("b.parquet", 13)]
@@ -227,7 +227,7 @@ def test_bytes_do_not_depend_on_row_groups_and_shards_before(repo, here):
         assert embed(repo, name, shard_rows=150, output=f"{name} out") == 0
         before = content(here / f"{name} out")
         for shard in (1, 3):
-            (here / f"{name} out" / f"part-{shard:05d}-of-00005.json").unlink()
+            (here / f"{name} out" / f"_part-{shard:05d}-of-00005.json").unlink()
         assert embed(repo, name, shard_rows=150, output=f"{name} out") == 0
         assert content(here / f"{name} out") == before
         for part in ("2/2", "1/2"):
@@ -284,6 +284,22 @@ def test_zstd(repo, here, encoder):
     assert not column.is_stats_set
 
 
+def test_the_folder_is_a_table(repo, here):
+    """Readers that pass over names with an underscore, such as pyarrow and Spark, read the folder as a whole."""
+    pq = needs("pyarrow.parquet")
+    (here / "a.jsonl").write_text('{"text": "the cat"}\n{"text": null}\n{"text": "a man"}\n', "utf-8")
+
+    assert embed(repo, "a.jsonl", "--on-error", "skip", shard_rows=1) == 0
+    assert pq.read_table(here / "out")["id"].to_pylist() == [0, 2]
+    assert [name for name in listing(here / "out") if not name.endswith(".parquet")] == [
+        "_job.json",
+        "_manifest.json",
+        *(f"_part-0000{i}-of-00003.json" for i in (0, 1)),
+        "_part-00001-of-00003.skipped.jsonl",
+        "_part-00002-of-00003.json",
+    ]
+
+
 def test_keep(repo, here):
     """The chosen columns are kept in the given order; an old embedding is replaced."""
     write_records(here / "a.jsonl", n=int, m=str, embedding=lambda _: [1])
@@ -311,11 +327,11 @@ def test_prompts(repo, here, options, arguments):
     np.testing.assert_array_equal(vectors_of(here / "out"), encoder.encode(TEXTS, **arguments))
     assert embed(repo, "a.txt", "--query", format="npy", output="query") == 0
     np.testing.assert_array_equal(vectors_of(here / "query"), encoder.encode_query(TEXTS))
-    assert json.loads((here / "query" / "job.json").read_text())["plan"]["model"]["prompt"] == "and: "
+    assert json.loads((here / "query" / "_job.json").read_text())["plan"]["model"]["prompt"] == "and: "
 
 
 def test_no_place_and_no_time(repo, here, tmp_path):
-    """The same input in another folder gives the same bytes: no path and no time is in any file but job.json."""
+    """The same input in another folder gives the same bytes: no path and no time is in any file but _job.json."""
     results = []
     for name in ("one", "another folder"):
         (tmp_path / name).mkdir()
@@ -323,7 +339,7 @@ def test_no_place_and_no_time(repo, here, tmp_path):
         assert embed(repo, tmp_path / name, format="npy", on_error="skip", output=tmp_path / f"{name}.out") == 0
         results.append({each.name: each.read_bytes() for each in (tmp_path / f"{name}.out").iterdir()})
     for one in results:
-        one.pop("job.json")
+        one.pop("_job.json")
     assert results[0] == results[1]
     assert not any(b"folder" in content for content in results[1].values())
 
@@ -408,7 +424,7 @@ def test_progress(encoder, here):
     size = (here / "a.jsonl").stat().st_size
     tokens = sum(map(len, encoder.tokenizer.encode_batch(TEXTS)))
     assert counts == {"checked": 2 * size, "size": 2 * size, "rows": 26, "done": 0, "encoded": 26, "computed": tokens}
-    (here / "out" / "part-00001-of-00003.json").unlink()
+    (here / "out" / "_part-00001-of-00003.json").unlink()
     embed_files(encoder, "a.jsonl", "out", output_format="npy", on_error="skip", shard_rows=10, progress=Counting())
     assert (counts["done"], counts["encoded"]) == (16, 36)
 
@@ -459,7 +475,7 @@ def test_unusable_row(repo, here, encoder, capsys, monkeypatch, name):
         "id": "k" if b'"k"' in line and name != "a lone surrogate" else None,
     }
     assert [line["id"] for line in lines_of(here / "out")] == [f"k{i}" for i in range(25)]
-    manifest = json.loads((here / "out" / "manifest.json").read_text())
+    manifest = json.loads((here / "out" / "_manifest.json").read_text())
     assert [manifest[key] for key in ("rows", "skipped")] == [25, 1]
     assert main(["embed", "--verify", "out"]) == 0
 
@@ -524,7 +540,7 @@ def test_too_long_texts(repo, here, capsys):
     assert (
         capsys.readouterr().err.count("2 of 8 texts were cut to max_seq_length = 512 tokens; the longest has 802.") == 1
     )
-    manifest = json.loads((here / "a" / "manifest.json").read_text())
+    manifest = json.loads((here / "a" / "_manifest.json").read_text())
     assert [shard["truncated"] for shard in manifest["shards"]] == [0, 0, 2]
     assert manifest["truncated"] == 2
 
@@ -565,8 +581,6 @@ REFUSED = {
     "CSV with an open quotation mark": (["open.csv"], "open.csv must be CSV"),
     "CSV without a header": (["empty.csv"], "empty.csv must have a first line"),
     "damaged gzip": (["damaged.txt.gz"], "damaged.txt.gz must be a whole gzip file"),
-    "int8": (["a.txt", "--precision", "int8"], "precision int8 takes its ranges from all vectors of the job"),
-    "uint8": (["a.txt", "--precision", "uint8"], "precision uint8 takes its ranges"),
     "a prompt that is not there": (["a.txt", "--prompt-name", "p"], "prompt_name must be one of"),
 }
 
@@ -676,7 +690,7 @@ def test_output_with_input(repo, here, capsys):
     assert "--output must not hold an input file; link/a.txt is in it" in capsys.readouterr().err
     write_texts(here / "a.txt")
     assert embed(repo, "a.txt", format="npy") == 1
-    assert "--output must be empty or a job; out has 'a.txt' and no job.json" in capsys.readouterr().err
+    assert "--output must be empty or a job; out has 'a.txt' and no _job.json" in capsys.readouterr().err
     assert embed(repo, "a.txt", output="a.txt", format="npy") == 1
     assert "--output must be a folder; a.txt is not" in capsys.readouterr().err
     assert embed(repo, "a.txt", output="no/folder", format="npy") == 1
@@ -697,6 +711,7 @@ def test_a_pipe_is_no_input(repo, here, capsys):
         ["--output", "out"],
         ["a.txt", "--verify", "out"],
         ["--output", "out", "--verify", "out"],
+        ["a.txt", "--output", "out", "--precision", "int8"],
         ["a.txt", "--output", "out", "--shards", "0/2"],
         ["a.txt", "--output", "out", "--shards", "3/2"],
         ["a.txt", "--output", "out", "--shards", "1"],
@@ -720,10 +735,12 @@ def test_wrong_arguments_in_python(encoder, here):
         {"output_format": "npy", "compression": "zstd"},
         {"on_error": "ignore"},
         {"precision": "int4"},
+        {"precision": "int8"},
+        {"precision": "uint8"},
         {"part": (2, 1)},
         {"shard_rows": 0},
     ):
-        with pytest.raises(ValueError, match=r"must be|is for Parquet"):
+        with pytest.raises(ValueError, match=r"must be|is for Parquet|takes its ranges from all vectors"):
             embed_files(encoder, "a.txt", "out", **options)
     with pytest.raises(JobError, match="must be a file"):
         embed_files(encoder, "b.txt", "out")

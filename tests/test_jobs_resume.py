@@ -122,7 +122,7 @@ def test_full_disk(repo, here, capsys):
     assert error.startswith("minibert: error: out/part-00000-of-00003.")
     assert error.endswith(" cannot be written: File too large. The job can go on later.\n")
     assert error.count("\n") == 1
-    assert listing(here / "out") == ["job.json"]
+    assert listing(here / "out") == ["_job.json"]
 
     assert embed(repo, texts, format="npy", shard_rows=100) == 0
     assert content(here / "out") == content(here / "undisturbed")
@@ -166,7 +166,7 @@ def test_every_write_counts(repo, here, texts, undisturbed, capsys, monkeypatch)
         patch.setattr(shards._Npy, "write", failing)
         assert embed(repo, texts, format="npy") == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert listing(here / "out") == ["job.json"]
+    assert listing(here / "out") == ["_job.json"]
     assert embed(repo, texts, format="npy") == 0
     assert content(here / "out") == undisturbed
 
@@ -263,7 +263,7 @@ def test_another_job(repo, here, texts, undisturbed, capsys, name):
     options = {"format": "npy", "output": "undisturbed", **options}
     assert embed(repo, texts.name, *options.pop("more", []), **options) == 1
     error = capsys.readouterr().err
-    assert error.startswith("minibert: error: undisturbed/job.json is the plan of another job: ")
+    assert error.startswith("minibert: error: undisturbed/_job.json is the plan of another job: ")
     assert message in error
     assert error.count("\n") == 1
     assert content(here / "undisturbed") == undisturbed
@@ -277,13 +277,13 @@ def test_versions_and_kernels(repo, here, texts, undisturbed, capsys, monkeypatc
         assert embed(repo, texts, format="npy", output="undisturbed") == 1
     assert 'minibert: expected "' in capsys.readouterr().err
     own = SentenceEncoder(repo).kernels
-    plan = json.loads((here / "undisturbed" / "job.json").read_text())["plan"]
+    plan = json.loads((here / "undisturbed" / "_job.json").read_text())["plan"]
     assert plan["model"]["kernels"] == ("numpy" if own == "numpy" else "native")
     monkeypatch.setenv("MINIBERT_KERNELS", "numpy")
     assert embed(repo, texts, format="npy", output="undisturbed") == int(own != "numpy")
     assert ('kernels: expected "native", found "numpy"' in capsys.readouterr().err) == (own != "numpy")
     assert embed(repo, texts, format="npy", output="numpy") == 0
-    plan = json.loads((here / "numpy" / "job.json").read_text())["plan"]
+    plan = json.loads((here / "numpy" / "_job.json").read_text())["plan"]
     assert plan["model"]["kernels"] == "numpy"
     assert {"numpy", "BLAS"} < plan["versions"].keys()
 
@@ -299,7 +299,7 @@ def test_moved_input(repo, here, texts, undisturbed, capsys):
     """Where the files are does not count. A file whose hash is known is not checked again."""
     (here / "moved").mkdir()
     texts.rename(here / "moved" / "b.txt")
-    (here / "undisturbed" / "part-00001-of-00003.json").unlink()
+    (here / "undisturbed" / "_part-00001-of-00003.json").unlink()
     assert embed(repo, "moved/b.txt", format="npy", output="undisturbed") == 0
     assert "15 of 25 rows are already done" in capsys.readouterr().err
     assert content(here / "undisturbed") == undisturbed
@@ -310,7 +310,7 @@ def test_damaged_shards(repo, here, texts, undisturbed):
     result = here / "undisturbed"
     (result / "part-00000-of-00003.npy").write_bytes(b"short")
     (result / "part-00001-of-00003.jsonl").unlink()
-    (result / "part-00002-of-00003.json").write_text("{}")
+    (result / "_part-00002-of-00003.json").write_text("{}")
     assert embed(repo, texts, format="npy", output="undisturbed") == 0
     assert content(result) == undisturbed
 
@@ -318,7 +318,7 @@ def test_damaged_shards(repo, here, texts, undisturbed):
 def test_shards_of_another_job(repo, here, texts, undisturbed):
     """A shard counts only if its sidecar names the same plan, even if all sizes fit."""
     assert embed(repo, texts, "--normalize", format="npy") == 0
-    for path in (here / "out").glob("part-00001-*"):
+    for path in (here / "out").glob("*part-00001-*"):
         (here / "undisturbed" / path.name).write_bytes(path.read_bytes())
     assert embed(repo, texts, format="npy", output="undisturbed") == 0
     assert content(here / "undisturbed") == undisturbed
@@ -328,7 +328,7 @@ def test_settings_of_the_encoder(repo, here, texts):
     """In Python, the encoder's settings count, and the plan names the versions of what computes."""
     encoder = SentenceEncoder(repo)
     embed_files(encoder, texts, "out", output_format="npy")
-    plan = json.loads((here / "out" / "job.json").read_text())["plan"]
+    plan = json.loads((here / "out" / "_job.json").read_text())["plan"]
     expected = {"minibert": minibert.__version__, "tokenizers": tokenizers.__version__}
     assert expected.items() <= plan["versions"].items()
     assert plan["model"]["device"] == "cpu"
@@ -339,11 +339,11 @@ def test_settings_of_the_encoder(repo, here, texts):
 
 
 def test_damaged_plan(repo, here, texts, undisturbed, capsys):
-    """A damaged job.json is refused."""
-    path = here / "undisturbed" / "job.json"
+    """A damaged _job.json is refused."""
+    path = here / "undisturbed" / "_job.json"
     path.write_text(path.read_text().replace('"rows": 25', '"rows": 26'))
     assert embed(repo, texts, format="npy", output="undisturbed") == 1
-    assert "job.json must be as this version of minibert writes it; it is damaged" in capsys.readouterr().err
+    assert "_job.json must be as this version of minibert writes it; it is damaged" in capsys.readouterr().err
 
 
 def test_input_that_changes_meanwhile(repo, here, texts, capsys, monkeypatch):
@@ -375,7 +375,7 @@ def test_input_that_changes_while_it_is_read(repo, here, texts, capsys, monkeypa
     monkeypatch.setattr(inputs, moment, change)
     assert embed(repo, texts.name, format="npy", shard_rows=100) == 1
     assert "a.txt must not change while a job reads it; it did" in capsys.readouterr().err
-    assert not (here / "out").exists() or listing(here / "out") == ["job.json"]
+    assert not (here / "out").exists() or listing(here / "out") == ["_job.json"]
     assert (here / "out").exists() == (moment == "_text_of")
 
 
@@ -391,7 +391,7 @@ def test_rows_are_not_lost(repo, here, texts, capsys, monkeypatch):
     monkeypatch.setattr(folder.Folder, "agree", change)
     assert embed(repo, texts.name, format="npy", shard_rows=100) == 1
     assert "a.txt must have 25 rows, as when it was checked; it has fewer" in capsys.readouterr().err
-    assert listing(here / "out") == ["job.json"]
+    assert listing(here / "out") == ["_job.json"]
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ def test_rows_are_not_lost(repo, here, texts, capsys, monkeypatch):
 def test_parts(repo, here, texts, undisturbed, capsys):
     """Parts in any order give the bytes of one job. The last one writes the manifest."""
     for part in ("3/3", "1/3", "2/3"):
-        assert not (here / "out" / "manifest.json").exists()
+        assert not (here / "out" / "_manifest.json").exists()
         assert embed(repo, texts, format="npy", shards=part) == 0
     assert "part 3/3 is complete; shards of other parts are not yet" in capsys.readouterr().err
     assert content(here / "out") == undisturbed
@@ -435,7 +435,7 @@ def test_two_at_once(repo, here, texts, undisturbed, capsys):
         dead = here / "out" / "part-00000-of-00003.npy.0123abcd.tmp"
         dead.touch()
         other = folder.Folder(here / "out", (1, 3))
-        plan = json.loads((here / "out" / "job.json").read_text())
+        plan = json.loads((here / "out" / "_job.json").read_text())
         other.agree(plan["plan"], plan["shown"])
         assert list((here / "out").glob("*.tmp")) == left
         assert not dead.exists()
@@ -483,11 +483,11 @@ def test_a_file_is_locked_until_it_has_its_name(here, monkeypatch):
 
 def test_parts_that_start_together(repo, here, texts, undisturbed, monkeypatch):
     """Another part can write the plan at any moment. It is not taken for a strange file."""
-    iterdir, plan = Path.iterdir, (here / "undisturbed" / "job.json").read_bytes()
+    iterdir, plan = Path.iterdir, (here / "undisturbed" / "_job.json").read_bytes()
 
     def writing(self):
-        if self.name == "out" and not (self / "job.json").exists():
-            (self / "job.json").write_bytes(plan)
+        if self.name == "out" and not (self / "_job.json").exists():
+            (self / "_job.json").write_bytes(plan)
         return iterdir(self)
 
     with monkeypatch.context() as patch:
@@ -518,7 +518,7 @@ def test_folders_that_cannot_be_synced(repo, here, texts, undisturbed, capsys, m
     if number == errno.EINVAL:
         assert content(here / "out") == undisturbed
     else:
-        assert "out/job.json cannot be written: refused" in capsys.readouterr().err
+        assert "out/_job.json cannot be written: refused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["no module", "no locks"])
@@ -562,16 +562,16 @@ def test_verify_finds_every_damage(repo, here, capsys):
 
 def test_verify_in_python(here, undisturbed):
     """The function takes a name, too, and returns the manifest."""
-    manifest = json.loads((here / "undisturbed" / "manifest.json").read_text())
+    manifest = json.loads((here / "undisturbed" / "_manifest.json").read_text())
     assert verify("undisturbed") == verify(here / "undisturbed") == manifest
 
 
 def test_verify_what_is_not_complete(repo, here, texts, undisturbed, capsys):
     """A folder without a job, a job without all shards, a missing and a strange file are named."""
     for arguments, message in (
-        ([], "must be the folder of a job; it has no job.json"),
-        (["manifest.json"], "undisturbed is not complete: 3 of 3 shards are"),
-        (["manifest.json", "part-00001-of-00003.json"], "undisturbed is not complete: 2 of 3 shards are"),
+        ([], "must be the folder of a job; it has no _job.json"),
+        (["_manifest.json"], "undisturbed is not complete: 3 of 3 shards are"),
+        (["_manifest.json", "_part-00001-of-00003.json"], "undisturbed is not complete: 2 of 3 shards are"),
         (["part-00001-of-00003.npy"], "differs from its manifest: part-00001-of-00003.npy. Delete"),
     ):
         result = here / ("undisturbed" if arguments else "none")

@@ -106,7 +106,7 @@ def kill(jobs: Jobs, output: Path, form: int, draw: random.Random) -> dict[str, 
                 moments.clear()
                 wanted = 1  # noqa: PLW2901 - from the start
                 continue
-            whole = sum(name.startswith("part-") and name.endswith(".json") for name in names)
+            whole = sum(name.startswith("_part-") and name.endswith(".json") for name in names)
             temporary = sum(name.endswith(".tmp") for name in names)
             moments.append({"seconds": round(moment, 3), "shards": whole, "temporary": temporary})
     jobs.finish(form, output)

@@ -163,10 +163,9 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     _add_truncate_dim(vectors)
     vectors.add_argument(
         "--precision",
-        choices=("float32", "float16", "binary", "ubinary", "int8", "uint8"),
+        choices=("float32", "float16", "binary", "ubinary"),
         default="float32",
-        help="float32 (default), float16; binary, ubinary: one bit per dimension, eight in a byte; int8 and uint8 are "
-        "refused, because they need all vectors together",
+        help="float32 (default), float16; binary, ubinary: one bit per dimension, eight in a byte",
     )
     _add_prompt(parser)
     _add_computation(parser)

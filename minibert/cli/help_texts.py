@@ -158,11 +158,11 @@ input:
   Parquet and Arrow need pyarrow: pip install "minibert[jobs]".
 
 output:
-  job.json          the plan: input, model, options, versions
-  part-N-of-M.*     the shards: id, columns and "embedding" as Parquet; or
-                    vectors as .npy, and the rest as JSON lines
-  part-N-of-M.json  the hashes of a shard, which is complete with this file
-  manifest.json     all hashes; a finished job has it
+  part-N-of-M.*      the shards: id, columns and "embedding" as Parquet; or
+                     vectors as .npy, and the rest as JSON lines
+  _part-N-of-M.json  the hashes of a shard, which is complete with this file
+  _job.json          the plan: input, model, options, versions
+  _manifest.json     all hashes; a finished job has it
 
   Each file is written completely or not at all. A command with another plan is
   refused; the message names the difference. With native kernels, a job can

@@ -22,8 +22,10 @@ try:
 except ImportError:  # Windows: an open file cannot be removed there
     fcntl = None  # type: ignore[assignment]
 
-JOB, MANIFEST = "job.json", "manifest.json"
-#: The attribute of job.json and manifest.json that says what they are.
+#: Readers of a folder of Parquet files pass over names that begin with this character: pyarrow, pandas, Spark, Hive.
+_HIDDEN = "_"
+JOB, MANIFEST = f"{_HIDDEN}job.json", f"{_HIDDEN}manifest.json"
+#: The attribute of both that says what they are.
 _FORMAT = {"format": "minibert job", "version": 1}
 
 
@@ -178,7 +180,7 @@ class Folder:
                         self.path.rmdir()
 
     def known(self) -> dict[str, Any]:
-        """Return the plan in job.json, or an empty one if there is none.
+        """Return the plan that is in the folder, or an empty one if there is none.
 
         Raises:
             JobError: The file is damaged.
@@ -221,7 +223,7 @@ class Folder:
         self.job, self.shards = sha256_of(plan), plan["shards"]
         own = {"job", "manifest", *map(self.name, self.own())}
         for left in self.path.glob("*.tmp"):
-            if left.name.split(".")[0] in own:
+            if left.name.removeprefix(_HIDDEN).split(".")[0] in own:
                 self._remove(left)
 
     @staticmethod
@@ -242,9 +244,17 @@ class Folder:
         """Return the name of a shard's files, without a suffix."""
         return f"part-{shard:05d}-of-{self.shards:05d}"
 
+    def sidecar(self, shard: int) -> Path:
+        """Return the sidecar of a shard."""
+        return self.path / f"{_HIDDEN}{self.name(shard)}.json"
+
+    def skipped(self, shard: int) -> str:
+        """Return the name of the file with the rows of a shard that were skipped."""
+        return f"{_HIDDEN}{self.name(shard)}.skipped.jsonl"
+
     def complete(self, shard: int) -> dict[str, Any] | None:
         """Return the sidecar of a shard if it is of this job and the files have the right sizes, else None."""
-        sidecar = _read(self.path / f"{self.name(shard)}.json")
+        sidecar = _read(self.sidecar(shard))
         if sidecar is None or sidecar.get("job") != self.job:
             return None
         for name, facts in sidecar["files"].items():
@@ -256,7 +266,7 @@ class Folder:
     def add(self, shard: int, names: Iterable[str], facts: Mapping[str, Any]) -> None:
         """Write the sidecar of a shard whose files are whole."""
         files = {name: _facts(self.path / name) for name in names}
-        with whole(self.path / f"{self.name(shard)}.json") as file:
+        with whole(self.sidecar(shard)) as file:
             file.write(_dump({"job": self.job, "shard": shard, **facts, "files": files}))
 
     def finish(self) -> dict[str, Any] | None:
@@ -329,19 +339,21 @@ def verify(path: PathLike) -> dict[str, Any]:
         raise JobError(f"{path} is not complete: {done} of {folder.shards} shards are. Give the job's command again.")
     manifest = _read(path / MANIFEST)
     listed = (manifest or {}).get("shards", [])
-    sidecars = [_read(path / f"{folder.name(shard)}.json") for shard in range(folder.shards)]
+    sidecars = [_read(folder.sidecar(shard)) for shard in range(folder.shards)]
     wrong = [] if manifest == _manifest(folder.job, listed) else [MANIFEST]
     for shard, sidecar in enumerate(sidecars):
         if sidecar is None or [sidecar] != listed[shard : shard + 1]:
-            wrong.append(f"{folder.name(shard)}.json{f' or its entry in {MANIFEST}' if sidecar else ''}")
-    known = {JOB, MANIFEST, *(f"{folder.name(shard)}.json" for shard in range(folder.shards))}
+            wrong.append(f"{folder.sidecar(shard).name}{f' or its entry in {MANIFEST}' if sidecar else ''}")
+    known = {folder.sidecar(shard).name for shard in range(folder.shards)}
     for sidecar in filter(None, sidecars):
         for name, facts in sidecar.get("files", {}).items():
             known.add(name)
             if not (path / name).is_file() or _facts(path / name) != facts:
                 wrong.append(name)
     wrong += sorted(
-        f"{each.name}, which is not in the manifest" for each in path.glob("part-*") if each.name not in known
+        f"{each.name}, which is not in the manifest"
+        for each in path.glob("*part-*")
+        if each.name not in known and each.name[0] != "."
     )
     if wrong:
         remedy = "Delete these files, and give the command of the job again."

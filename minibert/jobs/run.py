@@ -111,7 +111,7 @@ def embed_files(
         progress: What is told how far the job is.
 
     Returns:
-        The content of ``manifest.json``, or None if shards of other parts are not complete yet.
+        The content of ``_manifest.json``, or None if shards of other parts are not complete yet.
 
     Raises:
         JobError: A row cannot be encoded, the folder has another job, or it cannot be used.

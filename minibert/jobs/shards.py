@@ -108,7 +108,9 @@ def writing(folder: Folder, shard: int, layout: Layout, facts: Mapping[str, Any]
     with contextlib.ExitStack() as stack:
 
         def file(suffix: str) -> BinaryIO:
-            name = folder.name(shard) + suffix
+            return named(folder.name(shard) + suffix)
+
+        def named(name: str) -> BinaryIO:
             if name not in files:
                 files[name] = stack.enter_context(whole(folder.path / name))
             return files[name]
@@ -122,7 +124,7 @@ def writing(folder: Folder, shard: int, layout: Layout, facts: Mapping[str, Any]
             if chunk.rows:
                 output.write(chunk, vectors)
             for row in chunk.skipped:
-                file(".skipped.jsonl").write(f"{json.dumps(row)}\n".encode())
+                named(folder.skipped(shard)).write(f"{json.dumps(row)}\n".encode())
             for name, more in (("rows", len(chunk.rows)), ("skipped", len(chunk.skipped)), ("truncated", truncated)):
                 counts[name] += more
 
