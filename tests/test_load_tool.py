@@ -15,6 +15,7 @@ import load_servers
 import numpy as np
 import pytest
 from load_client import Reply
+from support import ROOT
 
 pytestmark = pytest.mark.tools
 LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the tool reads Linux' /proc")
@@ -250,3 +251,25 @@ def test_a_run(tmp_path, monkeypatch, capsys, mode, more):
     else:
         assert (rows[0]["answered"]["requests"], rows[0]["refused"]["requests"]) == (0, 20)
         assert rows[0]["without_retry_after"] == 0
+
+
+def test_the_page_has_the_recorded_numbers():
+    """docs/serve.md has the table of the record, and what the records of an overload and of a long run say."""
+    results = ROOT / "tools" / "results"
+    compared, overload, soak = (
+        json.loads((results / f"serve-{name}.json").read_text("utf-8")) for name in ("avx512", "overload", "soak")
+    )
+    page = (ROOT / "docs" / "serve.md").read_text("utf-8")
+    refused = overload["rows"][0]["refused"]
+    pieces = soak["rows"]
+    memory = [piece["resident"] / 1e6 for piece in pieces]
+
+    assert load.table(compared["rows"]) in page
+    assert (
+        f"refused {refused['requests']:,} of 5,000 requests, 99 % of them within\n  {refused['p99_ms']:.0f} ms, all "
+        f"within {refused['p100_ms']:.0f} ms"
+    ) in page
+    assert sum(piece["lost"] + piece["different"] + piece["failed"] for piece in pieces) == 0
+    assert f"{sum(piece['requests'] for piece in pieces):,} requests with {sum(p['texts'] for p in pieces):,}" in page
+    assert f"{min(memory):.0f} to {max(memory):.0f} MB, and {memory[-1]:.1f} MB in the last tenth" in page
+    assert max(memory[-5:]) - min(memory[-5:]) < 0.1

@@ -1,9 +1,9 @@
 """Measure a job of many rows: its speed against encode_stream on the same texts, and its memory over time.
 
-    python tools/job_scale.py --out RESULTS.json [--rows 1000000] [--rounds 3] [--format parquet] [--model MODEL]
+    python tools/job_scale.py --out RESULTS.json [--rows 1000000] [--rounds 3] [--input parquet] [--format parquet]
 
 In each round, encode_stream and the job take turns, each in a new process. encode_stream gets the texts from the same
-JSON lines, and its vectors are dropped. The job's time has everything after the start of the process: the check of the
+file, and its vectors are dropped. The job's time has everything after the start of the process: the check of the
 input, the model, the shards, the hashes, the manifest. The time of encode_stream has the model, too. The memory is the
 resident set, sampled ten times a second; its growth is the difference of the largest and the smallest sample after the
 first tenth of the rows. Linux only.
@@ -66,7 +66,13 @@ class Samples(Progress):
 
 
 def texts_of(path: Path) -> Iterator[str]:
-    """Yield the texts of JSON lines."""
+    """Yield the texts of a file."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        for batch in parquet.ParquetFile(path).iter_batches(1024, columns=["body"]):
+            yield from batch[0].to_pylist()
+        return
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)["body"]
@@ -104,6 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--input", choices=("parquet", "jsonl"), default="parquet")
     parser.add_argument("--format", choices=("parquet", "npy"), default="parquet")
     parser.add_argument("--model")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "INPUT", "OUTPUT"), help=argparse.SUPPRESS)
@@ -121,6 +128,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "texts.jsonl"
         write_records(source, options.rows)
+        if options.input == "parquet":
+            from pyarrow import json as arrow_json
+            from pyarrow import parquet
+
+            parquet.write_table(arrow_json.read_json(source), source.with_suffix(".parquet"), row_group_size=65536)
+            source = source.with_suffix(".parquet")
         for number in range(options.rounds):
             for what in ("stream", "job"):
                 command = [*sys.argv, "--one", what, str(source), f"{scratch}/out{number}"]
@@ -137,6 +150,7 @@ def main() -> None:
         "kernels": native.available()[:1],
         "cores": len(os.sched_getaffinity(0)),
         "rows": options.rows,
+        "input": options.input,
         "format": options.format,
         "ratios": ratios,
         "median_ratio": statistics.median(ratios),

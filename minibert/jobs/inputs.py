@@ -220,8 +220,10 @@ def _scan_lines(path: Path, reading: Reading, first: int) -> tuple[int, list[int
                     raise _unusable(path, rows, reading, text)
             elif reading.kind == "jsonl" and row.fields:
                 for name, value in row.fields.items():
-                    if wanted is None or name in wanted:
-                        kinds.setdefault(name, set()).add(kind_of(value))
+                    if name in kinds:
+                        kinds[name].add(kind_of(value))
+                    elif wanted is None or name in wanted:
+                        kinds[name] = {kind_of(value)}
     columns = {name: common_kind(found) for name, found in kinds.items()}
     columns |= {name: "string" for name in names if wanted is None or name in wanted}
     return rows, starts, columns
@@ -386,7 +388,11 @@ class Reader:
                 text = _text_of(fields, reason, self._reading)
                 if self._keeps(piece, text, row, (fields or {}).get(self._reading.id_column or "")):
                     kept.append(fields or {})
-            piece.columns = [[[stored(each.get(name), kind) for each in kept]] for name, kind in self._columns.items()]
+            columns = ([each.get(name) for each in kept] for name in self._columns)
+            piece.columns = [
+                [stored(values) if kind == "json" else values]
+                for values, kind in zip(columns, self._columns.values(), strict=True)
+            ]
             yield piece
 
     def _pieces_of_table(self, index: int, start: int, end: int) -> Iterator[Chunk]:

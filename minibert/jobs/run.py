@@ -9,7 +9,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -309,20 +309,23 @@ def _run(folder: Folder, pending: dict[int, tuple[int, int]], reader: Reader, wo
         contextlib.closing(ahead(lambda _: next(items, None), itertools.repeat(None))) as coming,
         ThreadPoolExecutor(1, "minibert-write") as writer,
     ):
+        last: Future[Any] = writer.submit(int)  # what the writer does; nothing yet
         for shard, chunks in itertools.groupby(iter(coming.__next__, None), operator.itemgetter(0)):
             start, stop = pending[shard]
-            with writing(folder, shard, layout, {"first_row": start, "last_row": stop - 1}) as write:
-                written: Future[None] | None = None
+            with contextlib.ExitStack() as files:
+                write = files.enter_context(writing(folder, shard, layout, {"first_row": start, "last_row": stop - 1}))
                 try:
                     for _, chunk in chunks:
                         work.skip(len(chunk.skipped))
                         done = _vectors(work, chunk, reader)
-                        if written is not None:
-                            written.result()
-                        written = writer.submit(write, chunk, *done)
+                        last.result()
+                        last = writer.submit(write, chunk, *done)
                 finally:  # also before the files of a failed shard are removed
-                    if written is not None:
-                        written.result()
+                    wait([last])
+                last.result()
+                # To sync and to hash a shard takes as long as to compute some chunks of the next one.
+                last = writer.submit(files.pop_all().close)
+        last.result()
 
 
 def _vectors(work: _Work, chunk: Chunk, reader: Reader) -> tuple[Array, int]:
