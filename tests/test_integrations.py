@@ -76,6 +76,23 @@ class Pairs(AbsTaskSTS):
         self.dataset, self.data_loaded = {"test": datasets.Dataset.from_dict(columns)}, True
 """
 
+#: What runs before the programs of a section. DuckDB prints a progress bar if a query takes two seconds.
+BEFORE = {
+    "MTEB": f"{TASK}\nmteb.get_tasks = lambda tasks: [Pairs()]\n",
+    "DuckDB": """
+import duckdb
+
+connect = duckdb.connect
+
+def quietly():
+    base = connect()
+    base.execute("SET enable_progress_bar = false")
+    return base
+
+duckdb.connect = quietly
+""",
+}
+
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
@@ -124,9 +141,8 @@ def test_recipe(name, tmp_path):
     for program in blocks(section(name)):
         expected = re.findall(r"^print\(.+\)  # (.+)$", program, re.MULTILINE)
         assert expected
-        before = f"{TASK}\nmteb.get_tasks = lambda tasks: [Pairs()]\n" if name == "MTEB" else ""
 
-        assert run(before + first + program, tmp_path) == expected
+        assert run(BEFORE.get(name, "") + first + program, tmp_path) == expected
 
 
 # ---------------------------------------------------------------- the page, without a framework

@@ -5,8 +5,8 @@
 In each round, encode_stream and the job take turns, each in a new process. encode_stream gets the texts from the same
 file, and its vectors are dropped. The job's time has everything after the start of the process: the check of the
 input, the model, the shards, the hashes, the manifest. The time of encode_stream has the model, too. The memory is the
-resident set, sampled ten times a second; its growth is the difference of the largest and the smallest sample after the
-first tenth of the rows. Linux only.
+resident set, sampled ten times a second: its range after the first tenth of the rows, and the median of each later
+tenth, whose range is the growth. Linux only.
 """
 
 import argparse
@@ -55,11 +55,15 @@ class Samples(Progress):
             time.sleep(0.1)
 
     def facts(self) -> dict[str, Any]:
-        """Return the growth after the first tenth of the rows, and about a hundred samples."""
+        """Return the range and the growth after the first tenth of the rows, and about a hundred samples."""
         late = [memory for share, memory in self._found if share >= 0.1]
+        tenths = [[memory for share, memory in self._found if int(share * 10) == tenth] for tenth in range(1, 10)]
+        medians = [round(statistics.median(memory), 1) for memory in tenths if memory]
         some = self._found[:: max(1, len(self._found) // 100)]
         return {
-            "growth_mb": round(max(late) - min(late), 2),
+            "range_mb": round(max(late) - min(late), 2),
+            "growth_mb": round(max(medians) - min(medians), 2),
+            "tenths_mb": medians,
             "peak_mb": round(max(memory for _, memory in self._found), 2),
             "memory_mb": [[round(share, 3), round(memory, 1)] for share, memory in some],
         }
@@ -139,7 +143,7 @@ def main() -> None:
                 command = [*sys.argv, "--one", what, str(source), f"{scratch}/out{number}"]
                 done = subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True)
                 runs.append({"round": number, **json.loads(done.stdout)})
-                print({name: value for name, value in runs[-1].items() if name != "memory_mb"}, flush=True)
+                print({name: value for name, value in runs[-1].items() if not isinstance(value, list)}, flush=True)
     pairs = zip(runs[::2], runs[1::2], strict=True)
     ratios = [round(stream["seconds"] / job["seconds"], 4) for stream, job in pairs]
     result = {
