@@ -176,6 +176,9 @@ class _Parquet:
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
         if kind is None:
             self._writer.close()
+            # What texts and columns leave behind in the allocators would grow slowly from shard to shard.
+            for pool in (tables.pyarrow().default_memory_pool(), tables.pyarrow().system_memory_pool()):
+                pool.release_unused()
         else:
             with contextlib.suppress(Exception):  # the disk can still be full
                 self._writer.close()
