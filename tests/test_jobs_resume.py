@@ -208,7 +208,7 @@ def test_signals(repo, here, texts, undisturbed, number):
 
 @pytest.mark.skipif(not (ROOT / "tools").is_dir(), reason="the files of a checkout are not there")
 def test_record():
-    """The page states what tools/kill_jobs.py has counted."""
+    """The page states what tools/kill_jobs.py and tools/job_scale.py have measured."""
     record = json.loads((ROOT / "tools" / "results" / "jobs-killed.json").read_text("utf-8"))
     page = " ".join((ROOT / "docs" / "jobs.md").read_text("utf-8").split())
 
@@ -218,6 +218,13 @@ def test_record():
     counts = f"[{len(record['killed'])} killed jobs and {len(record['filled'])} full disks]"
     assert counts in page
     assert f"(../tools/results/jobs-killed.json), {len(wrong)} gave another byte." in page
+
+    scale = json.loads((ROOT / "tools" / "results" / "jobs-scale.json").read_text("utf-8"))
+    (job,) = (run for run in scale["runs"] if run["what"] == "job")
+    assert f"A job of {scale['rows']:,} short texts in Parquet took {job['seconds']:.1f} s" in page
+    assert f"{scale['median_ratio']:.2f} of the speed of `encode_stream` alone" in page
+    growth = max(job["tenths_mb"]) - job["tenths_mb"][0]
+    assert f"its memory grew by {growth:.1f} MB" in page
 
 
 # --- other jobs ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ In each round, encode_stream and the job take turns, each in a new process. enco
 file, and its vectors are dropped. The job's time has everything after the start of the process: the check of the
 input, the model, the shards, the hashes, the manifest. The time of encode_stream has the model, too. The memory is the
 resident set, sampled ten times a second: its range after the first tenth of the rows, and the median of each later
-tenth, whose range is the growth. Linux only.
+tenth. The growth is the difference of the largest of these medians and the first one. Linux only.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Samples(Progress):
         some = self._found[:: max(1, len(self._found) // 100)]
         return {
             "range_mb": round(max(late) - min(late), 2),
-            "growth_mb": round(max(medians) - min(medians), 2),
+            "growth_mb": round(max(medians) - medians[0], 2),
             "tenths_mb": medians,
             "peak_mb": round(max(memory for _, memory in self._found), 2),
             "memory_mb": [[round(share, 3), round(memory, 1)] for share, memory in some],
