@@ -663,7 +663,7 @@ def test_strange_names(repo, here, suffix):
         table = needs("pyarrow").table({"text": TEXTS})
         with path.open("wb") as file:
             needs("pyarrow.parquet").write_table(table, file)
-    assert embed(repo, path) == 0
+    assert embed(repo, path, format="npy") == 0
     assert main(["embed", "--verify", "out"]) == 0
 
 
@@ -741,7 +741,7 @@ def test_wrong_arguments_in_python(encoder, here):
         {"shard_rows": 0},
     ):
         with pytest.raises(ValueError, match=r"must be|is for Parquet|takes its ranges from all vectors"):
-            embed_files(encoder, "a.txt", "out", **options)
+            embed_files(encoder, "a.txt", "out", **{"output_format": "npy", **options})
     with pytest.raises(JobError, match="must be a file"):
-        embed_files(encoder, "b.txt", "out")
+        embed_files(encoder, "b.txt", "out", output_format="npy")
     assert listing(here) == ["a.txt"]
