@@ -201,3 +201,12 @@ def test_few_texts_are_one_batch(kernels, monkeypatch, limits, threads):
 
     assert np.array_equal(encoder.encode_ids(ids, batch_size=limits["batch_size"]), expected)
     assert used == threads
+
+
+def test_last_id_of_the_vocabulary(encoder):
+    """The last id has a vector, and the one after it does not."""
+    size = encoder._pipeline.config.vocab_size
+
+    assert encoder.encode_ids([2, size - 1, 3]).shape == (16,)
+    with pytest.raises(ValueError, match=f"from 0 to {size - 1}, .*; item 0 has {size} at position 1"):
+        encoder.encode_ids([2, size, 3])

@@ -1,10 +1,12 @@
 """Jobs over files: what they read and write, and what they refuse before anything is computed."""
 
+import contextlib
 import gzip
 import json
 import os
 import sys
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -15,8 +17,8 @@ from support import needs
 
 from minibert import SentenceEncoder, quantize_embeddings
 from minibert.cli import main
-from minibert.errors import JobError, TruncationWarning
-from minibert.jobs import Progress, embed_files, inputs, run, tables
+from minibert.errors import JobError, TruncationWarning, VectorError
+from minibert.jobs import Progress, embed_files, inputs, lines, run, tables
 
 
 def vectors_of(folder):
@@ -745,3 +747,50 @@ def test_wrong_arguments_in_python(encoder, here):
     with pytest.raises(JobError, match="must be a file"):
         embed_files(encoder, "b.txt", "out", output_format="npy")
     assert listing(here) == ["a.txt"]
+
+
+@pytest.mark.parametrize("line", [' {"text": "a"}', '{"text": "a"} \t', '\t{"text": "a"}\r'])
+def test_spaces_around_json(line):
+    """A line may have spaces before and after its object."""
+    assert lines._record(line) == {"text": "a"}
+
+
+@pytest.mark.parametrize("line", ['{"text": "a"} x', '{"text": "a"}{"text": "b"}', " ", "", "x"])
+def test_a_line_is_one_object(line):
+    """A line with more than an object, or with less, is not JSON."""
+    with pytest.raises(ValueError, match=r"it must be a JSON object; it is (not JSON|blank)"):
+        lines._record(line)
+
+
+@pytest.mark.parametrize("fails", ["computation", "end"])
+def test_the_writer_is_waited_for(encoder, here, monkeypatch, fails):
+    """Files are closed only after the last rows are written. An error at the end of the last shard is raised."""
+    order = []
+
+    @contextlib.contextmanager
+    def writing(*_):
+        def write(*_):
+            time.sleep(0.2)
+            order.append("written")
+
+        try:
+            yield write
+        finally:
+            order.append("closed")
+        raise OSError(28, "No space left on device")
+
+    computed = run._vectors
+
+    def vectors(work, chunk, reader):
+        if order or chunk.rows[0]:
+            raise VectorError("the second chunk")
+        return computed(work, chunk, reader)
+
+    write_texts(here / "a.txt")
+    monkeypatch.setattr(run, "writing", writing)
+    if fails == "computation":
+        monkeypatch.setattr(inputs, "CHUNK_ROWS", 5)
+        monkeypatch.setattr(run, "_vectors", vectors)
+    with pytest.raises((VectorError, OSError), match="second chunk" if fails == "computation" else "No space left"):
+        embed_files(encoder, "a.txt", "out", output_format="npy")
+    assert order == ["written", "closed"]

@@ -92,11 +92,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
 
-    vectors = parser.add_argument_group("vectors")
-    vectors.add_argument(
-        "--normalize", action="store_true", help="scale the vectors to length 1, even if the model does not"
-    )
-    _add_truncate_dim(vectors)
+    vectors = _add_vectors(parser)
     vectors.add_argument(
         "--precision",
         choices=("float32", "int8", "uint8", "binary", "ubinary"),
@@ -156,11 +152,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
         default=(1, 1),
         help="compute only every N-th shard, from shard I on; other processes compute the others (I is 1 to N)",
     )
-    vectors = parser.add_argument_group("vectors")
-    vectors.add_argument(
-        "--normalize", action="store_true", help="scale the vectors to length 1, even if the model does not"
-    )
-    _add_truncate_dim(vectors)
+    vectors = _add_vectors(parser)
     vectors.add_argument(
         "--precision",
         choices=("float32", "float16", "binary", "ubinary"),
@@ -170,6 +162,15 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     _add_prompt(parser)
     _add_computation(parser)
     _add_hub(parser)
+
+
+def _add_vectors(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("vectors")
+    group.add_argument(
+        "--normalize", action="store_true", help="scale the vectors to length 1, even if the model does not"
+    )
+    _add_truncate_dim(group)
+    return group
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:

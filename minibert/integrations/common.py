@@ -1,7 +1,7 @@
-"""What the adapters share: the error for a missing framework, and the vectors that a store compares."""
+"""What the adapters share: the error for a missing framework, the vectors that a store compares, and a backend."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from minibert.encoder import SentenceEncoder
@@ -63,3 +63,20 @@ def vectors(encoder: SentenceEncoder, texts: Any, kind: Literal["query", "docume
     """
     encode = encoder.encode_query if kind == "query" else encoder.encode_document
     return encode(texts, normalize_embeddings=encoder.similarity_fn_name == "cosine")
+
+
+class Backend:
+    """The vectors of ``encode``, for documents and words: the methods of the backends of BERTopic and KeyBERT.
+
+    Args:
+        encoder: The model.
+    """
+
+    embedding_model: SentenceEncoder
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        super().__init__(embedding_model=encoder)  # type: ignore[call-arg]  # the framework's class comes next
+
+    def embed(self, documents: Sequence[str], verbose: bool = False) -> Float[Array, "n D"]:
+        """Return the vectors of documents or words. If ``verbose``, show a progress bar."""
+        return self.embedding_model.encode(documents, show_progress_bar=verbose)
